@@ -1,0 +1,138 @@
+"""The configuration: every field with its default, and the check of what a user gives."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lraqvit_jax.errors import UserError, nearest
+
+STAGES = ("teacher", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
+
+RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
+RUN = {
+    "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`
+    "branch": "wr",  # wr | zero | random | small_random
+    "train_base": True,  # False freezes u and v and trains the branch alone
+    "alpha": 1.0,  # weight of the cross-entropy
+    "beta": 1.0,  # weight of the block distillation
+    "teacher_forced": False,
+    "steps": 0,  # 0 takes the config's `steps`
+    "learning_rate": 0.0,  # 0 takes optimizer.learning_rate
+}
+METHOD = {
+    "method": "naive",  # a module of lraqvit_jax.quant with `smooth`
+    "granularity": "",  # per_tensor | per_token | per_token_dynamic; "" takes the plan's
+    "penalty": "printed",  # WADS: printed | weight_error | none
+    "select": "below_mean",  # WADS: below_mean (Eq. 13) | all
+    "iterations": 300,  # WADS
+    "learning_rate": 0.01,  # WADS
+    "strength": 0.5,  # SmoothQuant
+}
+
+
+def run(**fields: Any) -> ConfigDict:
+    """One row of the ladder: a low-rank start and how it is trained."""
+    return ConfigDict({**RUN, **fields})
+
+
+def quantizer(**fields: Any) -> ConfigDict:
+    """One int8 row."""
+    return ConfigDict({**METHOD, **fields})
+
+
+def default() -> ConfigDict:
+    """All fields, with defaults that suit a pretrained model. A config file starts here and changes what it needs."""
+    return ConfigDict(
+        {
+            "model": "vit_tiny",
+            "weights": "",  # where the teacher comes from; "" trains one
+            "num_classes": 0,  # 0 takes it from data.train
+            "seed": 0,
+            "dtype": "float32",  # of the float products while training: float32 | bfloat16
+            "batch_size": 128,
+            "eval_batch_size": 250,
+            "steps": 1000,  # of distillation
+            "epochs": 0.0,  # where above 0, replaces steps
+            "log_every": 50,
+            "checkpoint_every": 500,  # 0 keeps only the end of each run
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "data": {"train": "", "eval": "", "calibration": "", "data_dir": ""},  # calibration "" is train
+            "preprocess": {
+                "size": 224,
+                "crop_pct": 0.9,
+                "interpolation": "bicubic",
+                "mean": (0.5, 0.5, 0.5),
+                "std": (0.5, 0.5, 0.5),
+            },
+            "augment": "",
+            "teacher": {"steps": 0, "label_smoothing": 0.0, **RECIPE, "learning_rate": 1e-3},
+            "plan": {
+                "method": "uniform_ratio",  # uniform_ratio | by_kind
+                "budget": 0.5,
+                "multiple": 8,
+                "attention_rank": 0,
+                "mlp_rank": 0,
+            },
+            "factorize": {"baselines": ("svd", "whitened"), "calibration_images": 256},
+            "optimizer": {**RECIPE},
+            "runs": {"rb_lra_kd": {**RUN}},
+            "quant": {
+                "source": "rb_lra_kd",  # the run that is quantized
+                "calibration_images": 32,
+                "granularity": "per_token",
+                "clip": 1.0,
+                "embedding_and_head": True,  # patch embedding and classifier in int8 as well
+                "methods": {
+                    "int8_naive": {**METHOD, "granularity": "per_tensor"},
+                    "int8_per_token": {**METHOD, "granularity": "per_token"},
+                    "int8_wads": {**METHOD, "method": "wads"},
+                },
+            },
+            "export": {"artifacts": ("rb_lra_kd", "int8_wads"), "platforms": ("cpu", "cuda", "tpu")},
+        }
+    )
+
+
+FREE = ("mesh", "log_every", "checkpoint_every", "eval_batch_size", "export")
+"""Fields that may change between two calls in one work directory: they do not change what is computed."""
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises UserError for a field that does not exist, a value of another type, or one out of range."""
+    _check_tree(config, default().to_dict(), "")
+    for field in ("batch_size", "eval_batch_size", "log_every"):
+        if config[field] <= 0:
+            raise UserError(f"{field} is {config[field]}; give a number above 0.")
+    for field in ("steps", "epochs", "checkpoint_every"):
+        if config[field] < 0:
+            raise UserError(f"{field} is {config[field]}; give a number that is not negative.")
+    if config["dtype"] not in ("float32", "bfloat16"):
+        raise UserError(f"dtype is {config['dtype']!r}; give float32 or bfloat16.")
+    if config["quant"]["methods"] and config["quant"]["source"] not in config["runs"]:
+        known = nearest(config["quant"]["source"], config["runs"])
+        raise UserError(f"quant.source is {config['quant']['source']!r}, which is no run; {known}")
+    for field in ("train", "eval"):
+        if not config["data"][field]:
+            raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
+
+
+def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    for name, value in given.items():
+        path = f"{where}{name}"
+        if where in ("runs.", "quant.methods."):
+            _check_tree(value, RUN if where == "runs." else METHOD, f"{path}.")
+            continue
+        if name not in known:
+            raise UserError(f"The config has no field {path!r}; {nearest(name, known)}")
+        expected = known[name]
+        if isinstance(expected, Mapping):
+            if not isinstance(value, Mapping):
+                raise UserError(f"The config field {path!r} is {value!r}; it holds fields of its own.")
+            _check_tree(value, expected, f"{path}.")
+        elif not isinstance(value, type(expected)) and not (type(expected) is float and type(value) is int):
+            kind = type(expected).__name__
+            raise UserError(f"The config field {path!r} is {value!r}; give a {kind} such as {expected!r}.")
+    for name in known if where not in ("runs.", "quant.methods.") else ():
+        if name not in given:
+            raise UserError(f"The config lacks the field '{where}{name}'; start from lraqvit_jax.config.default().")

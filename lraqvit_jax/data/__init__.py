@@ -1,0 +1,1 @@
+"""Images: sources, preprocessing, augmentation, and the one grain pipeline that joins them."""

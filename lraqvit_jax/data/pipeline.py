@@ -1,0 +1,92 @@
+"""The one input pipeline, on grain: deterministic, checkpointed with the state, split over hosts."""
+
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lraqvit_jax.data.augment import Augment
+from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.data.sources import Example, Source
+
+READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+
+class Batch(TypedDict):
+    """One batch of this host: normalized images, labels (-1 where there is none), and which rows are real."""
+
+    image: Float[np.ndarray, "batch size size 3"]
+    label: Int[np.ndarray, " batch"]
+    mask: Bool[np.ndarray, " batch"]
+
+
+def training(
+    source: Source,
+    preprocess: Preprocess,
+    augment: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    process: tuple[int, int] = (0, 1),
+) -> grain.DatasetIterator:
+    """Endless shuffled, augmented batches.
+
+    The order, and every random choice of the augmentation, follow from `seed` and the position alone; the iterator's
+    `get_state` and `set_state` continue a run exactly where it was.
+
+    Args:
+        source: examples.
+        preprocess: of the model to train.
+        augment: applied to the cropped image.
+        batch_size: global; each host reads its share.
+        seed: of the order and the augmentation.
+        process: (index, count) of this host.
+    """
+    index, count = process
+
+    def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        image = augment(preprocess.geometry(example["image"]), rng)
+        return {"image": preprocess.normalize(image), "label": np.int32(example["label"])}
+
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    batches = examples.random_map(prepare)[index::count].batch(batch_size // count, drop_remainder=True)
+    return iter(batches.to_iter_dataset(READ))
+
+
+def ordered(
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    indices: np.ndarray | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """The images once, in order; the last batch is padded, with mask False on the padding.
+
+    Every host yields the same number of batches, so that collective operations match.
+
+    Args:
+        source: examples.
+        preprocess: of the model.
+        batch_size: global; each host reads its share.
+        indices: which examples; None is all of them.
+        process: (index, count) of this host.
+    """
+    process_index, count = process
+    chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
+    local, rows = chosen[process_index::count], batch_size // count
+    steps = -(-len(chosen) // batch_size)
+    order = np.resize(local if len(local) else chosen[:1], steps * rows)
+
+    def prepare(position: int) -> dict[str, Any]:
+        example = source[int(order[position])]
+        return {
+            "image": preprocess(example["image"]),
+            "label": np.int32(example["label"]),
+            "mask": np.bool_(position < len(local)),
+        }
+
+    positions = grain.MapDataset.range(len(order)).map(prepare).batch(rows)
+    return iter(positions.to_iter_dataset(READ))

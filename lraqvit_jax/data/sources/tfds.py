@@ -1,0 +1,65 @@
+"""Any TensorFlow Datasets set, read by `tfds.data_source`: random access to ArrayRecord files, without TensorFlow."""
+
+from typing import Any
+
+from PIL import Image
+
+from lraqvit_jax.data.sources import Example
+from lraqvit_jax.errors import UserError
+
+SPLITS = {"train": ("train",), "calibration": ("train",), "eval": ("validation", "test", "train")}
+
+
+class Records:
+    """Wraps a tfds data source whose features are `image` and `label`."""
+
+    def __init__(self, records: Any, class_names: list[str]) -> None:
+        self._records, self.class_names = records, class_names
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        image = record["image"]
+        if image.shape[-1] == 1:
+            image = image[..., 0]
+        return {"image": Image.fromarray(image), "label": int(record["label"])}
+
+
+def load(name: str, role: str, data_dir: str = "") -> Records:
+    """Opens `NAME` or `NAME@SPLIT`, such as "imagenet2012" or "cifar10@train[:90%]".
+
+    Raises:
+        UserError: no such data set, not prepared, no such split, or not images with labels.
+    """
+    import tensorflow_datasets as tfds
+
+    name, _, split = name.partition("@")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+    except (tfds.core.DatasetNotFoundError, ValueError, FileNotFoundError) as error:
+        raise UserError(
+            f"data.{role} names the tfds set {name!r}, which tfds cannot open ({_first_line(error)}); "
+            "correct the name, or point data.data_dir at the folder that holds it."
+        ) from error
+    if not {"image", "label"} <= set(builder.info.features or {}):
+        raise UserError(f"The tfds set {name!r} has no features image and label; name a classification set.")
+    if not builder.info.splits:
+        raise UserError(
+            f"The tfds set {name!r} is not prepared in {builder.data_dir}; prepare it there once as ArrayRecord: "
+            f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()."
+        )
+    split = split or next((one for one in SPLITS[role] if one in builder.info.splits), "train")
+    try:
+        records = builder.as_data_source(split=split)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(
+            f"The tfds set {name!r} gives no split {split!r} ({_first_line(error)}); it has "
+            f"{', '.join(builder.info.splits)}, which must be stored as ArrayRecord."
+        ) from error
+    return Records(records, list(builder.info.features["label"].names or []))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

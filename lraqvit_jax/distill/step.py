@@ -1,0 +1,63 @@
+"""What a training step minimizes: labels for the teacher, labels and the teacher's blocks for the student."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lraqvit_jax.distill.losses import block_mse, cross_entropy
+from lraqvit_jax.train import LossFn
+
+
+def supervised(model: nn.Module, label_smoothing: float = 0.0) -> LossFn:
+    """Cross-entropy of a model on labelled images."""
+
+    def loss_fn(params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del frozen
+        logits: Any = model.apply({"params": params}, batch["image"])
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        return cross_entropy(logits, batch["label"], label_smoothing), {"accuracy": accuracy}
+
+    return loss_fn
+
+
+def distillation(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    teacher_forced: bool = False,
+    label_smoothing: float = 0.0,
+) -> LossFn:
+    """Eq. 10: `alpha * CE + beta * L_kd`, L_kd the mean over blocks of Eq. 9.
+
+    Args:
+        student: the compressed model; its parameters are trained.
+        teacher: the dense model; its parameters come as the step's `frozen` argument.
+        alpha: weight of the cross-entropy.
+        beta: weight of the distillation; 0 does not run the teacher.
+        teacher_forced: False compares the two networks each on its own stream; True feeds each student block the
+            teacher's input of that block.
+        label_smoothing: of the cross-entropy.
+    """
+
+    def loss_fn(params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        variables, images = {"params": params}, batch["image"]
+        logits: Any
+        features: Any
+        logits, features = student.apply(variables, images, return_features=True)
+        ce = cross_entropy(logits, batch["label"], label_smoothing)
+        metrics = {"ce": ce, "accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["label"])}
+        if not beta:
+            return alpha * ce, metrics
+        targets: Any
+        _, targets = jax.lax.stop_gradient(teacher.apply({"params": frozen}, images, return_features=True))
+        if teacher_forced:
+            features = student.apply(variables, images, targets, method="forced")
+        kd = block_mse(targets, features)
+        metrics |= {"kd": jnp.mean(kd)} | {f"kd_{index}": value for index, value in enumerate(kd)}
+        return alpha * ce + beta * jnp.mean(kd), metrics
+
+    return loss_fn

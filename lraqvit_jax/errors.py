@@ -1,0 +1,16 @@
+"""Errors that are the user's to mend, and how a name that matches nothing is answered."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence that names the thing and the mend; `main` exits with code 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the tail of an error message: the nearest known name, and all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(known)}."

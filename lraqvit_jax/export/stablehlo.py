@@ -1,0 +1,50 @@
+"""StableHLO by jax.export: one file with the weights inside, for any batch size, that needs jax alone to run."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Float
+
+from lraqvit_jax import metrics
+
+
+def export(
+    model: nn.Module, params: Any, image_size: int, platforms: Sequence[str], path: pathlib.Path
+) -> jax.export.Exported:
+    """Writes `images (batch, size, size, 3) float32 -> logits (batch, classes) float32`, batch free.
+
+    Args:
+        model: any form; int8 kernels stay int8 in the file.
+        params: its parameters, on one device or on the host.
+        image_size: side of the input.
+        platforms: "cpu", "cuda", "tpu", ...
+        path: of the file.
+    """
+    constants = jax.tree.map(np.asarray, params)
+    run = jax.jit(lambda images: model.apply({"params": constants}, images))
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
+    exported = jax.export.export(run, platforms=tuple(platforms))(images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_atomically(path, bytes(exported.serialize()))
+    return exported
+
+
+def load(path: pathlib.Path) -> Any:
+    """Reads a file back as a function from images to logits. This is all that a user needs."""
+    return jax.export.deserialize(bytearray(path.read_bytes())).call
+
+
+def difference(
+    path: pathlib.Path, model: nn.Module, params: Any, images: Float[np.ndarray, "batch size size 3"]
+) -> tuple[float, float]:
+    """Compares a file with its model: share of equal top-1 answers, largest logit difference over the largest logit."""
+    got = np.asarray(load(path)(images))
+    want = np.asarray(jax.jit(model.apply)({"params": params}, images))
+    return float(np.mean(got.argmax(-1) == want.argmax(-1))), float(np.abs(got - want).max() / np.abs(want).max())

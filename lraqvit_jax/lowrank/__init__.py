@@ -1,0 +1,1 @@
+"""Low-rank factorization: decompositions, the reparameterizable branch, ranks. Pure functions on arrays."""

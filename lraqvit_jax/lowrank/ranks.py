@@ -1,0 +1,66 @@
+"""Ranks for a budget."""
+
+from collections.abc import Iterable, Mapping
+
+from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.plan import LayerPlan, LinearInfo
+
+
+def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1) -> dict[str, int]:
+    """Every layer keeps at most the share `budget` of its kernel's parameters: `r = budget * m n / (m + n)`.
+
+    Args:
+        layers: those to factorize.
+        budget: share, in (0, 1).
+        multiple: ranks are rounded down to it, for the hardware.
+
+    Returns:
+        Rank by layer path.
+
+    Raises:
+        UserError: the budget is not a share, or leaves a layer no rank.
+    """
+    if not 0 < budget < 1:
+        raise UserError(f"plan.budget is {budget}; give the share of the linear parameters to keep, between 0 and 1.")
+    ranks = {}
+    for layer in layers:
+        rank = int(budget * layer.break_even) // multiple * multiple
+        if rank < 1:
+            raise UserError(
+                f"plan.budget {budget} leaves layer {layer.path!r} no rank at multiples of {multiple}; "
+                "raise plan.budget or lower plan.multiple."
+            )
+        ranks[layer.path] = rank
+    return ranks
+
+
+def by_kind(layers: Iterable[LinearInfo], ranks: Mapping[str, int]) -> dict[str, int]:
+    """One rank for all "attention" layers and one for all "mlp" layers; 0 leaves them dense."""
+    return {layer.path: ranks[layer.kind] for layer in layers}
+
+
+METHODS = ("uniform_ratio", "by_kind")
+
+
+def make_plan(layers: Iterable[LinearInfo], options: Mapping) -> dict[str, LayerPlan]:
+    """Plans the float compression of a model.
+
+    Args:
+        layers: all linear layers; only those inside encoder blocks are factorized.
+        options: method ("uniform_ratio" or "by_kind"), budget, multiple, attention_rank, mlp_rank.
+
+    Raises:
+        UserError: unknown method, or a budget that cannot be met.
+    """
+    layers = list(layers)
+    encoder = [layer for layer in layers if layer.compressible]
+    if options["method"] == "uniform_ratio":
+        ranks = uniform_ratio(encoder, options["budget"], options["multiple"])
+    elif options["method"] == "by_kind":
+        ranks = by_kind(encoder, {"attention": options["attention_rank"], "mlp": options["mlp_rank"]})
+    else:
+        raise UserError(f"plan.method is {options['method']!r}; {nearest(options['method'], METHODS)}")
+    return {
+        layer.path: LayerPlan("low_rank", ranks[layer.path]) if ranks.get(layer.path) else LayerPlan()
+        for layer in layers
+    }

@@ -1,0 +1,81 @@
+"""The reparameterizable branch, Eq. 4-8: its initializations, and the exact merge.
+
+In the paper's letters u = U1, v = V1ᵀ, du = U2, dv = V2ᵀ; the branch adds `u dv + du v + du dv` to the product.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.lowrank.svd import Pair, Spectrum
+
+Branch = Pair
+"""du (m, r) and dv (r, n)."""
+
+
+def wr(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+    """Weight reconstruction as printed, Eq. 7-8: `V2 <- (diag(Sdel) Vdel)ᵀ`, `U2 <- 0`.
+
+    The discarded part has k - r directions and the branch r: the leading min(r, k - r) are taken, the rest is zero.
+    It does not reconstruct the kernel: against truncation alone it adds `sum_j S_j S_{r+j}²` to the squared error
+    (METHOD section 4).
+    """
+    del rng
+    dropped = parts.values[rank : 2 * rank, None] * parts.right[rank : 2 * rank]
+    dv = np.zeros((rank, parts.right.shape[1]))
+    dv[: len(dropped)] = dropped
+    return Branch(np.zeros((parts.left.shape[0], rank)), dv)
+
+
+def zero(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+    """Both branch tensors zero: the pair starts at the decomposition."""
+    del rng
+    return Branch(np.zeros((parts.left.shape[0], rank)), np.zeros((rank, parts.right.shape[1])))
+
+
+def random(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+    """The paper's control, `V2 ~ N(0, 1)`, which wrecks the layer."""
+    return Branch(zero(parts, rank, rng).u, rng.standard_normal((rank, parts.right.shape[1])))
+
+
+def small_random(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+    """`V2` normal with the standard deviation of WR's: as large a step away, in no particular direction."""
+    std = wr(parts, rank, rng).v.std()
+    return Branch(zero(parts, rank, rng).u, std * rng.standard_normal((rank, parts.right.shape[1])))
+
+
+INITIALIZATIONS = {function.__name__: function for function in (wr, zero, random, small_random)}
+
+
+def branch(name: str, parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+    """Makes the branch of a layer.
+
+    Args:
+        name: "wr", "zero", "random" or "small_random".
+        parts: SVD of the dense kernel.
+        rank: of the pair.
+        rng: for the random ones.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name not in INITIALIZATIONS:
+        raise UserError(f"There is no branch initialization {name!r}; {nearest(name, INITIALIZATIONS)}")
+    return INITIALIZATIONS[name](parts, rank, rng)
+
+
+def merge(params: Mapping[str, Array]) -> dict[str, Array]:
+    """Eq. 6: `u + du` and `v + dv` replace all four. The sums are those the training forward makes: outputs are equal.
+
+    Args:
+        params: of one reparam layer; what is not a factor (the bias) passes through.
+    """
+    merged = {name: value for name, value in params.items() if name not in ("du", "dv")}
+    return merged | {"u": params["u"] + params["du"], "v": params["v"] + params["dv"]}
+
+
+def product(pair: Pair, extra: Branch) -> Float[np.ndarray, "m n"]:
+    """The kernel that a layer with this branch applies, `(u + du) (v + dv)`."""
+    return (pair.u + extra.u) @ (pair.v + extra.v)

@@ -1,0 +1,106 @@
+"""Compresses a vision transformer: trains or loads a teacher, factorizes, distills, merges, quantizes, evaluates,
+exports and reports.
+
+    python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k
+    python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k --dry_run
+    python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k --stages=quantize,evaluate
+
+The same command again goes on where the last one stopped. Exit codes: 0 done, 2 a mistake in the input,
+1 a defect here.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from lraqvit_jax.errors import UserError, nearest
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
+_STAGES = flags.DEFINE_list("stages", None, "Stages to run, in their usual order; default all.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with its costs and stop; nothing is written.")
+
+
+def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None:
+    """Runs stages in a work directory.
+
+    Args:
+        config: all fields; see `lraqvit_jax.config`.
+        workdir: for everything that is written.
+        stages: which; None is all.
+
+    Raises:
+        UserError: bad input.
+    """
+    from lraqvit_jax import results, workspace
+    from lraqvit_jax.config import STAGES
+    from lraqvit_jax.stages import evaluate
+
+    wanted = list(STAGES) if stages is None else list(stages)
+    for name in wanted:
+        if name not in STAGES:
+            raise UserError(f"There is no stage {name!r}; {nearest(name, STAGES)}")
+    ws = workspace.open_workspace(config, workdir)
+    for name in STAGES:
+        if name in wanted:
+            print(f"-- {name}", flush=True)
+            importlib.import_module(f"lraqvit_jax.stages.{name}").run(ws)
+            if name not in ("export", "report"):
+                evaluate.add_rows(ws)
+    if (ws.directory / "results.json").exists():
+        print(f"\n{results.table(results.read(ws.directory))}\n\n{ws.directory / 'results.json'}", flush=True)
+
+
+def dry_run(config: dict, workdir: str) -> None:
+    """Prints the plan and its costs; writes nothing."""
+    from lraqvit_jax import plan, sharding, workspace
+    from lraqvit_jax.stages.evaluate import other_params
+
+    ws = workspace.open_workspace(config, workdir, write=False)
+    dense = plan.dense(ws.spec.layers)
+    abstract = sharding.abstract_params(ws.create(dense), ws.preprocess.size, ws.mesh)
+    print(plan.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
+    print("mesh: " + ", ".join(f"{axis} {size}" for axis, size in ws.mesh.shape.items()))
+
+
+def _main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r} is no flag; write --config=FILE --workdir=DIR.")
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        raise UserError("Give both --config=FILE and --workdir=DIR; --help lists every flag.")
+    config = _CONFIG.value.to_dict()
+    if _DRY_RUN.value:
+        dry_run(config, _WORKDIR.value)
+    else:
+        run(config, _WORKDIR.value, _STAGES.value)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+        raise UserError(f"The command line does not fit: {text}") from error
+
+
+def cli() -> None:
+    """Entry point: turns a user's mistake into one sentence and exit code 2."""
+    try:
+        app.run(_main, flags_parser=_parse)
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("Interrupted; the same command goes on from the last checkpoint.", 130))
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    cli()

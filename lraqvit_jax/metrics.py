@@ -1,0 +1,42 @@
+"""metrics.jsonl: one JSON object a line, for people and for plots."""
+
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces a file in one step, so that a reader or a crash sees the old content or the new."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    pathlib.Path(temporary).chmod(0o644)
+    pathlib.Path(temporary).replace(path)
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the whole lines; a last line cut off by a crash is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+class MetricsLog:
+    """Appends the metrics of one run. Lines after `step`, from before an interruption, are dropped first."""
+
+    def __init__(self, path: pathlib.Path, run: str, step: int) -> None:
+        kept = [row for row in read(path) if row["run"] != run or row["step"] <= step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._path, self._run = path, run
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"run": self._run, "step": step, **values}) + "\n")

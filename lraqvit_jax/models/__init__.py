@@ -1,0 +1,89 @@
+"""Models, found by variant name. A module here offers `VARIANTS` (name -> fields) and `create`, `spec`."""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.layers import LinearOptions
+from lraqvit_jax.plan import LinearInfo, Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What the algorithms need to know of a model.
+
+    Attributes:
+        layers: its linear layers, in the order of the forward pass.
+        blocks: number of encoder blocks, the length of the features that `return_features` gives.
+        norm_eps: epsilon of every LayerNorm.
+        gelu: "exact" (erf) or "tanh".
+    """
+
+    layers: tuple[LinearInfo, ...]
+    blocks: int
+    norm_eps: float
+    gelu: str
+
+
+@functools.cache
+def variants() -> dict[str, str]:
+    """Returns the module of every known variant."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        for name in importlib.import_module(f"{__name__}.{module.name}").VARIANTS:
+            found[name] = module.name
+    return found
+
+
+def _module(name: str) -> Any:
+    if name not in variants():
+        raise UserError(f"There is no model {name!r}; {nearest(name, variants())}")
+    return importlib.import_module(f"{__name__}.{variants()[name]}")
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    plan: Plan | None = None,
+    dtype: str = "float32",
+    arithmetic: str = "integer",
+) -> nn.Module:
+    """Builds a model.
+
+    Args:
+        name: variant, such as "vit_nano".
+        num_classes: size of the logits.
+        image_size: side of the square input in pixels.
+        plan: form of each linear layer; None is all dense.
+        dtype: "float32" or "bfloat16", of the float products.
+        arithmetic: "integer" or "fake", of the quantized layers.
+
+    Raises:
+        UserError: the variant is unknown, or the image size does not fit its patches.
+    """
+    options = LinearOptions(plan=tuple(sorted((plan or {}).items())), dtype=dtype, arithmetic=arithmetic)
+    return _module(name).create(name, num_classes=num_classes, image_size=image_size, options=options)
+
+
+def spec(name: str, *, num_classes: int, image_size: int) -> ModelSpec:
+    """Returns the SPEC of a variant at this size; errors as `create`."""
+    return _module(name).spec(name, num_classes=num_classes, image_size=image_size)
+
+
+def fields(table: Mapping[str, Mapping[str, Any]], name: str, image_size: int) -> dict[str, Any]:
+    """Returns a variant's fields; UserError where its patches do not tile the image."""
+    values = dict(table[name])
+    if image_size <= 0 or image_size % values["patch_size"]:
+        raise UserError(
+            f"Model {name!r} has patches of {values['patch_size']} pixels, which do not tile an image of {image_size}; "
+            "set preprocess.size to a multiple of the patch."
+        )
+    return values

@@ -1,0 +1,154 @@
+"""ViT and DeiT encoders (Dosovitskiy et al. 2021; Touvron et al. 2021), with timm's parameter layout."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from lraqvit_jax import models
+from lraqvit_jax.layers import Linear, LinearOptions
+from lraqvit_jax.plan import LinearInfo
+
+NORM_EPS = 1e-6
+MLP_RATIO = 4
+_PATCH16 = {"patch_size": 16}
+VARIANTS: dict[str, dict[str, int]] = {
+    "vit_pico": {"patch_size": 4, "dim": 32, "depth": 2, "heads": 2},
+    "vit_nano": {"patch_size": 7, "dim": 128, "depth": 4, "heads": 4},
+    "vit_tiny": {**_PATCH16, "dim": 192, "depth": 12, "heads": 3},
+    "vit_small": {**_PATCH16, "dim": 384, "depth": 12, "heads": 6},
+    "vit_base": {**_PATCH16, "dim": 768, "depth": 12, "heads": 12},
+}
+VARIANTS |= {f"deit_{size}": VARIANTS[f"vit_{size}"] for size in ("tiny", "small", "base")}
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """LayerNorm in float32, its scale and bias sharded like the features."""
+    axes = ("embed",)
+    return nn.LayerNorm(
+        epsilon=NORM_EPS,
+        dtype=jnp.float32,
+        name=name,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes),
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused qkv layer. Softmax in float32."""
+
+    heads: int
+    options: LinearOptions
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        batch, tokens, dim = x.shape
+        qkv = Linear(3 * dim, self.options, ("embed", "heads"), name="qkv")(x)
+        query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads), 2, 0)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (dim // self.heads) ** -0.5
+        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, tokens, dim)
+        return Linear(dim, self.options, ("heads", "embed"), name="proj")(mixed)
+
+
+class Mlp(nn.Module):
+    """fc1, exact (erf) GELU, fc2."""
+
+    options: LinearOptions
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        dim = x.shape[-1]
+        hidden = Linear(MLP_RATIO * dim, self.options, ("embed", "mlp"), name="fc1")(x)
+        return Linear(dim, self.options, ("mlp", "embed"), name="fc2")(nn.gelu(hidden, approximate=False))
+
+
+class Block(nn.Module):
+    """Pre-norm encoder block."""
+
+    heads: int
+    options: LinearOptions
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        dtype = self.options.dtype
+        x = x + Attention(self.heads, self.options, name="attn")(layer_norm("norm1")(x).astype(dtype))
+        x = x + Mlp(self.options, name="mlp")(layer_norm("norm2")(x).astype(dtype))
+        return nn.with_logical_constraint(x, ("batch", "tokens", None))
+
+
+class ViT(nn.Module):
+    """A ViT/DeiT classifier on the class token.
+
+    `apply({"params": params}, images)` takes normalized float images (batch, size, size, 3) and gives float32 logits
+    (batch, num_classes).
+    """
+
+    image_size: int
+    patch_size: int
+    dim: int
+    depth: int
+    heads: int
+    num_classes: int
+    options: LinearOptions
+
+    def setup(self) -> None:
+        normal = nn.initializers.truncated_normal(0.02)
+        tokens = (self.image_size // self.patch_size) ** 2 + 1
+        self.patch_embed = Linear(self.dim, self.options, ("patch", "embed"))
+        boxed: Any = nn.with_logical_partitioning(normal, (None, None, "embed"))
+        self.cls_token: Any = self.param("cls_token", boxed, (1, 1, self.dim))
+        self.pos_embed: Any = self.param("pos_embed", boxed, (1, tokens, self.dim))
+        self.blocks = [Block(self.heads, self.options) for _ in range(self.depth)]
+        self.norm = layer_norm("norm")
+        self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
+
+    def embed(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens dim"]:
+        """Patches, class token, position embedding."""
+        batch, side, p = images.shape[0], self.image_size // self.patch_size, self.patch_size
+        patches = images.reshape(batch, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.patch_embed(patches.reshape(batch, side * side, p * p * 3).astype(self.options.dtype))
+        token = jnp.broadcast_to(self.cls_token.astype(x.dtype), (batch, 1, self.dim))
+        x = jnp.concatenate([token, x], axis=1) + self.pos_embed.astype(x.dtype)
+        return nn.with_logical_constraint(x, ("batch", "tokens", None))
+
+    def __call__(self, images: Float[Array, "batch size size 3"], return_features: bool = False) -> Any:
+        """Logits, and with `return_features` also the list of every block's output (batch, tokens, dim)."""
+        x = self.embed(images)
+        features = []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        logits = self.head(self.norm(x)[:, 0].astype(self.options.dtype)).astype(jnp.float32)
+        return (logits, features) if return_features else logits
+
+    def forced(
+        self, images: Float[Array, "batch size size 3"], features: Sequence[Float[Array, "batch tokens dim"]]
+    ) -> list[Float[Array, "batch tokens dim"]]:
+        """Outputs of every block where block l > 0 is fed the given output of block l - 1 (teacher forcing)."""
+        inputs = [self.embed(images), *(feature.astype(self.options.dtype) for feature in features[:-1])]
+        return [block(x) for block, x in zip(self.blocks, inputs, strict=True)]
+
+
+def create(name: str, *, num_classes: int, image_size: int, options: LinearOptions) -> ViT:
+    values = models.fields(VARIANTS, name, image_size)
+    return ViT(image_size=image_size, num_classes=num_classes, options=options, **values)
+
+
+def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
+    values = models.fields(VARIANTS, name, image_size)
+    dim, patches = values["dim"], (image_size // values["patch_size"]) ** 2
+    layers = [LinearInfo("patch_embed", 3 * values["patch_size"] ** 2, dim, patches, "embed")]
+    for index in range(values["depth"]):
+        block = f"blocks_{index}"
+        layers += [
+            LinearInfo(f"{block}/attn/qkv", dim, 3 * dim, patches + 1, "attention", f"{block}/norm1"),
+            LinearInfo(f"{block}/attn/proj", dim, dim, patches + 1, "attention"),
+            LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, patches + 1, "mlp", f"{block}/norm2"),
+            LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, patches + 1, "mlp"),
+        ]
+    layers.append(LinearInfo("head", dim, num_classes, 1, "head"))
+    return models.ModelSpec(tuple(layers), values["depth"], NORM_EPS, "exact")

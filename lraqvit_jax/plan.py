@@ -1,0 +1,225 @@
+"""The plan: what form each linear layer takes, and what that costs.
+
+A plan is a plain mapping from layer path to `LayerPlan`. It is written to `plan.json`, may be edited by hand,
+travels with every artefact, and is all that a model needs to know its own shape.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lraqvit_jax.errors import UserError, nearest
+
+FORMS = ("dense", "reparam", "low_rank", "quantized")
+GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearInfo:
+    """One linear layer of a model, `y = x @ W + b`.
+
+    Attributes:
+        path: parameter path, "/" between the names.
+        features_in: m, rows of the kernel.
+        features_out: n, columns of the kernel.
+        tokens: rows of the input an image gives (1 for a classifier head).
+        kind: "attention", "mlp", "embed" or "head". Only the first two are ever factorized.
+        norm: path of the LayerNorm whose output is this layer's only input, or "".
+    """
+
+    path: str
+    features_in: int
+    features_out: int
+    tokens: int
+    kind: str
+    norm: str = ""
+
+    @property
+    def compressible(self) -> bool:
+        """Whether the layer is inside an encoder block (METHOD: FC layers covered)."""
+        return self.kind in ("attention", "mlp")
+
+    @property
+    def break_even(self) -> float:
+        """The rank at which a pair has as many parameters as the dense kernel, m n / (m + n)."""
+        return self.features_in * self.features_out / (self.features_in + self.features_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """How one linear layer is stored and computed.
+
+    Attributes:
+        form: "dense", "reparam", "low_rank" or "quantized".
+        rank: rank r of the pair; 0 keeps one dense kernel.
+        bits: bits of weights and activations of a quantized layer; 0 means float.
+        granularity: of the activation scales: "per_tensor", "per_token" (static, by position), "per_token_dynamic".
+        clip: share of the observed activation range that the int8 grid spans, in (0, 1].
+        smoothed: whether the input is divided by a stored vector before it is quantized.
+    """
+
+    form: str = "dense"
+    rank: int = 0
+    bits: int = 0
+    granularity: str = "per_tensor"
+    clip: float = 1.0
+    smoothed: bool = False
+
+
+DENSE = LayerPlan()
+Plan = Mapping[str, LayerPlan]
+
+
+def low_rank(plan: Plan, form: str = "low_rank") -> dict[str, LayerPlan]:
+    """Returns the float plan with every planned pair in `form` ("low_rank" or "reparam") and the rest dense."""
+    return {path: LayerPlan(form=form, rank=layer.rank) if layer.rank else LayerPlan() for path, layer in plan.items()}
+
+
+def dense(layers: Iterable[LinearInfo]) -> dict[str, LayerPlan]:
+    """Returns the plan that leaves every layer as it is."""
+    return {layer.path: LayerPlan() for layer in layers}
+
+
+def check(plan: Plan, layers: Iterable[LinearInfo]) -> None:
+    """Raises UserError if the plan names an unknown layer, leaves one out, or asks for what does not pay."""
+    infos = {layer.path: layer for layer in layers}
+    for path, layer in plan.items():
+        if path not in infos:
+            raise UserError(f"The plan names layer {path!r}, which the model does not have; {nearest(path, infos)}")
+        _check_layer(infos[path], layer)
+    missing = sorted(set(infos) - set(plan))
+    if missing:
+        raise UserError(f"The plan leaves out layer {missing[0]!r}; add it, with form 'dense' to keep it as it is.")
+
+
+def _check_layer(info: LinearInfo, layer: LayerPlan) -> None:
+    if layer.form not in FORMS:
+        raise UserError(f"Layer {info.path!r} has form {layer.form!r}; {nearest(layer.form, FORMS)}")
+    if layer.granularity not in GRANULARITIES:
+        known = nearest(layer.granularity, GRANULARITIES)
+        raise UserError(f"Layer {info.path!r} has granularity {layer.granularity!r}; {known}")
+    if layer.bits not in (0, 8) or (layer.form == "quantized") != (layer.bits == 8):
+        raise UserError(
+            f"Layer {info.path!r} has form {layer.form!r} with {layer.bits} bits; "
+            "a quantized layer has 8 and every other form has 0."
+        )
+    if not 0 < layer.clip <= 1:
+        raise UserError(f"Layer {info.path!r} has clip {layer.clip}; it is a share of the range, in (0, 1].")
+    if layer.form in ("reparam", "low_rank") and not layer.rank:
+        raise UserError(f"Layer {info.path!r} has form {layer.form!r} but no rank; give one, or make it dense.")
+    if layer.form == "dense" and layer.rank:
+        raise UserError(f"Layer {info.path!r} is dense but has rank {layer.rank}; remove the rank or the form.")
+    if layer.rank < 0 or layer.rank >= info.break_even:
+        raise UserError(
+            f"Layer {info.path!r} ({info.features_in} x {info.features_out}) has rank {layer.rank}; a pair saves "
+            f"parameters only at ranks 1 to {_below(info.break_even)}, so lower the rank or leave the layer dense."
+        )
+
+
+def _below(limit: float) -> int:
+    return int(limit) - 1 if limit == int(limit) else int(limit)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    return {path: dataclasses.asdict(layer) for path, layer in plan.items()}
+
+
+def from_json(data: Mapping[str, Any], where: str = "the plan") -> dict[str, LayerPlan]:
+    """Reads a plan back from parsed JSON; UserError where it does not have the shape of one."""
+    known = {field.name: type(field.default) for field in dataclasses.fields(LayerPlan)}
+    if not isinstance(data, Mapping):
+        raise UserError(
+            f"{where} is not a JSON object of layer paths; restore it or delete it to have it written anew."
+        )
+    plan = {}
+    for path, fields in data.items():
+        if not isinstance(fields, Mapping):
+            raise UserError(f"Layer {path!r} in {where} is not an object; give it fields such as form and rank.")
+        for name, value in fields.items():
+            if name not in known:
+                raise UserError(f"Layer {path!r} in {where} has an unknown field {name!r}; {nearest(name, known)}")
+            number = known[name] is float and type(value) is int
+            if type(value) is not known[name] and not number:
+                raise UserError(f"Layer {path!r} in {where} has {name} = {value!r}; it is a {known[name].__name__}.")
+        plan[path] = LayerPlan(**fields)
+    return plan
+
+
+def read(path: pathlib.Path) -> dict[str, LayerPlan]:
+    """Reads plan.json; UserError if it is no JSON or no plan."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The plan {path} cannot be read ({error}); mend it or delete it to have it written anew."
+        ) from error
+    return from_json(data, str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one layer, or a sum of layers, costs at inference: parameter count, FLOPs an image, stored bytes."""
+
+    params: int = 0
+    flops: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.params + other.params, self.flops + other.flops, self.bytes + other.bytes)
+
+
+def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
+    """Cost of one layer in its deployed form (a reparam layer counts as the pair it merges to).
+
+    FLOPs are 2 for a multiply-accumulate, the kernel products only, as the paper counts them. Bytes are those of the
+    kernels, scales, smoothing vector and bias as they are stored.
+    """
+    m, n, r = info.features_in, info.features_out, layer.rank
+    weights = r * (m + n) if r else m * n
+    if layer.form != "quantized":
+        return Cost(weights + n, 2 * info.tokens * weights, 4 * (weights + n))
+    positions = {"per_tensor": 1, "per_token": info.tokens, "per_token_dynamic": 0}[layer.granularity]
+    scales = (r + n + 2 * positions if r else n + positions) + m * layer.smoothed
+    return Cost(weights + n, 2 * info.tokens * weights, weights + 4 * (scales + n))
+
+
+def total_cost(plan: Plan, layers: Iterable[LinearInfo]) -> Cost:
+    return sum((layer_cost(info, plan[info.path]) for info in layers), Cost())
+
+
+def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
+    """Formats the plan for people: one line a layer, then the totals against the dense model.
+
+    Args:
+        plan: the plan.
+        layers: the model's linear layers.
+        other_params: parameters outside them (norms, position embedding, class token), stored in float32.
+    """
+    layers = list(layers)
+    width = max(len(info.path) for info in layers)
+    lines = [
+        f"{'layer':<{width}}  {'form':<9} {'shape':>11} {'rank':>5} {'bits':>4} {'params':>11} {'MFLOPs':>9} {'MB':>8}"
+    ]
+    for info in layers:
+        layer, cost = plan[info.path], layer_cost(info, plan[info.path])
+        shape = f"{info.features_in}x{info.features_out}"
+        lines.append(
+            f"{info.path:<{width}}  {layer.form:<9} {shape:>11} {layer.rank or '-':>5} {layer.bits or 32:>4} "
+            f"{cost.params:>11,} {cost.flops / 1e6:>9.2f} {cost.bytes / 1e6:>8.3f}"
+        )
+    for name, one in (("dense", dense(layers)), ("planned", plan)):
+        cost = total_cost(one, layers) + Cost(other_params, 0, 4 * other_params)
+        lines.append(
+            f"{name:<8} {cost.params / 1e6:.3f} M parameters, {cost.flops / 1e9:.3f} GFLOPs in linear layers, "
+            f"{cost.bytes / 1e6:.3f} MB"
+        )
+    encoder = [info for info in layers if info.compressible]
+    share = _kernels(plan, encoder) / _kernels(dense(layers), encoder)
+    lines.append(f"The pairs hold {100 * share:.1f} % of the encoder's linear parameters.")
+    return "\n".join(lines)
+
+
+def _kernels(plan: Plan, layers: Iterable[LinearInfo]) -> int:
+    return sum(layer_cost(info, plan[info.path]).params - info.features_out for info in layers)

@@ -1,0 +1,32 @@
+"""Straight-through fake quantization with a clipping range (LSQ gradient)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lraqvit_jax.quant.qarray import qmax
+
+
+def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Rounds to nearest, ties to even; the gradient is that of the identity."""
+    return x + jax.lax.stop_gradient(jnp.round(x) - x)
+
+
+def fake_codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:
+    """The grid integers of x, differentiable: `round_ste(clip(x / scale, -qmax, qmax))`."""
+    limit = qmax(bits)
+    return round_ste(jnp.clip(x.astype(jnp.float32) / scale, -limit, limit))
+
+
+def fake_quant(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:
+    """Quantizes and dequantizes x on the symmetric grid of `bits`, whose clipping range is `scale * qmax(bits)`.
+
+    The gradient in x is 1 inside the range and 0 outside. The gradient in the scale is LSQ's (Esser et al. 2020):
+    `round(x/s) - x/s` inside, `+-qmax` outside, so a clipping range can be learned.
+
+    Args:
+        x: any shape.
+        scale: float32, broadcasts against x.
+        bits: width of the grid.
+    """
+    return fake_codes(x, scale, bits) * scale

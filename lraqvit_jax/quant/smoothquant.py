@@ -1,0 +1,34 @@
+"""SmoothQuant (Xiao et al. 2023): moves part of the input channels' range into the weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lraqvit_jax.quant.quantize import Product
+
+SMALLEST = 1e-5
+
+
+def factors(
+    x_max: Float[Array, " m"], w_max: Float[Array, " m"], strength: float | Float[Array, ""]
+) -> Float[Array, " m"]:
+    """`alpha_j = max|X_j|^a / max|W_j|^(1-a)`, scaled to a geometric mean of 1 (no scale changes the result)."""
+    log = strength * jnp.log(jnp.maximum(x_max, SMALLEST)) - (1 - strength) * jnp.log(jnp.maximum(w_max, SMALLEST))
+    return jnp.exp(log - jnp.mean(log))
+
+
+def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """`factors` for every product, at strength `options["strength"]`."""
+    return {
+        key: np.asarray(
+            factors(
+                jnp.max(jnp.abs(product.x), axis=(0, 1)),
+                jnp.max(jnp.abs(product.kernel), axis=1),
+                options["strength"],
+            )
+        )
+        for key, product in products.items()
+    }

@@ -1,0 +1,31 @@
+"""Stage merge: `RUN.trained` -> `RUN`, one pair a layer, the same outputs."""
+
+import jax
+import jax.numpy as jnp
+
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax import sharding, trees
+from lraqvit_jax.lowrank import reparam
+from lraqvit_jax.workspace import Workspace
+
+TOLERANCE = 1e-5
+
+
+def run(ws: Workspace) -> None:
+    for name in ws.config["runs"]:
+        if ws.has(name):
+            continue
+        trained = ws.load(f"{name}.trained", "distill")
+        plan = plan_lib.low_rank(ws.plan)
+        paths = [path for path, layer in plan.items() if layer.rank]
+        params = trees.map_layers(reparam.merge, trained.params, paths)
+        with sharding.use(ws.mesh):
+            batches, _ = ws.calibration(min(64, ws.config["factorize"]["calibration_images"]))
+            images = sharding.put_batch(next(iter(batches)), ws.mesh)["image"]
+            before = jax.jit(trained.model.apply)({"params": trained.params}, images)
+            after = jax.jit(ws.create(plan).apply)({"params": params}, images)
+            difference = float(jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before)))
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"merging {name} changed its logits by {difference:.1e} relative")
+        notes = f"{trained.meta['notes']}; merge changed logits by {difference:.1e} relative"
+        ws.save(name, params, plan, parent=f"{name}.trained", notes=notes, merge_difference=difference)

@@ -1,0 +1,36 @@
+"""Stage teacher: the dense model, loaded or trained or both. Writes the artefact `dense`."""
+
+import jax
+
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax import sharding, weights
+from lraqvit_jax.errors import UserError
+from lraqvit_jax.stages import training
+from lraqvit_jax.workspace import Workspace
+
+
+def run(ws: Workspace) -> None:
+    if ws.has("dense"):
+        return
+    config, plan = ws.config, plan_lib.dense(ws.spec.layers)
+    steps = config["teacher"]["steps"]
+    if not config["weights"] and not steps:
+        raise UserError("There is no teacher: name pretrained weights in `weights`, or train one with teacher.steps.")
+    model = ws.create(plan, dtype=config["dtype"])
+    abstract = sharding.abstract_params(model, ws.preprocess.size, ws.mesh)
+    source = {"source": "", "sha256": ""}
+    if config["weights"]:
+        pretrained = weights.load(config["weights"])
+        params = sharding.put(pretrained.params, abstract)
+        source = {"source": pretrained.source, "sha256": pretrained.sha256}
+    else:
+        params = sharding.init_params(model, jax.random.key(config["seed"]), ws.preprocess.size, abstract)
+    checkpoints = None
+    if steps:
+        recipe = training.recipe(config["teacher"], steps)
+        objective = training.Objective(model, label_smoothing=config["teacher"]["label_smoothing"])
+        params, checkpoints = training.fit(ws, "teacher", objective, recipe, params, None)
+    notes = f"trained {steps} steps" if steps else f"from {config['weights']}"
+    ws.save("dense", params, plan, parent="", notes=notes, weights=source)
+    if checkpoints:
+        checkpoints.delete()

@@ -1,0 +1,125 @@
+"""Runs the training loop for a stage: restore or start, fit, hand back the parameters."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+
+from lraqvit_jax import sharding, train
+from lraqvit_jax.checkpoint import TrainCheckpoints
+from lraqvit_jax.data import augment, pipeline
+from lraqvit_jax.distill import step as losses
+from lraqvit_jax.train import Recipe
+from lraqvit_jax.workspace import Workspace
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is trained and towards what; hashable, so that runs that differ only in their start share one compilation.
+
+    Attributes:
+        model: trained.
+        teacher: dense model, or None for training on labels alone.
+        alpha: weight of the cross-entropy.
+        beta: weight of the distillation.
+        teacher_forced: see `losses.distillation`.
+        label_smoothing: of the cross-entropy.
+        freeze_base: keep the factors u and v of reparam layers, train their branches and all else.
+    """
+
+    model: nn.Module
+    teacher: nn.Module | None = None
+    alpha: float = 1.0
+    beta: float = 0.0
+    teacher_forced: bool = False
+    label_smoothing: float = 0.0
+    freeze_base: bool = False
+
+
+class Compiled(NamedTuple):
+    """A step function with the optimizer and the abstract state it belongs to."""
+
+    step: Any
+    tx: Any
+    abstract: train.State
+
+
+def _is_base(params: Any) -> Any:
+    """True at the factors u and v that have a branch beside them."""
+    if not isinstance(params, dict):
+        return False
+    return {name: (name in ("u", "v") and f"d{name}" in params) or _is_base(value) for name, value in params.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
+    abstract = sharding.abstract_params(objective.model, image_size, mesh)
+    tx = train.optimizer(recipe, _is_base if objective.freeze_base else None)
+    state = train.abstract_state(abstract, tx, mesh)
+    if objective.teacher is None:
+        loss_fn = losses.supervised(objective.model, objective.label_smoothing)
+    else:
+        loss_fn = losses.distillation(
+            objective.model,
+            objective.teacher,
+            alpha=objective.alpha,
+            beta=objective.beta,
+            teacher_forced=objective.teacher_forced,
+            label_smoothing=objective.label_smoothing,
+        )
+    return Compiled(train.make_step(loss_fn, tx, state, mesh), tx, state)
+
+
+def fit(ws: Workspace, name: str, objective: Objective, recipe: Recipe, params: Any, frozen: Any) -> Any:
+    """Trains to the end of `recipe`, continuing from the newest checkpoint of this run if there is one.
+
+    Args:
+        ws: work directory, data, mesh.
+        name: of the run; its checkpoints are `checkpoints/NAME.training`.
+        objective: what to train.
+        recipe: how.
+        params: the start, on the mesh. They are consumed.
+        frozen: parameters of the teacher, or None.
+
+    Returns:
+        The trained parameters and the checkpoints, to be deleted once the artefact is written.
+    """
+    batch_size = ws.config["batch_size"]
+    batches = pipeline.training(
+        ws.source("train"),
+        ws.preprocess,
+        augment.parse(ws.config["augment"]),
+        batch_size=batch_size,
+        seed=ws.config["seed"],
+        process=(jax.process_index(), jax.process_count()),
+    )
+    with sharding.use(ws.mesh):
+        compiled = _compile(objective, recipe, ws.preprocess.size, ws.mesh)
+        checkpoints = TrainCheckpoints(ws.path(f"{name}.training"), ws.config["checkpoint_every"])
+        state = checkpoints.restore(compiled.abstract, batches)
+        if state is None:
+            state = train.init_state(params, compiled.tx, compiled.abstract)
+        state = train.fit(
+            name,
+            state,
+            compiled.step,
+            frozen,
+            batches,
+            steps=recipe.steps,
+            batch_size=batch_size,
+            mesh=ws.mesh,
+            checkpoints=checkpoints,
+            metrics_path=ws.directory / "metrics.jsonl",
+            log_every=ws.config["log_every"],
+            learning_rate=train.schedule(recipe),
+        )
+    return state["params"], checkpoints
+
+
+def recipe(fields: Any, steps: int, learning_rate: float = 0.0) -> Recipe:
+    """A `Recipe` from the fields of `teacher` or `optimizer`."""
+    names = {field.name for field in dataclasses.fields(Recipe)} - {"steps"}
+    values = {name: fields[name] for name in names}
+    return Recipe(**{**values, "steps": steps, "learning_rate": learning_rate or fields["learning_rate"]})

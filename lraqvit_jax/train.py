@@ -1,0 +1,178 @@
+"""The one training loop: optimizer, jitted step, checkpoints, metrics, and what to do when the loss is not finite."""
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from lraqvit_jax import sharding
+from lraqvit_jax.checkpoint import TrainCheckpoints
+from lraqvit_jax.errors import UserError
+from lraqvit_jax.metrics import MetricsLog
+
+State = dict[str, Any]
+LossFn = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """AdamW with linear warmup and cosine decay to zero.
+
+    Attributes:
+        steps: updates.
+        learning_rate: at its peak.
+        warmup: updates until the peak.
+        weight_decay: decoupled, on matrices only (biases, norms and embeddings of one row have none).
+        grad_clip: largest global norm of the gradient; 0 is no clipping.
+        beta2: of AdamW.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: int = 0
+    weight_decay: float = 0.0
+    grad_clip: float = 0.0
+    beta2: float = 0.999
+
+
+def schedule(recipe: Recipe) -> optax.Schedule:
+    """Learning rate as a function of the step."""
+    warmup = min(recipe.warmup, max(0, recipe.steps - 1))
+    return optax.warmup_cosine_decay_schedule(
+        recipe.learning_rate / max(1, warmup) if warmup else recipe.learning_rate,
+        recipe.learning_rate,
+        warmup,
+        max(recipe.steps, warmup + 1),
+    )
+
+
+def optimizer(recipe: Recipe, frozen: Callable[[Any], Any] | None = None) -> optax.GradientTransformation:
+    """Builds the optimizer.
+
+    Args:
+        recipe: its constants.
+        frozen: maps a parameter tree to a tree of bools; True stays as it is.
+    """
+    keep = optax.masked(optax.set_to_zero(), frozen) if frozen else optax.identity()
+    clip = optax.clip_by_global_norm(recipe.grad_clip) if recipe.grad_clip else optax.identity()
+    adamw = optax.adamw(
+        schedule(recipe),
+        b2=recipe.beta2,
+        weight_decay=recipe.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim == 2, params),
+    )
+    return optax.chain(keep, clip, adamw, keep)
+
+
+def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Shapes and shardings of the whole training state, from those of the parameters."""
+    whole = sharding.replicated(mesh)
+
+    def place(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        tx,
+        lambda leaf, param: place(leaf, param.sharding),
+        jax.eval_shape(tx.init, params),
+        params,
+        transform_non_params=lambda leaf: place(leaf, whole),
+    )
+    return {"step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), "params": params, "opt_state": opt_state}
+
+
+def init_state(params: Any, tx: optax.GradientTransformation, abstract: State) -> State:
+    """The state before the first step. `params` are consumed."""
+    opt_state = jax.jit(tx.init, out_shardings=sharding.shardings(abstract["opt_state"]))(params)
+    step = jax.device_put(jnp.zeros((), jnp.int32), abstract["step"].sharding)
+    return {"step": step, "params": params, "opt_state": opt_state}
+
+
+def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, abstract: State, mesh: Mesh) -> Callable[..., Any]:
+    """Compiles one update: `step(state, frozen, batch) -> (state, metrics)`, the state donated.
+
+    Args:
+        loss_fn: `(params, frozen, batch) -> (loss, metrics)`.
+        tx: optimizer.
+        abstract: shapes and shardings of the state.
+        mesh: where it runs.
+    """
+
+    def step(state: State, frozen: Any, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], frozen, batch)
+        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
+
+    out = (sharding.shardings(abstract), sharding.replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def fit(
+    name: str,
+    state: State,
+    step_fn: Callable[..., Any],
+    frozen: Any,
+    batches: grain.DatasetIterator,
+    *,
+    steps: int,
+    batch_size: int,
+    mesh: Mesh,
+    checkpoints: TrainCheckpoints,
+    metrics_path: pathlib.Path,
+    log_every: int,
+    learning_rate: optax.Schedule,
+) -> State:
+    """Runs to `steps`, from wherever the state is.
+
+    Raises:
+        UserError: the loss or the gradient is not finite. The newest checkpoint is from before it.
+    """
+    start = int(state["step"])
+    log = MetricsLog(metrics_path, name, start)
+    bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=2)
+    clock, since = time.perf_counter(), start
+
+    def settle(step: int, metrics: Any) -> None:
+        nonlocal clock, since
+        values = {key: float(value) for key, value in metrics.items()}
+        if not all(map(math.isfinite, (values["loss"], values["grad_norm"]))):
+            bar.close()
+            checkpoints.close()
+            kept = checkpoints.latest()
+            raise UserError(
+                f"The loss of {name} is not finite at step {step} (loss {values['loss']}, gradient norm "
+                f"{values['grad_norm']}); the last good checkpoint is "
+                f"{f'step {kept}' if kept else 'the start'}: lower the learning rate or set grad_clip, "
+                "in a new work directory."
+            )
+        if step % log_every == 0 or step == steps:
+            speed = (step - since) * batch_size / max(1e-9, time.perf_counter() - clock)
+            clock, since = time.perf_counter(), step
+            values |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": round(speed, 1)}
+            log.write(step, values)
+            bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
+        bar.update(1)
+
+    pending = None
+    for step in range(start + 1, steps + 1):
+        state, metrics = step_fn(state, frozen, sharding.put_batch(next(batches), mesh))
+        if pending is not None:
+            settle(*pending)  # of the step before, while this one runs
+        pending = (step, metrics)
+        if step == steps or checkpoints.due(step):
+            settle(*pending)
+            pending = None
+            checkpoints.save(step, state, batches)
+    bar.close()
+    return state

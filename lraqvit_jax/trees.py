@@ -1,0 +1,28 @@
+"""Layers inside a parameter tree, by path."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def get(tree: Mapping[str, Any], path: str) -> Any:
+    """The subtree at "a/b/c"."""
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
+
+
+def replace(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the tree with the subtrees at the given paths replaced."""
+    copy = dict(tree)
+    for path, value in changes.items():
+        node, (*parents, last) = copy, path.split("/")
+        for name in parents:
+            node[name] = dict(node[name])
+            node = node[name]
+        node[last] = value
+    return copy
+
+
+def map_layers(function: Callable[[Any], Any], tree: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
+    """Replaces the subtree at every path by `function` of it."""
+    return replace(tree, {path: function(get(tree, path)) for path in paths})

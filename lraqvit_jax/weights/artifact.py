@@ -1,0 +1,32 @@
+"""The dense model of another work directory: `artifact:WORKDIR/checkpoints/dense`."""
+
+import hashlib
+
+import jax
+import numpy as np
+
+from lraqvit_jax import checkpoint
+from lraqvit_jax.errors import UserError
+from lraqvit_jax.weights import Pretrained
+
+
+def load(name: str) -> Pretrained:
+    """Loads a dense artefact; UserError if it is missing or already compressed."""
+    found = checkpoint.load_artifact(name)
+    forms = {layer.form for layer in found.plan.values()}
+    if forms != {"dense"}:
+        raise UserError(f"The artefact {name} is already {', '.join(sorted(forms))}; weights takes a dense one.")
+    params = checkpoint.host(found.params)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    meta = found.meta
+    return Pretrained(
+        meta["model"],
+        params,
+        found.preprocess,
+        meta["num_classes"],
+        meta["class_names"],
+        f"artifact:{name}",
+        digest.hexdigest(),
+    )
