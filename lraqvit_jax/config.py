@@ -117,6 +117,17 @@ def check(config: Mapping[str, Any]) -> None:
             raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
 
 
+def leaves(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Every field that holds a value, by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= leaves(value, f"{where}{name}.")
+        else:
+            found[f"{where}{name}"] = value
+    return found
+
+
 def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     for name, value in given.items():
         path = f"{where}{name}"

@@ -3,14 +3,18 @@
 import difflib
 from collections.abc import Iterable
 
+FEW = 20
+
 
 class UserError(Exception):
     """Bad input. The message is one sentence that names the thing and the mend; `main` exits with code 2."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns the tail of an error message: the nearest known name, and all of them."""
+    """Returns the tail of an error message: the nearest known name, and all of them where they are few."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(known)}."
+    hint = f"did you mean {close[0]!r}?" if close else ""
+    if len(known) > FEW and close:
+        return hint
+    return f"{hint} Known: {', '.join(known)}.".strip()

@@ -65,24 +65,32 @@ def quantized_product(
     x: Float[Array, "... tokens m"],
     kernel: qarray.QArray,
     scale: Float[Array, "..."] | None,
+    smooth: Float[Array, " m"] | None,
     layer: LayerPlan,
     arithmetic: str,
 ) -> Float[Array, "... tokens n"]:
-    """`Q(x) Q(W)`: rounds x, multiplies integers, rescales.
+    """`Q(x / smooth) Q(smooth W)`: rounds x, multiplies integers, rescales.
+
+    What is constant at inference is multiplied together first, in the order that a compiler folds it: the rounding is
+    then the same whether the scales are arguments or, as in an exported file, constants.
 
     Args:
         x: float activations.
-        kernel: int8 kernel with its scales.
-        scale: static input scale, () or (tokens, 1); None computes one for each token from x.
+        kernel: int8 kernel with its scales, already multiplied by `smooth`.
+        scale: static input scale of x / smooth, () or (tokens, 1); None computes one for each token.
+        smooth: what each input channel is divided by; None is 1.
         layer: gives bits and, for the dynamic scale, the clipping share.
         arithmetic: "integer" or "fake".
     """
     if scale is None:
-        scale = qarray.input_scale(x, "per_token_dynamic", layer.clip, layer.bits)
-    rounded = (fake_codes if arithmetic == "fake" else qarray.codes)(x, scale, layer.bits)
+        x = x if smooth is None else x * (1 / smooth)
+        scale = smooth_scale = qarray.input_scale(x, "per_token_dynamic", layer.clip, layer.bits)
+    else:
+        smooth_scale = scale if smooth is None else scale * smooth
+    rounded = (fake_codes if arithmetic == "fake" else qarray.codes)(x, smooth_scale, layer.bits)
     dot = qarray.float_dot if arithmetic == "fake" else qarray.integer_dot
     total = dot(rounded.reshape(-1, x.shape[-1]), kernel["qvalue"])
-    return total.reshape(*x.shape[:-1], -1) * scale * kernel["scale"]
+    return total.reshape(*x.shape[:-1], -1) * (scale * kernel["scale"])
 
 
 class Linear(nn.Module):
@@ -129,8 +137,9 @@ class Linear(nn.Module):
     def _quantized(self, x: Array, layer: LayerPlan) -> Array:
         x = x.astype(jnp.float32)
         tokens = x.shape[-2] if x.ndim > 2 else 1
+        smooth = None
         if layer.smoothed:
-            x = x / self._param("smooth", nn.initializers.ones, (x.shape[-1],), self.axes[:1])
+            smooth = self._param("smooth", nn.initializers.ones, (x.shape[-1],), self.axes[:1])
         images = x if x.ndim > 2 else x[:, None]
         for name, (shape, axes) in self._factor_shapes(x.shape[-1], layer).items():
             kernel: Any = self.param(name, _qarray_init(shape, axes))
@@ -139,7 +148,8 @@ class Linear(nn.Module):
                 positions = (tokens, 1) if layer.granularity == "per_token" else ()
                 scale_name = "z_scale" if name == "v" else "x_scale"
                 scale = self._param(scale_name, nn.initializers.ones, positions, (None,) * len(positions))
-            images = quantized_product(images, kernel, scale, layer, self.options.arithmetic)
+            first = smooth if name != "v" else None
+            images = quantized_product(images, kernel, scale, first, layer, self.options.arithmetic)
         return images.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)
 
     def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, int], tuple[str, str]]]:

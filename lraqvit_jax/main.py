@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lraqvit_jax import config as config_lib
 from lraqvit_jax.errors import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
@@ -36,15 +37,14 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
         UserError: bad input.
     """
     from lraqvit_jax import results, workspace
-    from lraqvit_jax.config import STAGES
     from lraqvit_jax.stages import evaluate
 
-    wanted = list(STAGES) if stages is None else list(stages)
+    wanted = list(config_lib.STAGES) if stages is None else list(stages)
     for name in wanted:
-        if name not in STAGES:
-            raise UserError(f"There is no stage {name!r}; {nearest(name, STAGES)}")
+        if name not in config_lib.STAGES:
+            raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
     ws = workspace.open_workspace(config, workdir)
-    for name in STAGES:
+    for name in config_lib.STAGES:
         if name in wanted:
             print(f"-- {name}", flush=True)
             importlib.import_module(f"lraqvit_jax.stages.{name}").run(ws)
@@ -80,11 +80,23 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags and loads the config file; whatever does not fit is the user's mistake."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-        raise UserError(f"The command line does not fit: {text}") from error
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # A file that failed to load says so only now.
+        return rest
+    except (AttributeError, KeyError) as error:
+        fields = {f"config.{name}" for name in config_lib.leaves(config_lib.default().to_dict())}
+        given = [word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--config.")]
+        wrong = next((name for name in given if name not in fields), "")
+        raise UserError(
+            f"The config has no field {wrong!r}; {nearest(wrong, fields)}" if wrong else str(error)
+        ) from error
+    except Exception as error:
+        # A config file is the user's program: anything may come out of it. The last line says what.
+        last = str(error).strip().splitlines()[-1].strip() if str(error).strip() else repr(error)
+        raise UserError(f"The command line or its config file does not fit: {last}") from error
 
 
 def cli() -> None:

@@ -140,39 +140,42 @@ def fit(
     """
     start = int(state["step"])
     log = MetricsLog(metrics_path, name, start)
-    bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=2)
-    clock, since = time.perf_counter(), start
+    clock, since, pending = time.perf_counter(), start, None
+    with tqdm(
+        total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=2
+    ) as bar:
 
-    def settle(step: int, metrics: Any) -> None:
-        nonlocal clock, since
-        values = {key: float(value) for key, value in metrics.items()}
-        if not all(map(math.isfinite, (values["loss"], values["grad_norm"]))):
-            bar.close()
-            checkpoints.close()
-            kept = checkpoints.latest()
-            raise UserError(
-                f"The loss of {name} is not finite at step {step} (loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}); the last good checkpoint is "
-                f"{f'step {kept}' if kept else 'the start'}: lower the learning rate or set grad_clip, "
-                "in a new work directory."
-            )
-        if step % log_every == 0 or step == steps:
-            speed = (step - since) * batch_size / max(1e-9, time.perf_counter() - clock)
-            clock, since = time.perf_counter(), step
-            values |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": round(speed, 1)}
-            log.write(step, values)
-            bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
-        bar.update(1)
+        def settle(step: int, metrics: Any) -> None:
+            """Waits for a step, checks it, logs it."""
+            nonlocal clock, since
+            values = {key: float(value) for key, value in metrics.items()}
+            if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+                checkpoints.close()
+                raise UserError(_diverged(name, step, values, checkpoints.latest()))
+            if step % log_every == 0 or step == steps:
+                speed = (step - since) * batch_size / max(1e-9, time.perf_counter() - clock)
+                clock, since = time.perf_counter(), step
+                values |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": round(speed, 1)}
+                log.write(step, values)
+                bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
+            bar.update(1)
 
-    pending = None
-    for step in range(start + 1, steps + 1):
-        state, metrics = step_fn(state, frozen, sharding.put_batch(next(batches), mesh))
-        if pending is not None:
-            settle(*pending)  # of the step before, while this one runs
-        pending = (step, metrics)
-        if step == steps or checkpoints.due(step):
-            settle(*pending)
-            pending = None
-            checkpoints.save(step, state, batches)
-    bar.close()
+        for step in range(start + 1, steps + 1):
+            state, metrics = step_fn(state, frozen, sharding.put_batch(next(batches), mesh))
+            if pending is not None:
+                settle(*pending)  # of the step before, while this one runs
+            pending = (step, metrics)
+            if step == steps or checkpoints.due(step):
+                settle(*pending)
+                pending = None
+                checkpoints.save(step, state, batches)
     return state
+
+
+def _diverged(name: str, step: int, values: dict[str, float], kept: int | None) -> str:
+    last = f"step {kept}" if kept else "the start"
+    return (
+        f"The loss of {name} is not finite at step {step} (loss {values['loss']}, gradient norm "
+        f"{values['grad_norm']}); the last good checkpoint is {last}: lower the learning rate or set grad_clip, "
+        "in a new work directory."
+    )

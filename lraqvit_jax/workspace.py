@@ -1,6 +1,7 @@
 """A work directory: the configuration it belongs to, its plan, and its artefacts by name."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -14,12 +15,13 @@ from lraqvit_jax import __version__, checkpoint, metrics, models, sharding, weig
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.data import pipeline, sources
+from lraqvit_jax.data import augment, pipeline, sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.preprocess import from_json as preprocess_from_json
 from lraqvit_jax.data.sources import Source
 from lraqvit_jax.errors import UserError
-from lraqvit_jax.lowrank import ranks
+from lraqvit_jax.lowrank import decomposition, ranks, reparam
+from lraqvit_jax.quant import quantize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,8 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
         UserError: a bad field, a directory of another configuration, a broken plan, missing data.
     """
     config: dict[str, Any] = json.loads(json.dumps(dict(fields)))
+    # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.
+    config["runs"] = dict(sorted(config["runs"].items(), key=lambda item: item[0] == config["quant"]["source"]))
     directory = pathlib.Path(directory).expanduser().absolute()
     config_lib.check(_tuples(config))
     mesh = sharding.make_mesh(config["mesh"])
@@ -151,6 +155,9 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     spec = models.spec(model, num_classes=num_classes, image_size=preprocess.size)
     plan = _plan(config, spec, directory)
     if write:
+        _check_names(config)
+        for role in ("train", "eval", "calibration"):
+            sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
         _claim(directory, config, plan)
     return Workspace(config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan)
 
@@ -158,7 +165,7 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
 def _plan(config: Mapping[str, Any], spec: models.ModelSpec, directory: pathlib.Path) -> dict[str, plan_lib.LayerPlan]:
     """plan.json as the user left it, or a new one from the configuration."""
     written = directory / "plan.json"
-    if written.exists():
+    if written.exists() and (_started(directory) or _edited(directory)):
         plan = plan_lib.read(written)
     else:
         plan = ranks.make_plan(spec.layers, config["plan"])
@@ -185,47 +192,83 @@ def _plan(config: Mapping[str, Any], spec: models.ModelSpec, directory: pathlib.
     return plan
 
 
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Raises UserError for a name in the configuration that matches nothing, before hours of training find out."""
+    augment.parse(config["augment"])
+    for name in config["factorize"]["baselines"]:
+        decomposition(name)
+    for run in config["runs"].values():
+        decomposition(run["decomposition"])
+        reparam.check_initialization(run["branch"])
+    for options in config["quant"]["methods"].values():
+        quantize.method(options["method"])
+
+
 def _check_same(config: Mapping[str, Any], directory: pathlib.Path) -> None:
-    written = directory / "config.json"
+    """Raises UserError where results in the directory belong to another configuration."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"The work directory {directory} is a file; name a directory.")
-    if not written.exists():
+    before = _claimed(directory).get("config")
+    if not _started(directory):
         return
-    try:
-        before = json.loads(written.read_text())
-    except ValueError as error:
-        raise UserError(f"{written} is not readable ({error}); name another work directory.") from error
-    for name, value in _leaves(config).items():
-        if name.split(".")[0] not in config_lib.FREE and _leaves(before).get(name) != value:
+    if before is None:
+        raise UserError(f"{directory} holds checkpoints but no config.json to tell whose; name another work directory.")
+    old, new = config_lib.leaves(before), config_lib.leaves(config)
+    for name in sorted({*old, *new}):
+        if name.split(".")[0] not in config_lib.FREE and old.get(name) != new.get(name):
             raise UserError(
-                f"{directory} belongs to another config: {name} was {_leaves(before).get(name)!r} and is {value!r}; "
+                f"{directory} belongs to another config: {name} was {old.get(name)!r} and is {new.get(name)!r}; "
                 "name another work directory or put the field back."
             )
-    gone = sorted(set(_leaves(before)) - set(_leaves(config)))
-    if gone:
-        raise UserError(f"{directory} belongs to another config, which had {gone[0]}; name another work directory.")
+
+
+def _started(directory: pathlib.Path) -> bool:
+    """Whether the directory holds anything that took work to make."""
+    checkpoints = directory / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
+def _claimed(directory: pathlib.Path) -> dict[str, Any]:
+    """What `config.json` says: the configuration, and the digest of the plan that was made from it."""
+    written = directory / "config.json"
+    if not written.exists():
+        return {}
+    try:
+        return json.loads(written.read_text())
+    except ValueError as error:
+        raise UserError(f"{written} cannot be read ({error}); name another work directory.") from error
 
 
 def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Plan) -> None:
+    """Writes config.json and plan.json. A plan that the user edited stays as it is."""
     if jax.process_index():
         return
+    text = _plan_text(plan)
     try:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for name, value in (("config.json", config), ("plan.json", plan_lib.to_json(plan))):
-            if not (directory / name).exists():
-                metrics.write_atomically(directory / name, json.dumps(value, indent=1) + "\n")
+        written = directory / "plan.json"
+        if not written.exists() or plan_lib.read(written) != plan:
+            metrics.write_atomically(written, text)
+        claim = {"config": config, "plan_sha256": _claimed(directory).get("plan_sha256") or _digest(text)}
+        if not _started(directory) and not _edited(directory):
+            claim["plan_sha256"] = _digest(text)
+        metrics.write_atomically(directory / "config.json", json.dumps(claim, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"The work directory {directory} cannot be written ({error}); name another.") from error
 
 
-def _leaves(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{where}{name}.")
-        else:
-            found[f"{where}{name}"] = value
-    return found
+def _plan_text(plan: plan_lib.Plan) -> str:
+    return json.dumps(plan_lib.to_json(plan), indent=1) + "\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _edited(directory: pathlib.Path) -> bool:
+    """Whether plan.json is no longer what the configuration gave."""
+    written = directory / "plan.json"
+    return written.exists() and _claimed(directory).get("plan_sha256") != _digest(written.read_text())
 
 
 def _tuples(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,20 @@
 """Low-rank factorization: decompositions, the reparameterizable branch, ranks. Pure functions on arrays."""
+
+import importlib
+import pkgutil
+from typing import Any
+
+from lraqvit_jax.errors import UserError, nearest
+
+
+def decomposition(name: str) -> Any:
+    """The module of a decomposition: one here with `decompose(kernel, rank, moment) -> Pair` and `NEEDS_MOMENT`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    modules = {one.name: importlib.import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__)}
+    known = {one: module for one, module in modules.items() if hasattr(module, "decompose")}
+    if name not in known:
+        raise UserError(f"There is no decomposition {name!r}; {nearest(name, known)}")
+    return known[name]

@@ -61,9 +61,14 @@ def branch(name: str, parts: Spectrum, rank: int, rng: np.random.Generator) -> B
     Raises:
         UserError: unknown name.
     """
+    check_initialization(name)
+    return INITIALIZATIONS[name](parts, rank, rng)
+
+
+def check_initialization(name: str) -> None:
+    """Raises UserError where there is no initialization of that name."""
     if name not in INITIALIZATIONS:
         raise UserError(f"There is no branch initialization {name!r}; {nearest(name, INITIALIZATIONS)}")
-    return INITIALIZATIONS[name](parts, rank, rng)
 
 
 def merge(params: Mapping[str, Array]) -> dict[str, Array]:

@@ -15,7 +15,7 @@ def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def fake_codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:
     """The grid integers of x, differentiable: `round_ste(clip(x / scale, -qmax, qmax))`."""
     limit = qmax(bits)
-    return round_ste(jnp.clip(x.astype(jnp.float32) / scale, -limit, limit))
+    return round_ste(jnp.clip(x.astype(jnp.float32) * (1 / scale), -limit, limit))
 
 
 def fake_quant(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:

@@ -33,9 +33,13 @@ def max_scale(x: Float[Array, "..."], axis: int | tuple[int, ...] | None, bits: 
 
 
 def codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:
-    """The integers of the grid nearest to x / scale, still in float32."""
+    """The integers of the grid nearest to x / scale, still in float32.
+
+    Multiplies by the reciprocal: XLA does so anyway where the scale is a constant, as in an exported file, and the two
+    must fall on the same side of a tie.
+    """
     limit = qmax(bits)
-    return jnp.round(jnp.clip(x.astype(jnp.float32) / scale, -limit, limit))
+    return jnp.round(jnp.clip(x.astype(jnp.float32) * (1 / scale), -limit, limit))
 
 
 def quantize_kernel(kernel: Float[Array, "m n"], bits: int = 8) -> QArray:

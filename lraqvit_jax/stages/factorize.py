@@ -4,27 +4,15 @@ Writes the untrained rows `lra` (truncated SVD) and `lra_NAME` (other decomposit
 its starting point `RUN.start`, in reparam form.
 """
 
-import importlib
-import pkgutil
 import zlib
 from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, lowrank, statistics, trees
+from lraqvit_jax import checkpoint, statistics, trees
 from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.lowrank import reparam, svd
+from lraqvit_jax.lowrank import decomposition, reparam, svd
 from lraqvit_jax.workspace import Workspace
-
-
-def decomposition(name: str) -> Any:
-    """The module of a decomposition; UserError if there is none of that name."""
-    names = [module.name for module in pkgutil.iter_modules(lowrank.__path__)]
-    known = {one for one in names if hasattr(importlib.import_module(f"{lowrank.__name__}.{one}"), "decompose")}
-    if name not in known:
-        raise UserError(f"There is no decomposition {name!r}; {nearest(name, known)}")
-    return importlib.import_module(f"{lowrank.__name__}.{name}")
 
 
 def row_name(name: str) -> str:

@@ -1,5 +1,6 @@
 """Where images come from: `KIND:NAME`, each kind a module here with `load(name, role, data_dir) -> Source`."""
 
+import functools
 import importlib
 import pkgutil
 from typing import Protocol, TypedDict
@@ -28,6 +29,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+@functools.lru_cache(maxsize=8)
 def load(source: str, role: str, data_dir: str = "") -> Source:
     """Opens a data source.
 

@@ -1,0 +1,141 @@
+"""Killed by SIGKILL at awkward moments and started again, a run ends as if nothing had happened, bit for bit."""
+
+import json
+import pathlib
+import signal
+
+import numpy as np
+
+from lraqvit_jax import checkpoint, metrics
+from tests.integration import command
+
+AFTER_STEP = """
+import os
+from lraqvit_jax import metrics
+write = metrics.MetricsLog.write
+def deadly(self, step, values):
+    write(self, step, values)
+    if (self._run, step) == ({run!r}, {step}):
+        os.kill(os.getpid(), 9)
+metrics.MetricsLog.write = deadly
+"""
+WHILE_SAVING = """
+import os
+from lraqvit_jax.checkpoint import TrainCheckpoints
+save = TrainCheckpoints.save
+def deadly(self, step, state, batches):
+    save(self, step, state, batches)
+    if step == {step}:
+        os.kill(os.getpid(), 9)
+TrainCheckpoints.save = deadly
+"""
+BEFORE_ROW = """
+import os
+from lraqvit_jax import results
+add = results.add
+def deadly(directory, model, row, order):
+    if row["name"] == {name!r}:
+        os.kill(os.getpid(), 9)
+    add(directory, model, row, order)
+results.add = deadly
+"""
+KILLS = [
+    AFTER_STEP.format(run="teacher", step=1),  # before any checkpoint
+    AFTER_STEP.format(run="teacher", step=3),  # one step after a checkpoint
+    WHILE_SAVING.format(step=4),  # orbax writes in the background
+    AFTER_STEP.format(run="teacher", step=6),  # the last step, before its checkpoint
+    BEFORE_ROW.format(name="dense"),  # artefact written, row not
+    AFTER_STEP.format(run="rb_lra_kd", step=5),
+    BEFORE_ROW.format(name="int8_wads"),
+]
+
+
+def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of every artefact."""
+    arrays = {}
+    for folder in sorted((workdir / "checkpoints").iterdir()):
+        params = checkpoint.host(checkpoint.load_artifact(folder).params)
+        arrays |= {f"{folder.name}/{path}": leaf for path, leaf in flatten(params).items()}
+    return arrays
+
+
+def flatten(tree: dict, where: str = "") -> dict[str, np.ndarray]:
+    found = {}
+    for name, value in tree.items():
+        found |= flatten(value, f"{where}{name}/") if isinstance(value, dict) else {f"{where}{name}": value}
+    return found
+
+
+def without(row: dict, *names: str) -> dict:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def test_killed_again_and_again_ends_bit_identical(tmp_path):
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    command.digits(quiet, *command.FAST, check=True)
+    for prelude in KILLS:
+        assert command.digits(killed, *command.FAST, prelude=prelude).returncode == -signal.SIGKILL
+    command.digits(killed, *command.FAST, check=True)
+
+    want, got = parameters(quiet), parameters(killed)
+    assert sorted(got) == sorted(want)
+    different = [name for name in want if not np.array_equal(got[name], want[name])]
+    assert not different
+    rows = [{name: without(row, "seconds") for name, row in command.rows(path).items()} for path in (quiet, killed)]
+    assert rows[0] == rows[1]
+    curves = [
+        [without(row, "images_per_second") for row in metrics.read(path / "metrics.jsonl")] for path in (quiet, killed)
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_a_finished_run_computes_nothing_again(tmp_path):
+    command.digits(tmp_path, *command.FAST, check=True)
+    before = command.files(tmp_path / "checkpoints") | command.files(tmp_path / "export")
+    again = command.digits(tmp_path, *command.FAST, check=True)
+    assert command.files(tmp_path / "checkpoints") | command.files(tmp_path / "export") == before
+    assert "int8_wads" in again.stdout
+
+
+def test_stages_one_at_a_time_equal_one_run(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    command.digits(whole, *command.FAST, check=True)
+    for stage in ("teacher", "factorize", "distill,merge", "quantize", "evaluate", "export", "report"):
+        command.digits(parts, *command.FAST, f"--stages={stage}", check=True)
+    want, got = parameters(whole), parameters(parts)
+    assert all(np.array_equal(got[name], want[name]) for name in want)
+    assert list(command.rows(parts)) == list(command.rows(whole))
+    assert (parts / "export" / "int8_wads.stablehlo").exists()
+    assert (parts / "report.html").exists()
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    result = command.digits(tmp_path / "work", "--dry_run", check=True)
+    assert "blocks_1/mlp/fc2" in result.stdout
+    assert "quantized" in result.stdout
+    assert "% of the encoder's linear parameters" in result.stdout
+    assert not (tmp_path / "work").exists()
+
+
+def test_results_follow_the_schema(tmp_path):
+    command.digits(tmp_path, *command.FAST, check=True)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["model"] == "vit_pico"
+    kinds = {
+        "name": str,
+        "params": int,
+        "linear_gflops": float,
+        "size_mb": float,
+        "top1": float,
+        "top5": float,
+        "n_images": int,
+        "seconds": float,
+        "notes": str,
+    }
+    for row in results["rows"]:
+        assert {name: type(value) for name, value in row.items()} == kinds
+        assert row["n_images"] == 297
+    assert [row["name"] for row in results["rows"]] == [
+        "dense", "lra", "lra_whitened", "rb_lra_kd", "int8_naive", "int8_per_token", "int8_wads",
+    ]  # fmt: skip
