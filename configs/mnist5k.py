@@ -11,11 +11,11 @@ def get_config():
     config.model = "vit_nano"
     config.data.train = config.data.eval = "embedded:mnist5k"
     config.preprocess.update(size=28, crop_pct=1.0)
-    config.augment = "random_affine(12, 0.1, 0.85, 1.15, 8)"
+    config.augment = "random_affine(9, 0.08, 0.88, 1.12, 6)"
     config.batch_size = 128
     config.steps = 400
     config.checkpoint_every = 200
-    config.teacher.update(steps=1000, learning_rate=2e-3, warmup=100, weight_decay=0.05, grad_clip=1.0)
+    config.teacher.update(steps=1300, learning_rate=2e-3, warmup=100, weight_decay=0.05, grad_clip=1.0)
     config.teacher.label_smoothing = 0.1
     config.optimizer.update(learning_rate=5e-4, warmup=20)
     config.plan.update(budget=0.5, multiple=4)

@@ -1,17 +1,24 @@
 """Runs the real command in its own process, as a user would."""
 
+import atexit
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).parents[2]
 FAST = ("--config.teacher.steps=6", "--config.steps=6", "--config.checkpoint_every=2", "--config.log_every=1")
 """A complete run in seconds: `configs/digits.py` with few steps."""
 
+_CACHE = tempfile.mkdtemp(prefix="lraqvit_jax_tests_")
+"""Compiled programs, shared by the processes of one test session."""
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
-def start(*arguments: str, devices: int = 1, prelude: str = "", **options) -> subprocess.Popen:
+
+def start(*arguments: str, devices: int = 1, prelude: str = "", cached: bool = True, **options) -> subprocess.Popen:
     """Starts `python -m lraqvit_jax.main ARGUMENTS`, after the Python statements of `prelude`."""
     code = f"import sys; sys.argv[0] = 'lraqvit_jax.main'\n{prelude}\nfrom lraqvit_jax import main\nmain.cli()"
     environment = os.environ | {
@@ -19,12 +26,18 @@ def start(*arguments: str, devices: int = 1, prelude: str = "", **options) -> su
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
+    if cached:
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": _CACHE,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
     return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **pipes)
 
 
-def run(*arguments: str, devices: int = 1, prelude: str = "", check: bool = False) -> subprocess.CompletedProcess:
-    process = start(*arguments, devices=devices, prelude=prelude)
+def run(*arguments: str, check: bool = False, **options) -> subprocess.CompletedProcess:
+    process = start(*arguments, **options)
     out, err = process.communicate(timeout=300)
     if check:
         assert process.returncode == 0, err[-3000:]

@@ -5,6 +5,7 @@ import pathlib
 import signal
 
 import numpy as np
+import pytest
 
 from lraqvit_jax import checkpoint, metrics
 from tests.integration import command
@@ -70,9 +71,16 @@ def without(row: dict, *names: str) -> dict:
     return {name: value for name, value in row.items() if name not in names}
 
 
-def test_killed_again_and_again_ends_bit_identical(tmp_path):
-    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
-    command.digits(quiet, *command.FAST, check=True)
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    """A run that nothing disturbs and that compiles everything itself."""
+    workdir = tmp_path_factory.mktemp("quiet")
+    command.digits(workdir, *command.FAST, check=True, cached=False)
+    return workdir
+
+
+def test_killed_again_and_again_ends_bit_identical(tmp_path, quiet):
+    killed = tmp_path / "killed"
     for prelude in KILLS:
         assert command.digits(killed, *command.FAST, prelude=prelude).returncode == -signal.SIGKILL
     command.digits(killed, *command.FAST, check=True)
@@ -89,22 +97,20 @@ def test_killed_again_and_again_ends_bit_identical(tmp_path):
     assert curves[0] == curves[1]
 
 
-def test_a_finished_run_computes_nothing_again(tmp_path):
-    command.digits(tmp_path, *command.FAST, check=True)
-    before = command.files(tmp_path / "checkpoints") | command.files(tmp_path / "export")
-    again = command.digits(tmp_path, *command.FAST, check=True)
-    assert command.files(tmp_path / "checkpoints") | command.files(tmp_path / "export") == before
+def test_a_finished_run_computes_nothing_again(quiet):
+    before = command.files(quiet)
+    again = command.digits(quiet, *command.FAST, check=True)
+    assert command.files(quiet) == before
     assert "int8_wads" in again.stdout
 
 
-def test_stages_one_at_a_time_equal_one_run(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    command.digits(whole, *command.FAST, check=True)
+def test_stages_one_at_a_time_equal_one_run(tmp_path, quiet):
+    parts = tmp_path / "parts"
     for stage in ("teacher", "factorize", "distill,merge", "quantize", "evaluate", "export", "report"):
         command.digits(parts, *command.FAST, f"--stages={stage}", check=True)
-    want, got = parameters(whole), parameters(parts)
+    want, got = parameters(quiet), parameters(parts)
     assert all(np.array_equal(got[name], want[name]) for name in want)
-    assert list(command.rows(parts)) == list(command.rows(whole))
+    assert list(command.rows(parts)) == list(command.rows(quiet))
     assert (parts / "export" / "int8_wads.stablehlo").exists()
     assert (parts / "report.html").exists()
 
@@ -117,9 +123,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert not (tmp_path / "work").exists()
 
 
-def test_results_follow_the_schema(tmp_path):
-    command.digits(tmp_path, *command.FAST, check=True)
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_results_follow_the_schema(quiet):
+    results = json.loads((quiet / "results.json").read_text())
     assert results["schema"] == 1
     assert results["model"] == "vit_pico"
     kinds = {
