@@ -13,7 +13,7 @@ def get_config():
     config.preprocess.update(size=28, crop_pct=1.0)
     config.augment = "random_affine(9, 0.08, 0.88, 1.12, 6)"
     config.batch_size = 128
-    config.steps = 400
+    config.steps = 600
     config.checkpoint_every = 200
     config.teacher.update(steps=1300, learning_rate=2e-3, warmup=100, weight_decay=0.05, grad_clip=1.0)
     config.teacher.label_smoothing = 0.1

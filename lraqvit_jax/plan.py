@@ -88,13 +88,14 @@ def check(plan: Plan, layers: Iterable[LinearInfo]) -> None:
     for path, layer in plan.items():
         if path not in infos:
             raise UserError(f"The plan names layer {path!r}, which the model does not have; {nearest(path, infos)}")
-        _check_layer(infos[path], layer)
+        check_layer(infos[path], layer)
     missing = sorted(set(infos) - set(plan))
     if missing:
         raise UserError(f"The plan leaves out layer {missing[0]!r}; add it, with form 'dense' to keep it as it is.")
 
 
-def _check_layer(info: LinearInfo, layer: LayerPlan) -> None:
+def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
+    """Raises UserError for an entry that makes no sense, or a rank at which a pair is no smaller than the kernel."""
     if layer.form not in FORMS:
         raise UserError(f"Layer {info.path!r} has form {layer.form!r}; {nearest(layer.form, FORMS)}")
     if layer.granularity not in GRANULARITIES:

@@ -27,7 +27,8 @@ def export(
         path: of the file.
     """
     constants = jax.tree.map(np.asarray, params)
-    run = jax.jit(lambda images: model.apply({"params": constants}, images))
+    apply = jax.jit(model.apply)  # Of its own: nothing of the constants is computed, and stored, while tracing.
+    run = jax.jit(lambda images: apply({"params": constants}, images))
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
     exported = jax.export.export(run, platforms=tuple(platforms))(images)

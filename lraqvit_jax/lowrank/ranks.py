@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.plan import LayerPlan, LinearInfo
+from lraqvit_jax.plan import LayerPlan, LinearInfo, check_layer
 
 
 def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1) -> dict[str, int]:
@@ -35,8 +35,19 @@ def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1
 
 
 def by_kind(layers: Iterable[LinearInfo], ranks: Mapping[str, int]) -> dict[str, int]:
-    """One rank for all "attention" layers and one for all "mlp" layers; 0 leaves them dense."""
-    return {layer.path: ranks[layer.kind] for layer in layers}
+    """One rank for all "attention" layers and one for all "mlp" layers; 0 leaves them dense.
+
+    A layer in which the rank does not pay (DeiT-T's square projection at 112) stays dense as well.
+
+    Raises:
+        UserError: a rank pays in no layer of its kind.
+    """
+    layers = list(layers)
+    for kind, rank in ranks.items():
+        widest = max((layer for layer in layers if layer.kind == kind), key=lambda layer: layer.break_even)
+        if rank:
+            check_layer(widest, LayerPlan("low_rank", rank))
+    return {layer.path: ranks[layer.kind] if ranks[layer.kind] < layer.break_even else 0 for layer in layers}
 
 
 METHODS = ("uniform_ratio", "by_kind")

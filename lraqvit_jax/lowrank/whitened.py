@@ -39,7 +39,8 @@ def _roots(
 ) -> tuple[Float[np.ndarray, "m m"], Callable[[np.ndarray], np.ndarray]]:
     """A root L of the damped moment, and `x -> L⁻ᵀ x`. Cholesky; where rounding left the moment indefinite (LayerNorm
     outputs are singular), the eigenvectors with every eigenvalue raised to the damping."""
-    floor = damping * np.trace(moment) / len(moment) or 1.0
+    mean = np.trace(moment) / len(moment)
+    floor = damping * mean if mean > 0 else 1.0
     try:
         lower = scipy.linalg.cholesky(moment + floor * np.eye(len(moment)), lower=True)
         return lower, lambda x: scipy.linalg.solve_triangular(lower, x, lower=True, trans="T")

@@ -1,0 +1,69 @@
+"""Options of the loop and of distillation, through the real command."""
+
+import numpy as np
+
+from lraqvit_jax import checkpoint, metrics, trees
+from tests.integration import command
+
+LAYER = "blocks_0/mlp/fc1"
+
+
+def losses(workdir, run="teacher"):
+    return np.array([row["loss"] for row in metrics.read(workdir / "metrics.jsonl") if row["run"] == run])
+
+
+def test_bfloat16_compute_follows_float32_and_keeps_float32_parameters(tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        command.digits(tmp_path / dtype, *command.FAST, "--stages=teacher", f"--config.dtype={dtype}", check=True)
+    want, got = losses(tmp_path / "float32"), losses(tmp_path / "bfloat16")
+    assert not np.array_equal(got, want)
+    np.testing.assert_allclose(got, want, rtol=0.02)
+    params = checkpoint.load_artifact(tmp_path / "bfloat16" / "checkpoints" / "dense").params
+    assert trees.get(params, LAYER)["kernel"].dtype == np.float32
+
+
+def test_frozen_base_trains_the_branch_alone_and_teacher_forcing_another_loss(tmp_path):
+    own, forced = tmp_path / "own", tmp_path / "forced"
+    stages = "--stages=teacher,factorize,distill"
+    command.digits(own, *command.FAST, stages, check=True)
+    options = ("--config.runs.rb_lra_kd.teacher_forced=True", "--config.runs.rb_lra_kd.train_base=False")
+    command.digits(forced, *command.FAST, stages, *options, check=True)
+    start, end = (
+        trees.get(checkpoint.load_artifact(forced / "checkpoints" / f"rb_lra_kd.{name}").params, LAYER)
+        for name in ("start", "trained")
+    )
+    assert np.array_equal(start["u"], end["u"])
+    assert np.array_equal(start["v"], end["v"])
+    assert not np.array_equal(start["du"], end["du"])
+    # With the teacher's input to every block, errors do not add up: the block loss is smaller from the first step.
+    kd = [metrics.read(path / "metrics.jsonl")[6]["kd"] for path in (own, forced)]
+    assert kd[1] < kd[0]
+
+
+def test_epochs_count_images(tmp_path):
+    # 1,500 images in batches of 100, two epochs: 30 steps of distillation.
+    arguments = (*command.FAST, "--config.batch_size=100", "--config.epochs=2", "--stages=teacher,factorize,distill")
+    command.digits(tmp_path, *arguments, check=True)
+    assert metrics.read(tmp_path / "metrics.jsonl")[-1]["step"] == 30
+
+
+def test_a_finished_teacher_starts_another_run(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    command.digits(first, *command.FAST, "--stages=teacher", check=True)
+    weights = f"--config.weights=artifact:{first / 'checkpoints' / 'dense'}"
+    command.digits(second, *command.FAST, weights, "--config.teacher.steps=0", "--stages=teacher", check=True)
+    assert command.rows(second)["dense"]["top1"] == command.rows(first)["dense"]["top1"]
+    meta = checkpoint.read_meta(second / "checkpoints" / "dense")
+    assert len(meta["weights"]["sha256"]) == 64
+
+
+def test_layers_that_the_plan_leaves_in_float_stay_in_float(tmp_path):
+    command.digits(tmp_path, *command.FAST, "--stages=evaluate")  # writes the plan, finds nothing to evaluate
+    text = (tmp_path / "plan.json").read_text()
+    before = '"head": {\n  "form": "quantized",\n  "rank": 0,\n  "bits": 8'
+    assert before in text
+    (tmp_path / "plan.json").write_text(text.replace(before, before.replace("quantized", "dense").replace("8", "0")))
+    command.digits(tmp_path, *command.FAST, "--stages=teacher,factorize,distill,merge,quantize", check=True)
+    int8 = checkpoint.load_artifact(tmp_path / "checkpoints" / "int8_wads").params
+    assert int8["head"]["kernel"].dtype == np.float32
+    assert int8["patch_embed"]["kernel"]["qvalue"].dtype == np.int8

@@ -1,0 +1,51 @@
+"""A small ViT with random weights, and what is needed to compress it."""
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from lraqvit_jax import models, statistics
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.plan import LayerPlan
+from lraqvit_jax.sharding import make_mesh
+
+MESH = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+SPEC = models.spec("vit_pico", num_classes=10, image_size=8)
+LAYERS = list(SPEC.layers)
+RANK = 6
+
+
+def plan(form="dense", **fields):
+    """Every encoder layer in `form` at rank RANK, the rest dense."""
+    rank = 0 if form == "dense" else RANK
+    return {info.path: LayerPlan(form, rank, **fields) if info.compressible else LayerPlan() for info in LAYERS}
+
+
+def quantized_plan(rank, granularity):
+    """Every layer in int8; encoder layers as pairs of that rank, or dense where it is 0."""
+    return {info.path: LayerPlan("quantized", rank * info.compressible, 8, granularity) for info in LAYERS}
+
+
+def model(one_plan=None, **options):
+    return models.create("vit_pico", num_classes=10, image_size=8, plan=one_plan, **options)
+
+
+def images(rng, count=6):
+    return rng.standard_normal((count, 8, 8, 3)).astype(np.float32)
+
+
+def params(one_plan, rng):
+    """Random parameters of every leaf, biases and branches too."""
+    shapes = jax.eval_shape(model(one_plan).init, jax.random.key(0), images(rng, 1))["params"]
+    shapes = jax.tree.map(lambda leaf: leaf.value, shapes, is_leaf=nn.meta.is_axis_metadata)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+
+
+def seen(one_plan, values, batch):
+    """Inputs of every product on `batch`."""
+    rows = {"image": batch, "label": np.zeros(len(batch), np.int32), "mask": np.ones(len(batch), bool)}
+    return statistics.inputs(model(one_plan), values, LAYERS, [rows], MESH)
+
+
+def float_plan(one_plan):
+    return plan_lib.low_rank(one_plan)
