@@ -27,5 +27,5 @@ def run(ws: Workspace) -> None:
             difference = float(jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before)))
         if not difference <= TOLERANCE:
             raise RuntimeError(f"merging {name} changed its logits by {difference:.1e} relative")
-        notes = f"{trained.meta['notes']}; merge changed logits by {difference:.1e} relative"
-        ws.save(name, params, plan, parent=f"{name}.trained", notes=notes, merge_difference=difference)
+        parent = f"{name}.trained"
+        ws.save(name, params, plan, parent=parent, notes=trained.meta["notes"], merge_difference=difference)

@@ -1,7 +1,72 @@
-"""Stage report."""
+"""Stage report: `WORKDIR/report.html`, from artefacts alone."""
 
+from typing import Any
+
+import jax
+import numpy as np
+
+from lraqvit_jax import checkpoint, metrics, results, trees
+from lraqvit_jax.errors import UserError
 from lraqvit_jax.workspace import Workspace
 
 
 def run(ws: Workspace) -> None:
-    """Writes report.html."""
+    if jax.process_index():
+        return
+    from lraqvit_jax.report import page  # matplotlib takes a second to import
+
+    rows = results.read(ws.directory)["rows"]
+    if not rows:
+        raise UserError(f"{ws.directory} has no results to report yet; run --stages=teacher first.")
+    scaled = [name for name in ws.config["quant"]["methods"] if _surfaces(ws, name)]
+    name = "int8_wads" if "int8_wads" in scaled else next(iter(scaled), "")
+    sections = [
+        page.training(metrics.read(ws.directory / "metrics.jsonl")),
+        page.spectra(*_spectra(ws)),
+        page.activations(_surfaces(ws, name), _errors(ws), name),
+    ]
+    plan = page.plan_rows(ws.plan, ws.spec.layers)
+    text = page.render(f"{ws.model}: compression report", rows, sections, plan, _provenance(ws))
+    metrics.write_atomically(ws.directory / "report.html", text)
+    print(ws.directory / "report.html", flush=True)
+
+
+def _spectra(ws: Workspace) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    ranks = {path: layer.rank for path, layer in ws.plan.items() if layer.rank}
+    if not ranks or not ws.has("dense"):
+        return {}, {}
+    params = checkpoint.load_artifact(ws.path("dense")).params
+    kernels = {path: np.asarray(trees.get(params, path)["kernel"]) for path in ranks}
+    return {path: np.linalg.svd(kernel, compute_uv=False) for path, kernel in kernels.items()}, ranks
+
+
+def _surfaces(ws: Workspace, name: str) -> dict[str, np.ndarray]:
+    path = ws.directory / "report" / f"activations-{name}.npz"
+    if not path.exists():
+        return {}
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def _errors(ws: Workspace) -> dict[str, dict[str, float]]:
+    methods = [name for name in ws.config["quant"]["methods"] if ws.has(name)]
+    return {name: checkpoint.read_meta(ws.path(name))["errors"] for name in methods}
+
+
+def _provenance(ws: Workspace) -> list[tuple[str, str]]:
+    config: dict[str, Any] = ws.config
+    meta = checkpoint.read_meta(ws.path("dense")) if ws.has("dense") else {}
+    weights = meta.get("weights", {})
+    facts = {
+        "model": f"{ws.model}, {ws.num_classes} classes, input {ws.preprocess.size} x {ws.preprocess.size}",
+        "teacher": f"{weights['source']}, sha256 {weights['sha256']}"
+        if weights.get("source")
+        else meta.get("notes", ""),
+        "training data": config["data"]["train"],
+        "evaluation data": config["data"]["eval"],
+        "augmentation": config["augment"] or "none",
+        "calibration": f"{config['quant']['calibration_images']} images drawn with seed {config['seed']}",
+        "plan": ", ".join(f"{name} {value}" for name, value in config["plan"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in meta.get("versions", {}).items()),
+    }
+    return [(name, value) for name, value in facts.items() if value]

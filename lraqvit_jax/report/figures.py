@@ -1,0 +1,157 @@
+"""The report's figures, as SVG text. Each takes plain arrays and knows nothing of files."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.prop_cycle": cycler(color=["#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#4a5568", "#975a16"]),
+}
+
+
+def svg(name: str, draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
+    """Draws on a new figure and returns it as an <svg> element, the same text for the same data.
+
+    Args:
+        name: of the figure; keeps the ids of several figures on one page apart.
+        draw: gets the figure.
+        size: width and height in inches.
+    """
+    with mpl.rc_context(STYLE | {"svg.hashsalt": name, "svg.id": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    content = text.getvalue()
+    return content[content.index("<svg") :]
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Training loss and accuracy of every run over its steps.
+
+    Args:
+        rows: of metrics.jsonl.
+    """
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+
+    def draw(figure: Figure) -> None:
+        loss, accuracy = figure.subplots(1, 2)
+        for run in runs:
+            mine = [row for row in rows if row["run"] == run]
+            steps = [row["step"] for row in mine]
+            loss.plot(steps, [row["loss"] for row in mine], label=run, linewidth=1.4)
+            accuracy.plot(steps, [100 * row["accuracy"] for row in mine], linewidth=1.4)
+        loss.set(xlabel="step", ylabel="training loss", yscale="log")
+        accuracy.set(xlabel="step", ylabel="accuracy on the batch, %")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+
+    return svg("curves", draw, (9, 3.6))
+
+
+def block_errors(rows: Sequence[Mapping[str, Any]], run: str) -> str:
+    """Mean squared error of each encoder block against the teacher's, over the steps of one run."""
+    mine = [row for row in rows if row["run"] == run]
+    blocks = sum(name.startswith("kd_") for name in mine[0])
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for block in range(blocks):
+            color = mpl.colormaps["viridis"](block / max(1, blocks - 1))
+            values = [row[f"kd_{block}"] for row in mine]
+            axes.plot([row["step"] for row in mine], values, color=color, label=f"block {block}", linewidth=1.4)
+        axes.set(xlabel="step", ylabel="squared error", yscale="log")
+        if blocks <= 12:
+            axes.legend(frameon=False, ncols=2)
+
+    return svg("blocks", draw, (6, 3.2))
+
+
+def spectra(values: Mapping[str, Float[np.ndarray, " k"]], ranks: Mapping[str, int]) -> str:
+    """Singular values of the dense kernels, a panel for each kind of layer, the kept part shaded.
+
+    Args:
+        values: singular values, descending, by layer path.
+        ranks: kept rank by layer path.
+    """
+    kinds = list(dict.fromkeys(path.rpartition("/")[2] for path in values))
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        for axes, kind in zip(grid, kinds, strict=True):
+            paths = [path for path in values if path.rpartition("/")[2] == kind]
+            for index, path in enumerate(paths):
+                color = mpl.colormaps["viridis"](index / max(1, len(paths) - 1))
+                one = values[path] / values[path][0]
+                axes.plot(np.arange(1, len(one) + 1), one, color=color, linewidth=1.2)
+            kept = sorted({ranks[path] for path in paths})
+            axes.axvspan(0, kept[-1], color="#2b6cb0", alpha=0.12, linewidth=0)
+            text = f"rank {kept[0]}" if len(kept) == 1 else f"ranks {kept[0]}-{kept[-1]}"
+            axes.set(title=f"{kind}, {text} of {len(values[paths[0]])}", xlabel="index", ylim=(0, 1.02), xlim=(0, None))
+        grid[0].set_ylabel("singular value / largest")
+
+    return svg("spectra", draw, (2.5 * len(kinds), 2.8))
+
+
+def surfaces(
+    before: Float[np.ndarray, "tokens channels"], after: Float[np.ndarray, "tokens channels"], title: str
+) -> str:
+    """Largest absolute activation by token and channel, before and after the scaling, each in units of its median."""
+
+    def draw(figure: Figure) -> None:
+        pair = figure.subplots(1, 2, sharey=True)
+        scaled = [one / np.median(one) for one in (before, after)]
+        limit = float(scaled[0].max())
+        for axes, one, name in zip(pair, scaled, ("before", "after"), strict=True):
+            image = axes.imshow(one, aspect="auto", vmin=0, vmax=limit, cmap="magma", interpolation="nearest")
+            axes.set(title=f"{name}: largest {one.max():.1f} x the median", xlabel="channel")
+            axes.grid(visible=False)
+        pair[0].set_ylabel("token")
+        figure.colorbar(image, ax=pair, label="|x| / median")
+        figure.suptitle(title, fontsize=9)
+
+    return svg("surfaces", draw, (9, 3))
+
+
+def outliers(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Loudest over median channel of every scaled product, before and after."""
+    keys = sorted(before, key=lambda key: -before[key])
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        index = np.arange(len(keys))
+        axes.bar(index - 0.2, [before[key] for key in keys], 0.4, label="before")
+        axes.bar(index + 0.2, [after[key] for key in keys], 0.4, label="after")
+        axes.set(ylabel="largest / median channel", yscale="log")
+        axes.set_xticks(index, [key.replace("blocks_", "") for key in keys], rotation=60, ha="right", fontsize=7)
+        axes.legend(frameon=False)
+
+    return svg("outliers", draw, (9, 3.4))
+
+
+def errors(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Relative error of every quantized product, a line for each int8 model."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, values in rows.items():
+            axes.plot([100 * value for value in values.values()], label=name, marker=".", linewidth=1)
+        keys = list(next(iter(rows.values())))
+        axes.set(ylabel="relative error, %", yscale="log")
+        short = [key.replace("blocks_", "") for key in keys]
+        axes.set_xticks(range(len(keys)), short, rotation=60, ha="right", fontsize=6)
+        axes.legend(frameon=False, fontsize=8)
+
+    return svg("errors", draw, (9, 3.6))
