@@ -34,7 +34,7 @@ def random_affine(
     # PIL wants the map from output to input coordinates.
     a, b = math.cos(angle) / scale, math.sin(angle) / scale + math.tan(slant)
     d, e = -math.sin(angle) / scale, math.cos(angle) / scale
-    cx, cy = (width - 1) / 2, (height - 1) / 2
+    cx, cy = width / 2, height / 2  # PIL counts from the pixel's corner
     c, f = cx - a * (cx + dx) - b * (cy + dy), cy - d * (cx + dx) - e * (cy + dy)
     return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
 
@@ -70,14 +70,15 @@ def parse(text: str) -> Augment:
 
 
 def _operation(text: str) -> tuple[Callable[..., Image.Image], tuple[float, ...]]:
-    name, _, rest = text.partition("(")
+    name, bracket, rest = text.partition("(")
     if name not in OPERATIONS:
         raise UserError(f"augment names the operation {name!r}; {nearest(name, OPERATIONS)}")
     parameters = list(inspect.signature(OPERATIONS[name]).parameters)[2:]
     try:
-        numbers = ast.literal_eval(f"({rest.removesuffix(')')},)") if rest.strip(") ") else ()
+        inside = ast.literal_eval(f"[{rest.removesuffix(')')}]")
     except (SyntaxError, ValueError):
-        numbers = ("?",)
+        inside = ["?"]
+    numbers = tuple(inside) if not bracket or rest.endswith(")") else ("?",)
     if len(numbers) > len(parameters) or not all(type(number) in (int, float) for number in numbers):
         raise UserError(f"augment has {text!r}; write {name}({', '.join(parameters)}) with numbers.")
     return OPERATIONS[name], numbers

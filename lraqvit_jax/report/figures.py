@@ -1,6 +1,7 @@
 """The report's figures, as SVG text. Each takes plain arrays and knows nothing of files."""
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 from cycler import cycler
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -20,23 +23,39 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "axes.prop_cycle": cycler(color=["#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#4a5568", "#975a16"]),
 }
+TINY = 1e-12
 
 
 def svg(name: str, draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
     """Draws on a new figure and returns it as an <svg> element, the same text for the same data.
 
     Args:
-        name: of the figure; keeps the ids of several figures on one page apart.
+        name: of the figure, letters and digits; keeps the ids of several figures on one page apart.
         draw: gets the figure.
         size: width and height in inches.
     """
-    with mpl.rc_context(STYLE | {"svg.hashsalt": name, "svg.id": name}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     content = text.getvalue()
-    return content[content.index("<svg") :]
+    return re.sub(r'(<[^<>]* id="|href="#|url\(#)', rf"\g<1>{name}-", content[content.index("<svg") :])
+
+
+def block_color(index: int, blocks: int) -> Any:
+    """From dark, the first block, to light, the last, but never too light for a light card."""
+    return mpl.colormaps["viridis"](0.85 * index / max(1, blocks - 1))
+
+
+def log_scale(axes: Any) -> None:
+    """A logarithmic y axis with plain numbers at it, also where the values span less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -49,34 +68,45 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def draw(figure: Figure) -> None:
         loss, accuracy = figure.subplots(1, 2)
+        lines = []
         for run in runs:
             mine = [row for row in rows if row["run"] == run]
             steps = [row["step"] for row in mine]
-            loss.plot(steps, [row["loss"] for row in mine], label=run, linewidth=1.4)
-            accuracy.plot(steps, [100 * row["accuracy"] for row in mine], linewidth=1.4)
-        loss.set(xlabel="step", ylabel="training loss", yscale="log")
+            marker = "." if len(mine) < 3 else None
+            (line,) = loss.plot(steps, [row["loss"] for row in mine], linewidth=1.4, marker=marker)
+            lines.append(line)
+            accuracy.plot(steps, [100 * row["accuracy"] for row in mine], linewidth=1.4, marker=marker)
+        loss.set(xlabel="step", ylabel="training loss")
+        log_scale(loss)
         accuracy.set(xlabel="step", ylabel="accuracy on the batch, %")
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(lines, runs, loc="outside lower center", ncols=3, frameon=False)
 
     return svg("curves", draw, (9, 3.6))
 
 
-def block_errors(rows: Sequence[Mapping[str, Any]], run: str) -> str:
-    """Mean squared error of each encoder block against the teacher's, over the steps of one run."""
+def block_errors(rows: Sequence[Mapping[str, Any]], run: str, number: int = 0) -> str:
+    """Mean squared error of each encoder block against the teacher's, over the steps of one run.
+
+    Args:
+        rows: of metrics.jsonl.
+        run: which of them.
+        number: of the figure on its page, where several runs have one.
+    """
     mine = [row for row in rows if row["run"] == run]
     blocks = sum(name.startswith("kd_") for name in mine[0])
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for block in range(blocks):
-            color = mpl.colormaps["viridis"](block / max(1, blocks - 1))
+            style: Any = {"color": block_color(block, blocks), "marker": "." if len(mine) < 3 else None}
             values = [row[f"kd_{block}"] for row in mine]
-            axes.plot([row["step"] for row in mine], values, color=color, label=f"block {block}", linewidth=1.4)
-        axes.set(xlabel="step", ylabel="squared error", yscale="log")
+            axes.plot([row["step"] for row in mine], values, label=f"block {block}", linewidth=1.4, **style)
+        axes.set(xlabel="step", ylabel="squared error")
+        log_scale(axes)
         if blocks <= 12:
             axes.legend(frameon=False, ncols=2)
 
-    return svg("blocks", draw, (6, 3.2))
+    return svg(f"blocks{number}", draw, (6, 3.2))
 
 
 def spectra(values: Mapping[str, Float[np.ndarray, " k"]], ranks: Mapping[str, int]) -> str:
@@ -93,9 +123,8 @@ def spectra(values: Mapping[str, Float[np.ndarray, " k"]], ranks: Mapping[str, i
         for axes, kind in zip(grid, kinds, strict=True):
             paths = [path for path in values if path.rpartition("/")[2] == kind]
             for index, path in enumerate(paths):
-                color = mpl.colormaps["viridis"](index / max(1, len(paths) - 1))
-                one = values[path] / values[path][0]
-                axes.plot(np.arange(1, len(one) + 1), one, color=color, linewidth=1.2)
+                one = values[path] / max(values[path][0], TINY)
+                axes.plot(np.arange(1, len(one) + 1), one, color=block_color(index, len(paths)), linewidth=1.2)
             kept = sorted({ranks[path] for path in paths})
             axes.axvspan(0, kept[-1], color="#2b6cb0", alpha=0.12, linewidth=0)
             text = f"rank {kept[0]}" if len(kept) == 1 else f"ranks {kept[0]}-{kept[-1]}"
@@ -112,12 +141,15 @@ def surfaces(
 
     def draw(figure: Figure) -> None:
         pair = figure.subplots(1, 2, sharey=True)
-        scaled = [one / np.median(one) for one in (before, after)]
+        unit = [float(np.median(one)) or float(one.max()) or 1.0 for one in (before, after)]
+        scaled = [one / by for one, by in zip((before, after), unit, strict=True)]
         limit = float(scaled[0].max())
         for axes, one, name in zip(pair, scaled, ("before", "after"), strict=True):
             image = axes.imshow(one, aspect="auto", vmin=0, vmax=limit, cmap="magma", interpolation="nearest")
             axes.set(title=f"{name}: largest {one.max():.1f} x the median", xlabel="channel")
             axes.grid(visible=False)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        pair[0].yaxis.set_major_locator(MaxNLocator(6, integer=True))
         pair[0].set_ylabel("token")
         figure.colorbar(image, ax=pair, label="|x| / median")
         figure.suptitle(title, fontsize=9)
@@ -134,7 +166,9 @@ def outliers(before: Mapping[str, float], after: Mapping[str, float]) -> str:
         index = np.arange(len(keys))
         axes.bar(index - 0.2, [before[key] for key in keys], 0.4, label="before")
         axes.bar(index + 0.2, [after[key] for key in keys], 0.4, label="after")
-        axes.set(ylabel="largest / median channel", yscale="log")
+        axes.set(ylabel="largest / median channel")
+        log_scale(axes)
+        axes.set_ylim(bottom=1)
         axes.set_xticks(index, [key.replace("blocks_", "") for key in keys], rotation=60, ha="right", fontsize=7)
         axes.legend(frameon=False)
 
@@ -145,13 +179,14 @@ def errors(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Relative error of every quantized product, a line for each int8 model."""
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for name, values in rows.items():
-            axes.plot([100 * value for value in values.values()], label=name, marker=".", linewidth=1)
-        keys = list(next(iter(rows.values())))
-        axes.set(ylabel="relative error, %", yscale="log")
+        axes, lines = figure.subplots(), []
+        keys = list(dict.fromkeys(key for values in rows.values() for key in values))
+        for values in rows.values():
+            line = axes.plot([100 * values.get(key, np.nan) for key in keys], marker=".", linewidth=1)
+            lines += line
+        axes.set(ylabel="relative error, %", ylim=(0, None))
         short = [key.replace("blocks_", "") for key in keys]
         axes.set_xticks(range(len(keys)), short, rotation=60, ha="right", fontsize=6)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(lines, list(rows), frameon=False, fontsize=8)
 
     return svg("errors", draw, (9, 3.6))

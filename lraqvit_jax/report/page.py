@@ -34,10 +34,13 @@ def training(rows: Sequence[Mapping[str, Any]]) -> Section:
     title = "Training"
     if not rows:
         return Section(title, "No training was logged. The stages teacher and distill write it.")
-    drawn = [_figure(figures.curves(rows), "Training loss and accuracy over steps", "Loss and accuracy, by run.")]
-    for run in dict.fromkeys(row["run"] for row in rows if "kd" in row):
+    caption = "Loss and accuracy, by run. A run's loss is its own objective, so compare its fall, not its height."
+    drawn = [_figure(figures.curves(rows), "Training loss and accuracy over steps", caption)]
+    for number, run in enumerate(dict.fromkeys(row["run"] for row in rows if "kd" in row)):
         caption = f"{run}: how far the output of each encoder block is from the teacher's (mean squared error)."
-        drawn.append(_figure(figures.block_errors(rows, run), f"Distillation error of each block, {run}", caption))
+        drawn.append(
+            _figure(figures.block_errors(rows, run, number), f"Distillation error of each block, {run}", caption)
+        )
     text = "The teacher learns from labels. Each low-rank model starts from it and is trained as its row says."
     return Section(title, text, drawn)
 
@@ -45,8 +48,10 @@ def training(rows: Sequence[Mapping[str, Any]]) -> Section:
 def spectra(values: Mapping[str, Float[np.ndarray, " k"]], ranks: Mapping[str, int]) -> Section:
     """Singular values of the dense kernels with the kept rank."""
     title = "Singular values"
-    if not values:
+    if not ranks:
         return Section(title, "No layer is factorized in this plan.")
+    if not values:
+        return Section(title, "There is no dense model yet. The stage teacher makes it.")
     label = "Singular values of the dense kernels by kind of layer, kept part shaded"
     caption = "A line for each block, from the first (dark) to the last (light). Shaded: what the pair keeps."
     text = "A kernel whose singular values fall quickly loses little when only the first are kept."
@@ -77,7 +82,7 @@ def activations(
         label = f"Activations of {worst} by token and channel, before and after scaling"
         caption = f"{name}: the product with the loudest channel, {worst}. Bright columns are outlier channels."
         drawn.append(_figure(figures.surfaces(*pair, worst), label, caption))
-        caption = "Every product that Eq. 13 selects. One int8 scale has to span the loudest channel."
+        caption = "Every product that is scaled. One int8 scale has to span the loudest channel."
         bars = figures.outliers(ratio["before"], ratio["after"])
         drawn.append(_figure(bars, "Largest over median channel before and after scaling", caption))
     caption = "Error of each product against float on the calibration images. ':x' is the first product of a layer."
@@ -91,7 +96,7 @@ def activations(
 
 def _loudest(surface: Float[np.ndarray, "tokens channels"]) -> float:
     channels = surface.max(axis=0)
-    return float(channels.max() / max(np.median(channels), 1e-12))
+    return float(channels.max() / max(np.median(channels), figures.TINY)) or 1.0
 
 
 def _figure(svg: str, label: str, caption: str) -> FigureBlock:

@@ -34,7 +34,7 @@ def run(ws: Workspace) -> None:
 def _spectra(ws: Workspace) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     ranks = {path: layer.rank for path, layer in ws.plan.items() if layer.rank}
     if not ranks or not ws.has("dense"):
-        return {}, {}
+        return {}, ranks
     params = checkpoint.load_artifact(ws.path("dense")).params
     kernels = {path: np.asarray(trees.get(params, path)["kernel"]) for path in ranks}
     return {path: np.linalg.svd(kernel, compute_uv=False) for path, kernel in kernels.items()}, ranks
@@ -65,7 +65,9 @@ def _provenance(ws: Workspace) -> list[tuple[str, str]]:
         "training data": config["data"]["train"],
         "evaluation data": config["data"]["eval"],
         "augmentation": config["augment"] or "none",
-        "calibration": f"{config['quant']['calibration_images']} images drawn with seed {config['seed']}",
+        "calibration": f"{config['factorize']['calibration_images']} images for low rank, "
+        f"{config['quant']['calibration_images']} for int8, from {config['data']['calibration'] or 'the training data'}, "
+        f"drawn with seed {config['seed']}",
         "plan": ", ".join(f"{name} {value}" for name, value in config["plan"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in meta.get("versions", {}).items()),
     }

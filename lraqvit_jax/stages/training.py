@@ -46,17 +46,17 @@ class Compiled(NamedTuple):
     abstract: train.State
 
 
-def _is_base(params: Any) -> Any:
+def is_base(params: Any) -> Any:
     """True at the factors u and v that have a branch beside them."""
     if not isinstance(params, dict):
         return False
-    return {name: (name in ("u", "v") and f"d{name}" in params) or _is_base(value) for name, value in params.items()}
+    return {name: (name in ("u", "v") and f"d{name}" in params) or is_base(value) for name, value in params.items()}
 
 
 @functools.lru_cache(maxsize=4)
 def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
-    tx = train.optimizer(recipe, _is_base if objective.freeze_base else None)
+    tx = train.optimizer(recipe, is_base if objective.freeze_base else None)
     state = train.abstract_state(abstract, tx, mesh)
     if objective.teacher is None:
         loss_fn = losses.supervised(objective.model, objective.label_smoothing)

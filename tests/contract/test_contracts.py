@@ -1,0 +1,91 @@
+"""What every file of a folder must keep, found by walking the folder: a new file is tested at once."""
+
+import importlib
+import pathlib
+import pkgutil
+
+import numpy as np
+import pytest
+
+from lraqvit_jax import config, lowrank, models, plan, quant, sharding, trees
+from lraqvit_jax.quant.quantize import Product
+from tests.unit import small
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def modules(package, attribute):
+    names = [one.name for one in pkgutil.iter_modules(package.__path__)]
+    return [name for name in names if hasattr(importlib.import_module(f"{package.__name__}.{name}"), attribute)]
+
+
+@pytest.mark.parametrize("name", models.variants())
+def test_a_models_spec_is_its_parameters(name):
+    patch = 8 if "16" not in name else 16
+    size = 28 if name == "vit_nano" else patch * 14 if name != "vit_pico" else 8
+    spec = models.spec(name, num_classes=10, image_size=size)
+    params = sharding.abstract_params(models.create(name, num_classes=10, image_size=size), size, small.MESH)
+    for info in spec.layers:
+        layer = trees.get(params, info.path)
+        assert layer["kernel"].shape == (info.features_in, info.features_out)
+        if info.norm:
+            assert trees.get(params, info.norm)["scale"].shape == (info.features_in,)
+    kernels = sum(leaf.ndim >= 2 and "kernel" in str(path) for path, leaf in _leaves(params))
+    assert kernels == len(spec.layers)
+    norms = [info.norm for info in spec.layers if info.norm]
+    assert len(norms) == len(set(norms))  # a norm folds a scaling only if nothing else reads it
+    halved = {one.path: plan.LayerPlan("low_rank", 1) if one.compressible else plan.LayerPlan() for one in spec.layers}
+    plan.check(halved, spec.layers)
+
+
+def _leaves(params):
+    import jax
+
+    return jax.tree_util.tree_leaves_with_path(params)
+
+
+@pytest.mark.parametrize("name", modules(lowrank, "decompose"))
+def test_a_decomposition_gives_finite_pairs_and_is_exact_at_full_rank(rng, name):
+    module = lowrank.decomposition(name)
+    assert isinstance(module.NEEDS_MOMENT, bool)
+    kernel, x = rng.standard_normal((12, 9)), rng.standard_normal((40, 12))
+    for rank in (1, 4, 9):
+        pair = module.decompose(kernel, rank, moment=x.T @ x / 40)
+        assert (pair.u.shape, pair.v.shape) == ((12, rank), (rank, 9))
+        assert np.all(np.isfinite(pair.u)) and np.all(np.isfinite(pair.v))
+    np.testing.assert_allclose(pair.u @ pair.v, kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", modules(quant, "smooth"))
+def test_a_quantizer_gives_positive_vectors_for_products_it_knows(rng, name):
+    module = importlib.import_module(f"lraqvit_jax.quant.{name}")
+    products = {
+        f"layer_{index}:x": Product(
+            rng.standard_normal((3, 4, 6)).astype(np.float32),
+            rng.standard_normal((6, 5)).astype(np.float32),
+            granularity,
+            1.0,
+        )
+        for index, granularity in enumerate(plan.GRANULARITIES)
+    }
+    alphas = module.smooth(products, {**config.METHOD, "iterations": 2})
+    assert set(alphas) <= set(products)
+    for alpha in alphas.values():
+        assert alpha.shape == (6,)
+        assert np.all(np.isfinite(alpha)) and np.all(alpha > 0)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_imports_fits_and_says_its_command(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config.check(module.get_config().to_dict())
+    assert f"--config configs/{path.name} --workdir" in module.__doc__
+
+
+def test_the_default_config_is_whole():
+    fields = config.default()
+    fields.data.update(train="embedded:digits", eval="embedded:digits")
+    config.check(fields.to_dict())
