@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -82,6 +83,7 @@ def quantized_product(
         layer: gives bits and, for the dynamic scale, the clipping share.
         arithmetic: "integer" or "fake".
     """
+    chex.assert_axis_dimension(kernel["qvalue"], 0, x.shape[-1])
     if scale is None:
         x = x if smooth is None else x * (1 / smooth)
         scale = smooth_scale = qarray.input_scale(x, "per_token_dynamic", layer.clip, layer.bits)

@@ -142,7 +142,7 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     for field in ("batch_size", "eval_batch_size"):
         sharding.check_batch(mesh, config[field], field)
     _check_same(config, directory)
-    pretrained = weights.load(config["weights"]) if config["weights"] else None
+    pretrained = weights.read(config["weights"]) if config["weights"] else None
     class_names = pretrained.class_names if pretrained else []
     num_classes = pretrained.num_classes if pretrained else config["num_classes"]
     if not num_classes:

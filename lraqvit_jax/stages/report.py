@@ -57,6 +57,7 @@ def _provenance(ws: Workspace) -> list[tuple[str, str]]:
     config: dict[str, Any] = ws.config
     meta = checkpoint.read_meta(ws.path("dense")) if ws.has("dense") else {}
     weights = meta.get("weights", {})
+    drawn_from = config["data"]["calibration"] or "the training data"
     facts = {
         "model": f"{ws.model}, {ws.num_classes} classes, input {ws.preprocess.size} x {ws.preprocess.size}",
         "teacher": f"{weights['source']}, sha256 {weights['sha256']}"
@@ -66,7 +67,7 @@ def _provenance(ws: Workspace) -> list[tuple[str, str]]:
         "evaluation data": config["data"]["eval"],
         "augmentation": config["augment"] or "none",
         "calibration": f"{config['factorize']['calibration_images']} images for low rank, "
-        f"{config['quant']['calibration_images']} for int8, from {config['data']['calibration'] or 'the training data'}, "
+        f"{config['quant']['calibration_images']} for int8, from {drawn_from}, "
         f"drawn with seed {config['seed']}",
         "plan": ", ".join(f"{name} {value}" for name, value in config["plan"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in meta.get("versions", {}).items()),

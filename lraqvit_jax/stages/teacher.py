@@ -20,7 +20,7 @@ def run(ws: Workspace) -> None:
     abstract = sharding.abstract_params(model, ws.preprocess.size, ws.mesh)
     source = {"source": "", "sha256": ""}
     if config["weights"]:
-        pretrained = weights.load(config["weights"])
+        pretrained = weights.read(config["weights"])
         params = sharding.put(pretrained.params, abstract)
         source = {"source": pretrained.source, "sha256": pretrained.sha256}
     else:

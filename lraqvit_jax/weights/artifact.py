@@ -10,8 +10,8 @@ from lraqvit_jax.errors import UserError
 from lraqvit_jax.weights import Pretrained
 
 
-def load(name: str) -> Pretrained:
-    """Loads a dense artefact; UserError if it is missing or already compressed."""
+def read(name: str) -> Pretrained:
+    """Reads a dense artefact; UserError if it is missing or already compressed."""
     found = checkpoint.load_artifact(name)
     forms = {layer.form for layer in found.plan.values()}
     if forms != {"dense"}:

@@ -1,8 +1,10 @@
 """Options of the loop and of distillation, through the real command."""
 
 import numpy as np
+from PIL import Image
 
 from lraqvit_jax import checkpoint, metrics, trees
+from lraqvit_jax import weights as loaders
 from tests.integration import command
 
 LAYER = "blocks_0/mlp/fc1"
@@ -53,6 +55,8 @@ def test_a_finished_teacher_starts_another_run(tmp_path):
     weights = f"--config.weights=artifact:{first / 'checkpoints' / 'dense'}"
     command.digits(second, *command.FAST, weights, "--config.teacher.steps=0", "--stages=teacher", check=True)
     assert command.rows(second)["dense"]["top1"] == command.rows(first)["dense"]["top1"]
+    model, params, preprocess = loaders.load(f"artifact:{first / 'checkpoints' / 'dense'}")
+    assert model.apply({"params": params}, preprocess(Image.new("L", (9, 9)))[None]).shape == (1, 10)
     meta = checkpoint.read_meta(second / "checkpoints" / "dense")
     assert len(meta["weights"]["sha256"]) == 64
 
