@@ -102,8 +102,7 @@ def load_artifact(
     """
     directory = pathlib.Path(directory).absolute()
     meta = read_meta(directory)
-    one_device = {"data": 1, "fsdp": 1, "tensor": 1}
-    mesh = sharding.make_mesh(one_device, jax.local_devices()[:1]) if mesh is None else mesh
+    mesh = sharding.one_device() if mesh is None else mesh
     model = build(meta, dtype, arithmetic)
     abstract = sharding.abstract_params(model, meta["preprocess"]["size"], mesh)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:

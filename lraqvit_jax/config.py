@@ -46,8 +46,9 @@ def default() -> ConfigDict:
     return ConfigDict(
         {
             "model": "vit_tiny",
-            "weights": "",  # where the teacher comes from; "" trains one
-            "num_classes": 0,  # 0 takes it from data.train
+            "weights": "",  # where the teacher comes from, such as timm:FILE; "" trains `model`
+            "image_size": 0,  # of pretrained weights: 0 keeps theirs, another resamples the position embedding
+            "num_classes": 0,  # 0 takes it from the weights or data.train; another than the weights' makes a new head
             "seed": 0,
             "dtype": "float32",  # of the float products while training: float32 | bfloat16
             "batch_size": 128,
@@ -57,8 +58,9 @@ def default() -> ConfigDict:
             "log_every": 50,
             "checkpoint_every": 500,  # 0 keeps only the end of each run
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "data": {"train": "", "eval": "", "calibration": "", "data_dir": ""},  # calibration "" is train
-            "preprocess": {
+            # Sources; calibration "" is train. crop_pct 0 keeps the weights'; 1 where the images are cropped already.
+            "data": {"train": "", "eval": "", "calibration": "", "data_dir": "", "crop_pct": 0.0},
+            "preprocess": {  # of a model trained here; pretrained weights bring their own
                 "size": 224,
                 "crop_pct": 0.9,
                 "interpolation": "bicubic",

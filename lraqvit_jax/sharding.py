@@ -45,6 +45,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def one_device() -> Mesh:
+    """A mesh of this host's first device."""
+    return make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+
+
 def check_batch(mesh: Mesh, batch_size: int, field: str = "batch_size") -> None:
     """Raises UserError where a batch does not divide over the data-parallel devices."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -91,9 +91,9 @@ class Workspace:
         data = self.config["data"]
         name = data[role] or data["train"]
         opened = sources.load(name, role, data["data_dir"])
-        if role == "train" and opened.class_names and len(opened.class_names) > self.num_classes:
+        if len(opened.class_names) > self.num_classes:
             raise UserError(
-                f"data.train has {len(opened.class_names)} classes and the model {self.num_classes}; "
+                f"data.{role} has {len(opened.class_names)} classes and the model {self.num_classes}; "
                 "set num_classes to the number of classes."
             )
         return opened
@@ -142,7 +142,7 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     for field in ("batch_size", "eval_batch_size"):
         sharding.check_batch(mesh, config[field], field)
     _check_same(config, directory)
-    pretrained = weights.read(config["weights"]) if config["weights"] else None
+    pretrained = read_weights(config)
     class_names = pretrained.class_names if pretrained else []
     num_classes = pretrained.num_classes if pretrained else config["num_classes"]
     if not num_classes:
@@ -151,6 +151,8 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     if not num_classes:
         raise UserError("The data names no classes; set num_classes.")
     preprocess = pretrained.preprocess if pretrained else preprocess_from_json(config["preprocess"])
+    if config["data"]["crop_pct"]:
+        preprocess = dataclasses.replace(preprocess, crop_pct=config["data"]["crop_pct"])
     model = pretrained.model if pretrained else config["model"]
     spec = models.spec(model, num_classes=num_classes, image_size=preprocess.size)
     plan = _plan(config, spec, directory)
@@ -160,6 +162,13 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
             sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
         _claim(directory, config, plan)
     return Workspace(config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan)
+
+
+def read_weights(config: Mapping[str, Any]) -> weights.Pretrained | None:
+    """The pretrained model that a configuration names, with its head and size; None where it names none."""
+    if not config["weights"]:
+        return None
+    return weights.read(config["weights"], num_classes=config["num_classes"], image_size=config["image_size"])
 
 
 def _plan(config: Mapping[str, Any], spec: models.ModelSpec, directory: pathlib.Path) -> dict[str, plan_lib.LayerPlan]:

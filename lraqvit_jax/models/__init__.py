@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,9 +43,19 @@ def variants() -> dict[str, str]:
 
 
 def _module(name: str) -> Any:
-    if name not in variants():
-        raise UserError(f"There is no model {name!r}; {nearest(name, variants())}")
-    return importlib.import_module(f"{__name__}.{variants()[name]}")
+    base, _ = split(name)
+    if base not in variants():
+        raise UserError(f"There is no model {name!r}; {nearest(base, variants())}")
+    return importlib.import_module(f"{__name__}.{variants()[base]}")
+
+
+def split(name: str) -> tuple[str, dict[str, int]]:
+    """Splits "vit_tiny_patch8" into the variant "vit_tiny" and the fields that the name changes, {"patch_size": 8}."""
+    base, changes = name, {}
+    while match := re.fullmatch(r"(.+)_(patch|window)(\d+)", base):
+        base, field, value = match.groups()
+        changes[f"{field}_size"] = int(value)
+    return base, changes
 
 
 def create(
@@ -59,7 +70,7 @@ def create(
     """Builds a model.
 
     Args:
-        name: variant, such as "vit_nano".
+        name: variant, such as "vit_nano", or with another patch size, "vit_tiny_patch8".
         num_classes: size of the logits.
         image_size: side of the square input in pixels.
         plan: form of each linear layer; None is all dense.
@@ -80,8 +91,12 @@ def spec(name: str, *, num_classes: int, image_size: int) -> ModelSpec:
 
 def fields(table: Mapping[str, Mapping[str, Any]], name: str, image_size: int) -> dict[str, Any]:
     """Returns a variant's fields; UserError where its patches do not tile the image."""
-    values = dict(table[name])
-    if image_size <= 0 or image_size % values["patch_size"]:
+    base, changes = split(name)
+    unknown = sorted(set(changes) - set(table[base]))
+    if unknown:
+        raise UserError(f"Model {name!r} sets {unknown[0]}, which {base!r} does not have; leave it out.")
+    values = {**table[base], **changes}
+    if not values["patch_size"] or image_size <= 0 or image_size % values["patch_size"]:
         raise UserError(
             f"Model {name!r} has patches of {values['patch_size']} pixels, which do not tile an image of {image_size}; "
             "set preprocess.size to a multiple of the patch."

@@ -14,15 +14,20 @@ from lraqvit_jax.plan import LinearInfo
 
 NORM_EPS = 1e-6
 MLP_RATIO = 4
-_PATCH16 = {"patch_size": 16}
+_SIZES = {
+    "tiny": {"patch_size": 16, "dim": 192, "depth": 12, "heads": 3},
+    "small": {"patch_size": 16, "dim": 384, "depth": 12, "heads": 6},
+    "base": {"patch_size": 16, "dim": 768, "depth": 12, "heads": 12},
+    "large": {"patch_size": 16, "dim": 1024, "depth": 24, "heads": 16},
+}
 VARIANTS: dict[str, dict[str, int]] = {
     "vit_pico": {"patch_size": 4, "dim": 32, "depth": 2, "heads": 2},
     "vit_nano": {"patch_size": 7, "dim": 128, "depth": 4, "heads": 4},
-    "vit_tiny": {**_PATCH16, "dim": 192, "depth": 12, "heads": 3},
-    "vit_small": {**_PATCH16, "dim": 384, "depth": 12, "heads": 6},
-    "vit_base": {**_PATCH16, "dim": 768, "depth": 12, "heads": 12},
 }
-VARIANTS |= {f"deit_{size}": VARIANTS[f"vit_{size}"] for size in ("tiny", "small", "base")}
+for _size, _fields in _SIZES.items():
+    VARIANTS |= {f"{family}_{_size}": _fields for family in ("vit", "deit")}
+    VARIANTS[f"deit_{_size}_distilled"] = {**_fields, "distilled": True}
+    VARIANTS[f"deit3_{_size}"] = {**_fields, "layer_scale": True}
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
@@ -67,21 +72,31 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block."""
+    """Pre-norm encoder block. With `layer_scale`, each branch is multiplied by a vector (Touvron et al. 2021b)."""
 
     heads: int
     options: LinearOptions
+    layer_scale: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         dtype = self.options.dtype
-        x = x + Attention(self.heads, self.options, name="attn")(layer_norm("norm1")(x).astype(dtype))
-        x = x + Mlp(self.options, name="mlp")(layer_norm("norm2")(x).astype(dtype))
+        branch = Attention(self.heads, self.options, name="attn")(layer_norm("norm1")(x).astype(dtype))
+        x = x + self._scaled("ls1", branch)
+        branch = Mlp(self.options, name="mlp")(layer_norm("norm2")(x).astype(dtype))
+        x = x + self._scaled("ls2", branch)
         return nn.with_logical_constraint(x, ("batch", "tokens", None))
+
+    def _scaled(self, name: str, branch: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        if not self.layer_scale:
+            return branch
+        boxed: Any = nn.with_logical_partitioning(nn.initializers.constant(1e-5), ("embed",))
+        gamma: Any = self.param(f"{name}_gamma", boxed, (branch.shape[-1],))
+        return branch * gamma.astype(branch.dtype)
 
 
 class ViT(nn.Module):
-    """A ViT/DeiT classifier on the class token.
+    """A ViT/DeiT classifier on the class token; distilled DeiT also on a distillation token, the two logits averaged.
 
     `apply({"params": params}, images)` takes normalized float images (batch, size, size, 3) and gives float32 logits
     (batch, num_classes).
@@ -94,15 +109,20 @@ class ViT(nn.Module):
     heads: int
     num_classes: int
     options: LinearOptions
+    distilled: bool = False
+    layer_scale: bool = False
 
     def setup(self) -> None:
         normal = nn.initializers.truncated_normal(0.02)
-        tokens = (self.image_size // self.patch_size) ** 2 + 1
+        tokens = (self.image_size // self.patch_size) ** 2 + 1 + self.distilled
         self.patch_embed = Linear(self.dim, self.options, ("patch", "embed"))
         boxed: Any = nn.with_logical_partitioning(normal, (None, None, "embed"))
         self.cls_token: Any = self.param("cls_token", boxed, (1, 1, self.dim))
+        if self.distilled:
+            self.dist_token: Any = self.param("dist_token", boxed, (1, 1, self.dim))
+            self.head_dist = Linear(self.num_classes, self.options, ("embed", "classes"))
         self.pos_embed: Any = self.param("pos_embed", boxed, (1, tokens, self.dim))
-        self.blocks = [Block(self.heads, self.options) for _ in range(self.depth)]
+        self.blocks = [Block(self.heads, self.options, self.layer_scale) for _ in range(self.depth)]
         self.norm = layer_norm("norm")
         self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
 
@@ -111,8 +131,9 @@ class ViT(nn.Module):
         batch, side, p = images.shape[0], self.image_size // self.patch_size, self.patch_size
         patches = images.reshape(batch, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.patch_embed(patches.reshape(batch, side * side, p * p * 3).astype(self.options.dtype))
-        token = jnp.broadcast_to(self.cls_token.astype(x.dtype), (batch, 1, self.dim))
-        x = jnp.concatenate([token, x], axis=1) + self.pos_embed.astype(x.dtype)
+        tokens = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
+        prefix = [jnp.broadcast_to(token.astype(x.dtype), (batch, 1, self.dim)) for token in tokens]
+        x = jnp.concatenate([*prefix, x], axis=1) + self.pos_embed.astype(x.dtype)
         return nn.with_logical_constraint(x, ("batch", "tokens", None))
 
     def __call__(self, images: Float[Array, "batch size size 3"], return_features: bool = False) -> Any:
@@ -122,7 +143,10 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
             features.append(x)
-        logits = self.head(self.norm(x)[:, 0].astype(self.options.dtype)).astype(jnp.float32)
+        x = self.norm(x).astype(self.options.dtype)
+        logits = self.head(x[:, 0]).astype(jnp.float32)
+        if self.distilled:
+            logits = (logits + self.head_dist(x[:, 1]).astype(jnp.float32)) / 2
         return (logits, features) if return_features else logits
 
     def forced(
@@ -141,14 +165,16 @@ def create(name: str, *, num_classes: int, image_size: int, options: LinearOptio
 def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
     values = models.fields(VARIANTS, name, image_size)
     dim, patches = values["dim"], (image_size // values["patch_size"]) ** 2
+    tokens = patches + 1 + values.get("distilled", False)
     layers = [LinearInfo("patch_embed", 3 * values["patch_size"] ** 2, dim, patches, "embed")]
     for index in range(values["depth"]):
         block = f"blocks_{index}"
         layers += [
-            LinearInfo(f"{block}/attn/qkv", dim, 3 * dim, patches + 1, "attention", f"{block}/norm1"),
-            LinearInfo(f"{block}/attn/proj", dim, dim, patches + 1, "attention"),
-            LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, patches + 1, "mlp", f"{block}/norm2"),
-            LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, patches + 1, "mlp"),
+            LinearInfo(f"{block}/attn/qkv", dim, 3 * dim, tokens, "attention", f"{block}/norm1"),
+            LinearInfo(f"{block}/attn/proj", dim, dim, tokens, "attention"),
+            LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, tokens, "mlp", f"{block}/norm2"),
+            LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, tokens, "mlp"),
         ]
-    layers.append(LinearInfo("head", dim, num_classes, 1, "head"))
+    heads = ["head", "head_dist"] if values.get("distilled") else ["head"]
+    layers += [LinearInfo(head, dim, num_classes, 1, "head") for head in heads]
     return models.ModelSpec(tuple(layers), values["depth"], NORM_EPS, "exact")

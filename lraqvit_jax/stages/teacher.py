@@ -3,10 +3,10 @@
 import jax
 
 from lraqvit_jax import plan as plan_lib
-from lraqvit_jax import sharding, weights
+from lraqvit_jax import sharding
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.stages import training
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.workspace import Workspace, read_weights
 
 
 def run(ws: Workspace) -> None:
@@ -19,8 +19,7 @@ def run(ws: Workspace) -> None:
     model = ws.create(plan, dtype=config["dtype"])
     abstract = sharding.abstract_params(model, ws.preprocess.size, ws.mesh)
     source = {"source": "", "sha256": ""}
-    if config["weights"]:
-        pretrained = weights.read(config["weights"])
+    if pretrained := read_weights(config):
         params = sharding.put(pretrained.params, abstract)
         source = {"source": pretrained.source, "sha256": pretrained.sha256}
     else:

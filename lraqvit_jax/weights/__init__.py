@@ -1,10 +1,15 @@
 """Where pretrained weights come from: `KIND:NAME`, each kind a module here with `read(name) -> Pretrained`."""
 
+import dataclasses
 import importlib
+import math
 import pkgutil
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Float
 
 from lraqvit_jax import models
 from lraqvit_jax.data.preprocess import Preprocess
@@ -33,27 +38,68 @@ class Pretrained(NamedTuple):
     sha256: str
 
 
-def load(source: str) -> tuple[nn.Module, dict[str, Any], Preprocess]:
+def load(source: str, *, num_classes: int = 0, image_size: int = 0) -> tuple[nn.Module, dict[str, Any], Preprocess]:
     """Loads a model that can be used at once: `model.apply({"params": params}, preprocess(image)[None])`.
 
     Args and errors are those of `read`.
     """
-    found = read(source)
+    found = read(source, num_classes=num_classes, image_size=image_size)
     model = models.create(found.model, num_classes=found.num_classes, image_size=found.preprocess.size)
     return model, found.params, found.preprocess
 
 
-def read(source: str) -> Pretrained:
+def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretrained:
     """Reads weights with all that is known of them.
 
     Args:
-        source: "artifact:DIR", a finished model of another work directory (`WORKDIR/checkpoints/dense`).
+        source: "timm:PATH_OR_HUB_ID", "huggingface:DIR_OR_HUB_ID", or "artifact:WORKDIR/checkpoints/dense".
+        num_classes: 0 keeps the head; another number than the head's puts a new one, all zero, in its place.
+        image_size: 0 keeps the size; another resamples the position embedding.
 
     Raises:
-        UserError: unknown kind, nothing there.
+        UserError: unknown kind, nothing there, or weights that do not fit their model.
     """
     kinds = [module.name for module in pkgutil.iter_modules(__path__)]
     kind, colon, name = source.partition(":")
     if not colon or kind not in kinds:
         raise UserError(f"weights is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}")
-    return importlib.import_module(f"{__name__}.{kind}").read(name)
+    found = importlib.import_module(f"{__name__}.{kind}").read(name)
+    if image_size and image_size != found.preprocess.size:
+        found = _resized(found, image_size)
+    if num_classes and num_classes != found.num_classes:
+        found = _new_head(found, num_classes)
+    return found
+
+
+def _resized(found: Pretrained, image_size: int) -> Pretrained:
+    """Resamples a position embedding to another grid (timm's way: bicubic, antialiased)."""
+    size = dataclasses.replace(found.preprocess, size=image_size)
+    spec = models.spec(found.model, num_classes=found.num_classes, image_size=image_size)
+    params = dict(found.params)
+    if "pos_embed" in params:
+        patches = next(layer.tokens for layer in spec.layers if layer.kind == "embed")
+        params["pos_embed"] = resample(np.asarray(params["pos_embed"]), patches)
+    return found._replace(params=params, preprocess=size)
+
+
+def resample(embedding: Float[np.ndarray, "1 old dim"], patches: int) -> Float[np.ndarray, "1 new dim"]:
+    """Resamples the patch part of a position embedding to a square of `patches`; class tokens in front stay."""
+    old, new = math.isqrt(embedding.shape[1]), math.isqrt(patches)
+    prefix = embedding.shape[1] - old**2
+    grid = embedding[0, prefix:].reshape(old, old, -1)
+    scaled = jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic", antialias=True)
+    patch_part = np.asarray(scaled).reshape(1, new**2, -1)
+    return np.concatenate([embedding[:, :prefix], patch_part], axis=1)
+
+
+def _new_head(found: Pretrained, num_classes: int) -> Pretrained:
+    params = {
+        name: {
+            "kernel": np.zeros((value["kernel"].shape[0], num_classes), np.float32),
+            "bias": np.zeros(num_classes, np.float32),
+        }
+        if name.startswith("head")
+        else value
+        for name, value in found.params.items()
+    }
+    return found._replace(params=params, num_classes=num_classes, class_names=[])

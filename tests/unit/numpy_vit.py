@@ -1,0 +1,91 @@
+"""A ViT in float64 NumPy on timm's tensors, transcribed from the papers: the oracle for weights and numerics."""
+
+import numpy as np
+from scipy.special import erf
+
+
+def layer_norm(x, weight, bias, eps):
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * weight + bias
+
+
+def exact_gelu(x):
+    return x * 0.5 * (1 + erf(x / np.sqrt(2)))
+
+
+def tanh_gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu):
+    """Logits (batch, classes) of images (batch, size, size, 3)."""
+    t = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
+    dim, _, p, _ = t["patch_embed.proj.weight"].shape
+    batch, size = images.shape[:2]
+    patches = np.stack(
+        [
+            np.einsum("bijc,dcij->bd", images[:, r : r + p, c : c + p], t["patch_embed.proj.weight"])
+            for r in range(0, size, p)
+            for c in range(0, size, p)
+        ],
+        axis=1,
+    )
+    tokens = [np.repeat(t[name], batch, 0) for name in ("cls_token", "dist_token") if name in t]
+    patches = patches + t["patch_embed.proj.bias"]
+    position = t["pos_embed"]
+    if position.shape[1] == patches.shape[1]:  # DeiT-III: none for the class token
+        position = np.pad(position, ((0, 0), (1, 0), (0, 0)))
+    x = np.concatenate([*tokens, patches], 1) + position
+    depth = sum(name.endswith("norm1.weight") for name in t)
+
+    def linear(x, name):
+        return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
+
+    def norm(x, name):
+        return layer_norm(x, t[f"{name}.weight"], t[f"{name}.bias"], eps)
+
+    for index in range(depth):
+        block = f"blocks.{index}"
+        qkv = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv").reshape(batch, -1, 3, heads, dim // heads)
+        q, k, v = np.moveaxis(qkv, (2, 3), (0, 2))
+        scores = q @ k.swapaxes(-1, -2) / np.sqrt(dim // heads)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = (weights / weights.sum(-1, keepdims=True)) @ v
+        mixed = linear(np.moveaxis(mixed, 1, 2).reshape(batch, -1, dim), f"{block}.attn.proj")
+        x = x + mixed * t.get(f"{block}.ls1.gamma", 1)
+        hidden = linear(gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+        x = x + hidden * t.get(f"{block}.ls2.gamma", 1)
+    x = norm(x, "norm")
+    out = linear(x[:, 0], "head")
+    return (out + linear(x[:, 1], "head_dist")) / 2 if "head_dist.weight" in t else out
+
+
+def random_tensors(
+    rng, dim, depth, patch, side, classes, distilled=False, layer_scale=False, mlp_ratio=4, embed_class=True
+):
+    """Random weights in timm's names and PyTorch's layout, every bias and vector too."""
+
+    def normal(*shape, std=0.05):
+        return rng.normal(0, std, shape).astype(np.float32)
+
+    tokens = side**2 + embed_class + distilled
+    t = {"cls_token": normal(1, 1, dim), "pos_embed": normal(1, tokens, dim)}
+    t |= {"patch_embed.proj.weight": normal(dim, 3, patch, patch), "patch_embed.proj.bias": normal(dim)}
+    layers = {
+        "attn.qkv": (3 * dim, dim),
+        "attn.proj": (dim, dim),
+        "mlp.fc1": (mlp_ratio * dim, dim),
+        "mlp.fc2": (dim, mlp_ratio * dim),
+    }
+    for index in range(depth):
+        block = f"blocks.{index}"
+        for name, shape in layers.items():
+            t |= {f"{block}.{name}.weight": normal(*shape), f"{block}.{name}.bias": normal(shape[0])}
+        for name in ("norm1", "norm2"):
+            t |= {f"{block}.{name}.weight": 1 + normal(dim), f"{block}.{name}.bias": normal(dim)}
+        if layer_scale:
+            t |= {f"{block}.{name}.gamma": normal(dim, std=0.5) for name in ("ls1", "ls2")}
+    t |= {"norm.weight": 1 + normal(dim), "norm.bias": normal(dim)}
+    for head in ["head", "head_dist"] if distilled else ["head"]:
+        t |= {f"{head}.weight": normal(classes, dim), f"{head}.bias": normal(classes)}
+    return t | ({"dist_token": normal(1, 1, dim)} if distilled else {})
