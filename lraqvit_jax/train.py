@@ -111,7 +111,7 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, abstract: State
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], frozen, batch)
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
         return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
 
     out = (sharding.shardings(abstract), sharding.replicated(mesh))

@@ -81,4 +81,8 @@ def _operation(text: str) -> tuple[Callable[..., Image.Image], tuple[float, ...]
     numbers = tuple(inside) if not bracket or rest.endswith(")") else ("?",)
     if len(numbers) > len(parameters) or not all(type(number) in (int, float) for number in numbers):
         raise UserError(f"augment has {text!r}; write {name}({', '.join(parameters)}) with numbers.")
+    try:
+        OPERATIONS[name](Image.new("RGB", (8, 8)), np.random.default_rng(0), *numbers)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise UserError(f"augment has {text!r}, whose numbers do not work ({error}); correct them.") from error
     return OPERATIONS[name], numbers

@@ -51,8 +51,8 @@ class Preprocess:
         image = image.convert("RGB")
         if image.size == (self.size, self.size) and self.crop_pct == 1:
             return image
-        scale = int(self.size / self.crop_pct) / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        short = int(self.size / self.crop_pct)
+        width, height = (int(short * side / min(image.size)) for side in image.size)
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))

@@ -26,6 +26,7 @@ def block_mse(
 
     The paper leaves open whether blocks are summed or averaged; the caller averages.
     """
-    chex.assert_equal_shape([*teacher, *student])
-    pairs = zip(teacher, student, strict=True)
+    pairs = list(zip(teacher, student, strict=True))
+    for pair in pairs:
+        chex.assert_equal_shape(pair)
     return jnp.stack([jnp.mean(jnp.square(t.astype(jnp.float32) - s.astype(jnp.float32))) for t, s in pairs])

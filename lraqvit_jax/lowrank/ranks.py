@@ -22,6 +22,8 @@ def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1
     """
     if not 0 < budget < 1:
         raise UserError(f"plan.budget is {budget}; give the share of the linear parameters to keep, between 0 and 1.")
+    if multiple < 1:
+        raise UserError(f"plan.multiple is {multiple}; give the number that every rank is to be a multiple of, from 1.")
     ranks = {}
     for layer in layers:
         rank = int(budget * layer.break_even) // multiple * multiple

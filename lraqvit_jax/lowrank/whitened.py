@@ -46,7 +46,7 @@ def _roots(
         return lower, lambda x: scipy.linalg.solve_triangular(lower, x, lower=True, trans="T")
     except scipy.linalg.LinAlgError:
         values, vectors = scipy.linalg.eigh(moment)
-        scale = np.sqrt(np.maximum(values, floor))
+        scale = np.sqrt(np.maximum(values, max(floor, 1e-12 * values[-1])))
         return vectors * scale, lambda x: (vectors / scale) @ x
 
 

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+SMALLEST = 2.0**-100
+"""Ranges below this count as zero: their scale, or its reciprocal, would leave float32."""
+
 
 class QArray(TypedDict):
     """An int8 matrix with one scale for each output channel."""
@@ -24,12 +27,12 @@ def qmax(bits: int) -> int:
 
 
 def max_scale(x: Float[Array, "..."], axis: int | tuple[int, ...] | None, bits: int = 8) -> Float[Array, "..."]:
-    """The scale that puts max |x| over `axis` (kept, with size 1) on the end of the grid; 1 where x is all zero.
+    """The scale that puts max |x| over `axis` (kept, with size 1) on the end of the grid; 1 where x is all but zero.
 
     `axis=None` reduces over everything, to shape ().
     """
     absmax = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None)
-    return jnp.where(absmax > 0, absmax / qmax(bits), 1.0).astype(jnp.float32)
+    return jnp.where(absmax > SMALLEST, absmax / qmax(bits), 1.0).astype(jnp.float32)
 
 
 def codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:

@@ -7,9 +7,8 @@ import pkgutil
 import numpy as np
 import pytest
 
-from lraqvit_jax import config, lowrank, models, plan, quant, sharding, trees
+from lraqvit_jax import config, lowrank, plan, quant
 from lraqvit_jax.quant.quantize import Product
-from tests.unit import small
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -18,31 +17,6 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 def modules(package, attribute):
     names = [one.name for one in pkgutil.iter_modules(package.__path__)]
     return [name for name in names if hasattr(importlib.import_module(f"{package.__name__}.{name}"), attribute)]
-
-
-@pytest.mark.parametrize("name", models.variants())
-def test_a_models_spec_is_its_parameters(name):
-    patch = 8 if "16" not in name else 16
-    size = 28 if name == "vit_nano" else patch * 14 if name != "vit_pico" else 8
-    spec = models.spec(name, num_classes=10, image_size=size)
-    params = sharding.abstract_params(models.create(name, num_classes=10, image_size=size), size, small.MESH)
-    for info in spec.layers:
-        layer = trees.get(params, info.path)
-        assert layer["kernel"].shape == (info.features_in, info.features_out)
-        if info.norm:
-            assert trees.get(params, info.norm)["scale"].shape == (info.features_in,)
-    kernels = sum(leaf.ndim >= 2 and "kernel" in str(path) for path, leaf in _leaves(params))
-    assert kernels == len(spec.layers)
-    norms = [info.norm for info in spec.layers if info.norm]
-    assert len(norms) == len(set(norms))  # a norm folds a scaling only if nothing else reads it
-    halved = {one.path: plan.LayerPlan("low_rank", 1) if one.compressible else plan.LayerPlan() for one in spec.layers}
-    plan.check(halved, spec.layers)
-
-
-def _leaves(params):
-    import jax
-
-    return jax.tree_util.tree_leaves_with_path(params)
 
 
 @pytest.mark.parametrize("name", modules(lowrank, "decompose"))

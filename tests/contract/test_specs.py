@@ -1,0 +1,152 @@
+"""A model's SPEC against what its forward pass does, and a config's names against what there is. Shapes only: nothing
+is allocated, whatever the variant."""
+
+import functools
+import importlib
+import importlib.util
+import itertools
+import pathlib
+import pkgutil
+
+import jax
+import numpy as np
+import pytest
+
+from lraqvit_jax import config, lowrank, models, plan, sharding, trees
+from lraqvit_jax.data import augment
+from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.lowrank import ranks, reparam
+from lraqvit_jax.plan import LayerPlan
+from lraqvit_jax.quant import quantize
+from tests.unit import small
+
+SIZE, CLASSES = 112, 11  # a multiple of every patch: 4, 7, 16
+DECOMPOSITIONS = [
+    one.name
+    for one in pkgutil.iter_modules(lowrank.__path__)
+    if hasattr(importlib.import_module(f"{lowrank.__name__}.{one.name}"), "decompose")
+]
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def build(name, one_plan=None):
+    return models.create(name, num_classes=CLASSES, image_size=SIZE, plan=one_plan)
+
+
+@functools.cache
+def abstract(name, entries=()):
+    return sharding.abstract_params(build(name, dict(entries)), SIZE, small.MESH)
+
+
+def spec(name):
+    return models.spec(name, num_classes=CLASSES, image_size=SIZE)
+
+
+def subtrees(tree, where=""):
+    """Path of every dict that holds arrays."""
+    found = {where.rstrip("/")} if any(not isinstance(value, dict) for value in tree.values()) else set()
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= subtrees(value, f"{where}{name}/")
+    return found
+
+
+def test_there_are_eight_devices_to_test_on():
+    assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize("name", models.variants())
+def test_the_spec_names_every_linear_layer_with_its_shape_and_no_other(name):
+    params = abstract(name)
+    kernels = {
+        path: (trees.get(params, path)["kernel"].shape, trees.get(params, path)["bias"].shape)
+        for path in subtrees(params)
+        if path and "kernel" in trees.get(params, path)
+    }
+    listed = {info.path: ((info.features_in, info.features_out), (info.features_out,)) for info in spec(name).layers}
+    assert kernels == listed
+    assert len(spec(name).layers) == len(listed)
+
+
+@pytest.mark.parametrize("name", models.variants())
+def test_every_norm_of_the_spec_exists_and_feeds_one_layer_of_its_width(name):
+    params = abstract(name)
+    normed = [info for info in spec(name).layers if info.norm]
+    assert len({info.norm for info in normed}) == len(normed)
+    for info in normed:
+        norm = trees.get(params, info.norm)
+        assert {key: leaf.shape for key, leaf in norm.items()} == {
+            "scale": (info.features_in,),
+            "bias": (info.features_in,),
+        }
+
+
+@pytest.mark.parametrize("name", models.variants())
+def test_the_forward_pass_has_the_specs_order_tokens_and_blocks(name):
+    params = abstract(name)
+    images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.float32)
+
+    def run(params, images):
+        return build(name).apply({"params": params}, images, return_features=True, mutable=["calibration"])
+
+    (logits, features), seen = jax.eval_shape(run, params, images)
+    assert logits.shape == (2, CLASSES)
+    assert logits.dtype == np.float32
+    assert len(features) == spec(name).blocks
+    for info in spec(name).layers:
+        x = trees.get(seen["calibration"], info.path)["x"]
+        tokens = x.shape[-2] if len(x.shape) > 2 else 1
+        assert (tokens, x.shape[-1]) == (info.tokens, info.features_in)
+
+
+@pytest.mark.parametrize("name", models.variants())
+def test_planned_layers_take_their_form_and_the_rest_stays(name):
+    """The forms in turn, over the layers of the encoder."""
+    forms = itertools.cycle([LayerPlan("reparam", 8), LayerPlan("low_rank", 8), LayerPlan("quantized", 8, 8)])
+    one = {info.path: next(forms) if info.compressible else LayerPlan() for info in spec(name).layers}
+    plan.check(one, spec(name).layers)
+    planned = abstract(name, tuple(one.items()))
+    outside = {info.path: trees.get(abstract(name), info.path) for info in spec(name).layers if info.compressible}
+    stripped, dense = (trees.replace(tree, dict.fromkeys(outside)) for tree in (planned, abstract(name)))
+    assert jax.tree.map(lambda leaf: leaf.shape, stripped) == jax.tree.map(lambda leaf: leaf.shape, dense)
+    names = {"reparam": {"u", "v", "du", "dv"}, "low_rank": {"u", "v"}, "quantized": {"u", "v", "x_scale", "z_scale"}}
+    for info in spec(name).layers:
+        if info.compressible:
+            leaves, form = trees.get(planned, info.path), one[info.path].form
+            assert set(leaves) == names[form] | {"bias"}
+            u, v = (leaves[key]["qvalue"] if form == "quantized" else leaves[key] for key in "uv")
+            assert (u.shape, v.shape) == ((info.features_in, 8), (8, info.features_out))
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (12, 5), (8, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", DECOMPOSITIONS)
+def test_a_decomposition_is_exact_at_full_rank_for_any_shape(rng, name, shape, dtype):
+    kernel, x = rng.standard_normal(shape).astype(dtype), rng.standard_normal((60, shape[0]))
+    pair = lowrank.decomposition(name).decompose(kernel, min(shape), moment=x.T @ x / 60)
+    assert pair.u.dtype == pair.v.dtype == np.float64
+    np.testing.assert_allclose(pair.u @ pair.v, kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_names_in_a_config_are_names_of_something(path):
+    """Everything that a run would look up hours later."""
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    fields = module.get_config().to_dict()
+    config.check(fields)
+    preprocess = Preprocess(**fields["preprocess"])
+    layers = models.spec(fields["model"], num_classes=10, image_size=preprocess.size).layers
+    plan.check(ranks.make_plan(layers, fields["plan"]), layers)
+    augment.parse(fields["augment"])
+    for name in fields["factorize"]["baselines"]:
+        lowrank.decomposition(name)
+    for run in fields["runs"].values():
+        lowrank.decomposition(run["decomposition"])
+        reparam.check_initialization(run["branch"])
+    for method in fields["quant"]["methods"].values():
+        quantize.method(method["method"])
+        assert method["granularity"] in ("", *plan.GRANULARITIES)
+    rows = {"dense", *fields["runs"], *fields["quant"]["methods"]}
+    assert set(fields["export"]["artifacts"]) <= rows
