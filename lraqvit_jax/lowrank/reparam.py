@@ -19,8 +19,8 @@ def wr(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
     """Weight reconstruction as printed, Eq. 7-8: `V2 <- (diag(Sdel) Vdel)ᵀ`, `U2 <- 0`.
 
     The discarded part has k - r directions and the branch r: the leading min(r, k - r) are taken, the rest is zero.
-    It does not reconstruct the kernel: against truncation alone it adds `sum_j S_j S_{r+j}²` to the squared error
-    (METHOD section 4).
+    It does not reconstruct the kernel: against truncation alone it adds `sum_j S_j S_{r+j}²` to the squared error,
+    against what the paper's appendix says.
     """
     del rng
     dropped = parts.values[rank : 2 * rank, None] * parts.right[rank : 2 * rank]

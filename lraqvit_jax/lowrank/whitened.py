@@ -1,4 +1,4 @@
-"""Whitened truncation (METHOD 8.1; DRONE, SVD-LLM, QERA-exact): the pair nearest in the layer's output.
+"""Whitened truncation (DRONE, SVD-LLM, QERA-exact): the pair nearest in the layer's output.
 
 With C = E[x xᵀ] = L Lᵀ over the layer's inputs x, the minimum of E |x W - x u v|² over pairs of rank r is
 `u = L⁻ᵀ U_r`, `v = diag(S_r) V_r`, where `U S V = SVD(Lᵀ W)`.

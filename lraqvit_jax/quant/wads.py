@@ -65,7 +65,7 @@ def optimize(
 ) -> Float[Array, " m"]:
     """The best alpha met: from alpha = 1, from SmoothQuant's grid, and along Adam steps from the best of those.
 
-    METHOD section 6: from alpha = 1 alone 300 steps do not converge for per-tensor activations.
+    From alpha = 1 alone 300 steps do not converge for per-tensor activations.
     """
     x_max, w_max = jnp.max(jnp.abs(x), axis=(0, 1)), jnp.max(jnp.abs(kernel), axis=1)
 

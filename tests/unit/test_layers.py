@@ -48,7 +48,7 @@ def test_float_forms_are_the_product_and_the_bias(rng, form, shape):
 
 
 def test_reparam_multiplies_twice_and_not_four_times():
-    """METHOD section 3: the branch costs additions only."""
+    """The branch costs additions only."""
     layer = LayerPlan("reparam", RANK)
     model = Linear(N, LinearOptions(plan=(("", layer),)))
     params = float_params(np.random.default_rng(0), "reparam")

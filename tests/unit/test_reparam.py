@@ -18,7 +18,7 @@ CASES = [((20, 16), 12), ((20, 16), 8), ((20, 16), 5), ((7, 30), 3), ((7, 30), 6
 
 @pytest.mark.parametrize(("shape", "rank"), CASES)
 def test_wr_adds_exactly_this_error_to_the_truncation(rng, shape, rank):
-    """METHOD section 4: |W - U1 (V1 + V2)ᵀ|² = sum of dropped S² + sum_j S_j S_{r+j}²."""
+    """Against truncation, WR adds sum_j S_j S_{r+j}²: |W - U1 (V1 + V2)ᵀ|² = sum of dropped S² + sum_j S_j S_{r+j}²."""
     kernel = rng.standard_normal(shape)
     parts = svd.spectrum(kernel)
     merged = reparam.product(svd.truncate(parts, rank), reparam.wr(parts, rank, rng))
@@ -83,7 +83,7 @@ def test_an_unknown_initialization_is_named_with_the_nearest(rng):
 
 
 def test_the_branch_adds_its_three_cross_terms(rng):
-    """METHOD section 3, in the paper's letters: E = V1 U2ᵀ + V2 U1ᵀ + V2 U2ᵀ, here transposed."""
+    """Eq. 4-6, in the paper's letters: E = V1 U2ᵀ + V2 U1ᵀ + V2 U2ᵀ, here transposed."""
     u1, u2 = rng.standard_normal((2, 6, 3))
     v1, v2 = rng.standard_normal((2, 5, 3))
     added = reparam.product(Pair(u1, v1.T), Pair(u2, v2.T)) - u1 @ v1.T
@@ -154,7 +154,7 @@ def distance(x, y, four, first, second):
 
 
 def test_under_adamw_four_tensors_are_one_pair_at_twice_the_rate_and_half_the_decay(rng):
-    """METHOD section 3."""
+    """Both factors get the gradient twice; a global-norm clip would break it."""
     with jax.enable_x64(True):
         problem = least_squares(rng)
         four, pair = optax.adamw(1e-3, weight_decay=0.1), optax.adamw(2e-3, weight_decay=0.05)

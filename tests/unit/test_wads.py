@@ -31,7 +31,7 @@ def rounded(x, largest):
 
 
 def eq_14(alpha, x, kernel, granularity, penalty, clip=1.0):
-    """METHOD section 6 in float64 NumPy."""
+    """Eq. 14 in float64 NumPy."""
     alpha, x, kernel = (np.asarray(value, np.float64) for value in (alpha, x, kernel))
     scaled, weight = x / alpha, alpha[:, None] * kernel
     inputs = rounded(scaled, clip * np.abs(scaled).max(AXES[granularity], keepdims=True))
@@ -81,7 +81,7 @@ def test_a_common_factor_of_alpha_changes_nothing(rng, granularity, penalty, fac
 
 @pytest.mark.parametrize("factor", [0.25, 3])
 def test_the_printed_penalty_does_see_a_common_factor(rng, factor):
-    """METHOD section 6: it pulls alpha to 1."""
+    """It pulls alpha to 1."""
     x, kernel = outliers(rng, loud=1)
     one, other = (
         float(objective(jnp.full(CHANNELS, shift), x, kernel, "per_token", "printed")) for shift in (0, np.log(factor))
