@@ -13,7 +13,6 @@ from lraqvit_jax import config as base
 
 def get_config():
     config = base.default()
-    config.model = "vit_tiny"
     config.data.train = config.data.eval = "folder:images"
     config.augment = "flip_lr"
     config.batch_size = 24

@@ -45,7 +45,7 @@ def default() -> ConfigDict:
     """All fields, with defaults that suit a pretrained model. A config file starts here and changes what it needs."""
     return ConfigDict(
         {
-            "model": "vit_tiny",
+            "model": "",  # variant; "" takes that of the weights
             "weights": "",  # where the teacher comes from, such as timm:FILE; "" trains `model`
             "image_size": 0,  # of pretrained weights: 0 keeps theirs, another resamples the position embedding
             "num_classes": 0,  # 0 takes it from the weights or data.train; another than the weights' makes a new head
@@ -70,11 +70,12 @@ def default() -> ConfigDict:
             "augment": "",
             "teacher": {"steps": 0, "label_smoothing": 0.0, **RECIPE, "learning_rate": 1e-3},
             "plan": {
-                "method": "uniform_ratio",  # uniform_ratio | by_kind
+                "method": "uniform_ratio",  # uniform_ratio | by_dimension | by_kind; see lowrank/ranks.py
                 "budget": 0.5,
                 "multiple": 8,
                 "attention_rank": 0,
                 "mlp_rank": 0,
+                "keep_dense": (),  # paths, or beginnings of paths, that are not factorized
             },
             "factorize": {"baselines": ("svd", "whitened"), "calibration_images": 256},
             "optimizer": {**RECIPE},
@@ -94,6 +95,26 @@ def default() -> ConfigDict:
             "export": {"artifacts": ("rb_lra_kd", "int8_wads"), "platforms": ("cpu", "cuda", "tpu")},
         }
     )
+
+
+def imagenet(model: str, weights: str) -> ConfigDict:
+    """The paper's recipe: AdamW 1e-5 with cosine annealing, ImageNet-1k, timm's augmentation.
+
+    What the paper leaves open is our choice: batch 256, 10 epochs, random resized crops and flips.
+    """
+    config = default()
+    config.model, config.weights, config.num_classes = model, weights, 1000
+    config.data.train = config.data.calibration = "tfds:imagenet2012@train"
+    config.data.eval = "tfds:imagenet2012@validation"
+    config.augment = "random_resized_crop(0.08, 1.0)|flip_lr(0.5)"
+    config.batch_size, config.eval_batch_size, config.dtype = 256, 512, "bfloat16"
+    config.epochs, config.checkpoint_every = 10.0, 2000
+    config.runs = {
+        "rb_lra_wr": run(branch="wr", beta=0.0),
+        "rb_lra_wr_kd": run(branch="wr"),
+        "rb_lra_kd": run(decomposition="whitened", branch="zero"),
+    }
+    return config
 
 
 FREE = ("mesh", "log_every", "checkpoint_every", "eval_batch_size", "export")

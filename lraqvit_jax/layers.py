@@ -10,7 +10,8 @@ for a kernel of shape (m, n) = (in, out) and rank r:
                `x_scale` (and `z_scale` between u and v) where they are static, and `smooth` (m,)
                where the input is divided by a vector first                                        Eq. 11
 
-and bias (n,) in every form. The paper's V1 (n, r) is our v transposed: both factors are ordinary kernels.
+and bias (n,) in every form, where the layer has one. The
+paper's V1 (n, r) is our v transposed: both factors are ordinary kernels.
 """
 
 import dataclasses
@@ -102,11 +103,13 @@ class Linear(nn.Module):
         features: n.
         options: plan, dtype and arithmetic.
         axes: logical names of the kernel's input and output axes, for sharding.
+        use_bias: whether b is there.
     """
 
     features: int
     options: LinearOptions
     axes: tuple[str, str] = ("embed", "mlp")
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... n"]:
@@ -116,6 +119,8 @@ class Linear(nn.Module):
             y = self._quantized(x, layer)
         else:
             y = self._float(x, layer)
+        if not self.use_bias:
+            return y
         bias = self._param("bias", nn.initializers.zeros, (self.features,), self.axes[1:])
         return y + bias.astype(y.dtype)
 

@@ -25,8 +25,9 @@ class LinearInfo:
         features_in: m, rows of the kernel.
         features_out: n, columns of the kernel.
         tokens: rows of the input an image gives (1 for a classifier head).
-        kind: "attention", "mlp", "embed" or "head". Only the first two are ever factorized.
+        kind: "attention", "mlp", "embed" (patch embedding, patch merging) or "head". Only the first two are factorized.
         norm: path of the LayerNorm whose output is this layer's only input, or "".
+        bias: whether b is there.
     """
 
     path: str
@@ -35,10 +36,11 @@ class LinearInfo:
     tokens: int
     kind: str
     norm: str = ""
+    bias: bool = True
 
     @property
     def compressible(self) -> bool:
-        """Whether the layer is inside an encoder block (METHOD: FC layers covered)."""
+        """Whether the layer is inside an encoder block (those that the paper covers)."""
         return self.kind in ("attention", "mlp")
 
     @property
@@ -178,12 +180,12 @@ def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
     kernels, scales, smoothing vector and bias as they are stored.
     """
     m, n, r = info.features_in, info.features_out, layer.rank
-    weights = r * (m + n) if r else m * n
+    weights, bias = r * (m + n) if r else m * n, n * info.bias
     if layer.form != "quantized":
-        return Cost(weights + n, 2 * info.tokens * weights, 4 * (weights + n))
+        return Cost(weights + bias, 2 * info.tokens * weights, 4 * (weights + bias))
     positions = {"per_tensor": 1, "per_token": info.tokens, "per_token_dynamic": 0}[layer.granularity]
     scales = (r + n + 2 * positions if r else n + positions) + m * layer.smoothed
-    return Cost(weights + n, 2 * info.tokens * weights, weights + 4 * (scales + n))
+    return Cost(weights + bias, 2 * info.tokens * weights, weights + 4 * (scales + bias))
 
 
 def total_cost(plan: Plan, layers: Iterable[LinearInfo]) -> Cost:
@@ -223,4 +225,4 @@ def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
 
 
 def _kernels(plan: Plan, layers: Iterable[LinearInfo]) -> int:
-    return sum(layer_cost(info, plan[info.path]).params - info.features_out for info in layers)
+    return sum(layer_cost(info, plan[info.path]).params - info.features_out * info.bias for info in layers)

@@ -142,7 +142,8 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     for field in ("batch_size", "eval_batch_size"):
         sharding.check_batch(mesh, config[field], field)
     _check_same(config, directory)
-    pretrained = read_weights(config)
+    # A dry run of a config that names model and classes needs no weights, and downloads none.
+    pretrained = read_weights(config) if write or not (config["model"] and config["num_classes"]) else None
     class_names = pretrained.class_names if pretrained else []
     num_classes = pretrained.num_classes if pretrained else config["num_classes"]
     if not num_classes:
@@ -153,7 +154,11 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     preprocess = pretrained.preprocess if pretrained else preprocess_from_json(config["preprocess"])
     if config["data"]["crop_pct"]:
         preprocess = dataclasses.replace(preprocess, crop_pct=config["data"]["crop_pct"])
-    model = pretrained.model if pretrained else config["model"]
+    model = config["model"] or (pretrained.model if pretrained else "")
+    if not model:
+        raise UserError("The config names neither a model nor weights; set one of them.")
+    if pretrained:
+        _check_model(config, pretrained)
     spec = models.spec(model, num_classes=num_classes, image_size=preprocess.size)
     plan = _plan(config, spec, directory)
     if write:
@@ -162,6 +167,17 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
             sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
         _claim(directory, config, plan)
     return Workspace(config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan)
+
+
+def _check_model(config: Mapping[str, Any], pretrained: weights.Pretrained) -> None:
+    """Raises UserError where the configuration names another model than its weights are of."""
+    size = {"num_classes": pretrained.num_classes, "image_size": pretrained.preprocess.size}
+    found = models.create(pretrained.model, **size)
+    if config["model"] and models.create(config["model"], **size) != found:
+        raise UserError(
+            f"model is {config['model']!r} and the weights are those of {pretrained.model!r}; "
+            "correct one of them, or leave model empty."
+        )
 
 
 def read_weights(config: Mapping[str, Any]) -> weights.Pretrained | None:

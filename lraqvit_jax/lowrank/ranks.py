@@ -20,10 +20,7 @@ def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1
     Raises:
         UserError: the budget is not a share, or leaves a layer no rank.
     """
-    if not 0 < budget < 1:
-        raise UserError(f"plan.budget is {budget}; give the share of the linear parameters to keep, between 0 and 1.")
-    if multiple < 1:
-        raise UserError(f"plan.multiple is {multiple}; give the number that every rank is to be a multiple of, from 1.")
+    _check_budget(budget, multiple)
     ranks = {}
     for layer in layers:
         rank = int(budget * layer.break_even) // multiple * multiple
@@ -34,6 +31,13 @@ def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1
             )
         ranks[layer.path] = rank
     return ranks
+
+
+def _check_budget(budget: float, multiple: int) -> None:
+    if not 0 < budget < 1:
+        raise UserError(f"plan.budget is {budget}; give the share to keep, between 0 and 1.")
+    if multiple < 1:
+        raise UserError(f"plan.multiple is {multiple}; give the number that every rank is to be a multiple of, from 1.")
 
 
 def by_kind(layers: Iterable[LinearInfo], ranks: Mapping[str, int]) -> dict[str, int]:
@@ -52,7 +56,23 @@ def by_kind(layers: Iterable[LinearInfo], ranks: Mapping[str, int]) -> dict[str,
     return {layer.path: ranks[layer.kind] if ranks[layer.kind] < layer.break_even else 0 for layer in layers}
 
 
-METHODS = ("uniform_ratio", "by_kind")
+def by_dimension(layers: Iterable[LinearInfo], budget: float, multiple: int = 1) -> dict[str, int]:
+    """The share `budget` of a layer's smaller dimension, `r = budget * min(m, n)`, rounded down to the multiple.
+
+    A layer in which that does not pay (a square one above one half) stays dense, rank 0.
+
+    Raises:
+        UserError: the budget is not a share.
+    """
+    _check_budget(budget, multiple)
+    ranks = {}
+    for layer in layers:
+        rank = int(budget * min(layer.features_in, layer.features_out)) // multiple * multiple
+        ranks[layer.path] = rank if rank < layer.break_even else 0
+    return ranks
+
+
+METHODS = ("uniform_ratio", "by_dimension", "by_kind")
 
 
 def make_plan(layers: Iterable[LinearInfo], options: Mapping) -> dict[str, LayerPlan]:
@@ -60,15 +80,24 @@ def make_plan(layers: Iterable[LinearInfo], options: Mapping) -> dict[str, Layer
 
     Args:
         layers: all linear layers; only those inside encoder blocks are factorized.
-        options: method ("uniform_ratio" or "by_kind"), budget, multiple, attention_rank, mlp_rank.
+        options: method (of METHODS), budget, multiple, attention_rank, mlp_rank, and keep_dense, paths of layers or
+            of what holds them ("layers_0") that stay as they are.
 
     Raises:
-        UserError: unknown method, or a budget that cannot be met.
+        UserError: unknown method, a budget that cannot be met, or a path to keep that holds no layer.
     """
     layers = list(layers)
-    encoder = [layer for layer in layers if layer.compressible]
+    encoder, keep_dense = [layer for layer in layers if layer.compressible], options.get("keep_dense", ())
+    for kept in keep_dense:
+        if not any(_inside(layer.path, kept) for layer in encoder):
+            raise UserError(f"plan.keep_dense names {kept!r}, where no encoder layer is; --dry_run lists their paths.")
+    encoder = [
+        layer for layer in encoder if not any(_inside(layer.path, kept) for kept in options.get("keep_dense", ()))
+    ]
     if options["method"] == "uniform_ratio":
         ranks = uniform_ratio(encoder, options["budget"], options["multiple"])
+    elif options["method"] == "by_dimension":
+        ranks = by_dimension(encoder, options["budget"], options["multiple"])
     elif options["method"] == "by_kind":
         ranks = by_kind(encoder, {"attention": options["attention_rank"], "mlp": options["mlp_rank"]})
     else:
@@ -77,3 +106,7 @@ def make_plan(layers: Iterable[LinearInfo], options: Mapping) -> dict[str, Layer
         layer.path: LayerPlan("low_rank", ranks[layer.path]) if ranks.get(layer.path) else LayerPlan()
         for layer in layers
     }
+
+
+def _inside(path: str, where: str) -> bool:
+    return f"{path}/".startswith(f"{where}/")

@@ -49,12 +49,15 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{variants()[base]}")
 
 
-def split(name: str) -> tuple[str, dict[str, int]]:
-    """Splits "vit_tiny_patch8" into the variant "vit_tiny" and the fields that the name changes, {"patch_size": 8}."""
-    base, changes = name, {}
-    while match := re.fullmatch(r"(.+)_(patch|window)(\d+)", base):
-        base, field, value = match.groups()
-        changes[f"{field}_size"] = int(value)
+def split(name: str) -> tuple[str, dict[str, Any]]:
+    """Splits a name into the variant and the fields that its suffixes change.
+
+    "vit_tiny_patch8" is "vit_tiny" with {"patch_size": 8}; "_window12" sets the window of a Swin, "_tanh" the GELU.
+    """
+    base, changes = name, dict[str, Any]()
+    while match := re.fullmatch(r"(.+)_(?:(patch|window)(\d+)|(tanh))", base):
+        base, field, value, gelu = match.groups()
+        changes |= {"gelu": gelu} if gelu else {f"{field}_size": int(value)}
     return base, changes
 
 
@@ -70,7 +73,7 @@ def create(
     """Builds a model.
 
     Args:
-        name: variant, such as "vit_nano", or with another patch size, "vit_tiny_patch8".
+        name: variant, such as "vit_nano", or with suffixes, "vit_tiny_patch8", "swin_base_window12"; see `split`.
         num_classes: size of the logits.
         image_size: side of the square input in pixels.
         plan: form of each linear layer; None is all dense.

@@ -99,7 +99,9 @@ def quantize(
         weights = _quantize_layer(pair, {part: alphas.get(f"{info.path}:{part}") for part in pair})
         if explicit:
             weights["smooth"] = jnp.asarray(alpha, jnp.float32)
-        changes[info.path] = weights | {"bias": trees.get(params, info.path)["bias"]}
+        if info.bias:
+            weights["bias"] = trees.get(params, info.path)["bias"]
+        changes[info.path] = weights
     return Quantized(trees.replace(params, changes), new_plan, alphas)
 
 

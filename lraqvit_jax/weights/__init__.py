@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
-from lraqvit_jax import models
+from lraqvit_jax import models, sharding, tensors
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError, nearest
 
@@ -52,14 +52,16 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
     """Reads weights with all that is known of them.
 
     Args:
-        source: "timm:PATH_OR_HUB_ID", "huggingface:DIR_OR_HUB_ID", or "artifact:WORKDIR/checkpoints/dense".
+        source: "timm:PATH_OR_HUB_ID", "huggingface:DIR_OR_HUB_ID", "big_vision:FILE.npz", or
+            "artifact:WORKDIR/checkpoints/dense".
         num_classes: 0 keeps the head; another number than the head's puts a new one, all zero, in its place.
-        image_size: 0 keeps the size; another resamples the position embedding.
+        image_size: 0 keeps the size; another resamples the position embedding, or the position bias of windows that
+            the feature map has become too small for.
 
     Raises:
         UserError: unknown kind, nothing there, or weights that do not fit their model.
     """
-    kinds = [module.name for module in pkgutil.iter_modules(__path__)]
+    kinds = [one.name for one in pkgutil.iter_modules(__path__) if not one.ispkg and not one.name.startswith("_")]
     kind, colon, name = source.partition(":")
     if not colon or kind not in kinds:
         raise UserError(f"weights is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}")
@@ -72,24 +74,26 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
 
 
 def _resized(found: Pretrained, image_size: int) -> Pretrained:
-    """Resamples a position embedding to another grid (timm's way: bicubic, antialiased)."""
-    size = dataclasses.replace(found.preprocess, size=image_size)
-    spec = models.spec(found.model, num_classes=found.num_classes, image_size=image_size)
-    params = dict(found.params)
-    if "pos_embed" in params:
-        patches = next(layer.tokens for layer in spec.layers if layer.kind == "embed")
-        params["pos_embed"] = resample(np.asarray(params["pos_embed"]), patches)
-    return found._replace(params=params, preprocess=size)
+    """Resamples what depends on the image size (timm's way for positions: bicubic, antialiased)."""
+    model = models.create(found.model, num_classes=found.num_classes, image_size=image_size)
+    abstract = tensors.flatten(sharding.abstract_params(model, image_size, sharding.one_device()))
+    flat = tensors.flatten(found.params)
+    for path, leaf in abstract.items():
+        value = np.asarray(flat[path])
+        if value.shape != leaf.shape:
+            table = value[None] if value.ndim == 2 else value  # a position bias table is all grid and no class token
+            flat[path] = resample(table, leaf.shape[-2]).reshape(leaf.shape)
+    preprocess = dataclasses.replace(found.preprocess, size=image_size)
+    return found._replace(params=tensors.nest(flat), preprocess=preprocess)
 
 
-def resample(embedding: Float[np.ndarray, "1 old dim"], patches: int) -> Float[np.ndarray, "1 new dim"]:
-    """Resamples the patch part of a position embedding to a square of `patches`; class tokens in front stay."""
-    old, new = math.isqrt(embedding.shape[1]), math.isqrt(patches)
+def resample(embedding: Float[np.ndarray, "1 old dim"], cells: int) -> Float[np.ndarray, "1 new dim"]:
+    """Resamples the square part of a position embedding to the largest square within `cells`; class tokens stay."""
+    old, new = math.isqrt(embedding.shape[1]), math.isqrt(cells)
     prefix = embedding.shape[1] - old**2
     grid = embedding[0, prefix:].reshape(old, old, -1)
     scaled = jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic", antialias=True)
-    patch_part = np.asarray(scaled).reshape(1, new**2, -1)
-    return np.concatenate([embedding[:, :prefix], patch_part], axis=1)
+    return np.concatenate([embedding[:, :prefix], np.asarray(scaled).reshape(1, new**2, -1)], axis=1)
 
 
 def _new_head(found: Pretrained, num_classes: int) -> Pretrained:

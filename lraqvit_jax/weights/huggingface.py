@@ -1,4 +1,4 @@
-"""ViT and DeiT as transformers saves them: `huggingface:DIR` (of `save_pretrained`) or `huggingface:HUB_ID[@REVISION]`.
+"""ViT, DeiT and Swin as transformers saves them: `huggingface:DIR` or `huggingface:HUB_ID[@REVISION]`.
 
 Names are translated to timm's, and the rest is `weights.timm`.
 """
@@ -14,23 +14,28 @@ import numpy as np
 
 from lraqvit_jax import hub, tensors
 from lraqvit_jax.errors import UserError
+from lraqvit_jax.models import swin, vit
 from lraqvit_jax.weights import Pretrained, timm
 
-MODELS = ("vit", "deit")
-EPS = 1e-6
+EPS = {"vit": vit.NORM_EPS, "deit": vit.NORM_EPS, "swin": swin.NORM_EPS}
+"""LayerNorm epsilon of each model type that can be read."""
+GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 NAMES = (
-    (r"^(vit|deit)\.", ""),
+    (r"^(vit|deit|swin)\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.distillation_token$", "dist_token"),
-    (r"^(encoder\.layer|layers)\.", "blocks."),
+    (r"^embeddings\.norm\.", "patch_embed.norm."),
+    (r"^(encoder\.layer|layers)\.(?=\d+\.[^b])", "blocks."),
+    (r"^encoder\.layers\.", "layers."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
-    (r"\.attention\.(attention\.)?(query|q_proj)\.", ".attn.q."),
-    (r"\.attention\.(attention\.)?(key|k_proj)\.", ".attn.k."),
-    (r"\.attention\.(attention\.)?(value|v_proj)\.", ".attn.v."),
+    (r"\.attention\.((attention|self)\.)?(query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.((attention|self)\.)?(key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.((attention|self)\.)?(value|v_proj)\.", ".attn.v."),
+    (r"\.attention\.(self|relative_position_bias)\.relative_position_", ".attn.relative_position_"),
     (r"\.(intermediate\.dense|mlp\.fc1)\.", ".mlp.fc1."),
     (r"(?<!attention)\.(output\.dense|mlp\.fc2)\.", ".mlp.fc2."),
     (r"^layernorm\.", "norm."),
@@ -40,7 +45,7 @@ NAMES = (
 
 
 def read(name: str) -> Pretrained:
-    """Reads a transformers checkpoint of ViT or DeiT image classification.
+    """Reads a transformers checkpoint of ViT, DeiT or Swin image classification.
 
     Raises:
         UserError: missing files, another model type, an activation or epsilon that our models do not have.
@@ -51,10 +56,13 @@ def read(name: str) -> Pretrained:
     values = rename(tensors.read(path), bool(config.get("qkv_bias", True)))
     preprocessor = path.parent / "preprocessor_config.json"
     fields = _json(preprocessor) if preprocessor.is_file() else {}
-    card = {"crop_pct": 0.9 if fields.get("do_center_crop") else 1.0}
+    card: dict[str, Any] = {"crop_pct": 0.9 if fields.get("do_center_crop") else 1.0}
     if "image_mean" in fields and "image_std" in fields:
         card |= {"mean": fields["image_mean"], "std": fields["image_std"]}
-    found = timm.from_tensors(values, config["model_type"], f"huggingface:{name}", tensors.sha256(path), card)
+    if config.get("image_size"):
+        card["input_size"] = [config["image_size"]]
+    gelu = GELUS[config.get("hidden_act", "gelu")]
+    found = timm.from_tensors(values, config["model_type"], f"huggingface:{name}", tensors.sha256(path), card, gelu)
     labels = config.get("id2label", {})
     names = [labels[str(index)] for index in range(len(labels))] if len(labels) == found.num_classes else []
     return found._replace(class_names=names)
@@ -77,13 +85,14 @@ def rename(values: Mapping[str, np.ndarray], qkv_bias: bool = True) -> dict[str,
 
 
 def _check(config: Mapping[str, Any], name: str) -> None:
-    if config.get("model_type") not in MODELS:
-        raise UserError(f"{name} is a {config.get('model_type')!r} model; these can be read: {', '.join(MODELS)}.")
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{name} uses the activation {config['hidden_act']!r}; our ViT has the exact GELU.")
+    kind, activation = config.get("model_type"), config.get("hidden_act", "gelu")
+    if kind not in EPS:
+        raise UserError(f"{name} is a {kind!r} model; these can be read: {', '.join(EPS)}.")
+    if activation not in GELUS:
+        raise UserError(f"{name} uses the activation {activation!r}; these can be read: {', '.join(GELUS)}.")
     # transformers' configs say 1e-12 for ViT where the weights were trained with 1e-6: no difference at 1e-4 of logits.
-    if not 0 <= config.get("layer_norm_eps", EPS) <= EPS:
-        raise UserError(f"{name} uses LayerNorm epsilon {config['layer_norm_eps']}; our ViT has {EPS}.")
+    if not 0 <= config.get("layer_norm_eps", EPS[kind]) <= EPS[kind]:
+        raise UserError(f"{name} uses LayerNorm epsilon {config['layer_norm_eps']}; our model has {EPS[kind]}.")
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_transformers_weights_give_the_same_logits(rng, tmp_path, new_style):
     assert found.preprocess == Preprocess(48, 1.0, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     for field, value, word in (
         ("model_type", "swin", "swin"),
-        ("hidden_act", "gelu_new", "gelu_new"),
+        ("hidden_act", "quick_gelu", "quick_gelu"),
         ("layer_norm_eps", 1e-3, "0.001"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))

@@ -1,0 +1,102 @@
+"""Checkpoints of big_vision and of vision_transformer (AugReg): `big_vision:FILE.npz`.
+
+Both use the tanh GELU, and images of mean and std 0.5. Read are classifiers on a class token; what pools otherwise
+(attention pooling, the mean) or has a hidden layer before the head is refused. Names are translated to timm's.
+"""
+
+import functools
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from lraqvit_jax import tensors
+from lraqvit_jax.errors import UserError
+from lraqvit_jax.weights import Pretrained, timm
+
+LEFT_OUT = ("opt/", "chrono/", "extra/")
+"""Optimizer state and the like that a training checkpoint also holds."""
+NAMES = (
+    (r"^embedding/", "patch_embed.proj."),
+    (r"^cls$", "cls_token"),
+    (r"^(Transformer/posembed_input/)?pos_embedding$", "pos_embed"),
+    (r"^Transformer/encoder_norm/", "norm."),
+    (r"^Transformer/encoderblock_(\d+)/", r"blocks.\1."),
+    (r"\.LayerNorm_0/", ".norm1."),
+    (r"\.LayerNorm_[12]/", ".norm2."),
+    (r"\.MultiHeadDotProductAttention_[01]/out/", ".attn.proj."),
+    (r"\.MultiHeadDotProductAttention_[01]/(query|key|value)/", r".attn.\1."),
+    (r"\.MlpBlock_[03]/Dense_0/", ".mlp.fc1."),
+    (r"\.MlpBlock_[03]/Dense_1/", ".mlp.fc2."),
+    (r"^head/", "head."),
+    (r"\.scale$", ".weight"),
+)
+
+
+def read(name: str) -> Pretrained:
+    """Reads a checkpoint.
+
+    Raises:
+        UserError: missing or broken file, a classifier that is none of ours, tensors that do not fit it.
+    """
+    path = pathlib.Path(name).expanduser()
+    card = {"crop_pct": 0.875, "interpolation": "bilinear", **timm.HALF}
+    values = rename(tensors.read(path), f"big_vision:{name}")
+    return timm.from_tensors(values, "vit", f"big_vision:{name}", tensors.sha256(path), card, gelu="tanh")
+
+
+def rename(values: Mapping[str, np.ndarray], source: str = "") -> dict[str, np.ndarray]:
+    """Flax names and layouts, (in, out) and heads apart, to timm's.
+
+    Raises:
+        UserError: no class token, or a layer before the head.
+    """
+    values = {key.removeprefix("params/"): value for key, value in values.items() if not key.startswith(LEFT_OUT)}
+    for wrong, what in (("MAPHead_0/", "attention pooling"), ("pre_logits/", "a hidden layer before the head")):
+        if any(key.startswith(wrong) for key in values):
+            raise UserError(f"{source} is a ViT with {what}, which can not be read; name one without.")
+    if "cls" not in values:
+        raise UserError(f"{source} has no class token (cls), which our ViT needs; name a ViT that has one.")
+    renamed = {
+        functools.reduce(lambda name, pair: re.sub(pair[0], pair[1], name), NAMES, key): value
+        for key, value in _unstacked(values).items()
+    }
+    made = dict(_torch(key, value) for key, value in renamed.items() if not re.search(_QKV, key))
+    for stem in sorted({match[1] for key in renamed if (match := re.match(rf"(.*){_QKV}", key))}):
+        for end, new in (("kernel", "weight"), ("bias", "bias")):
+            parts = [renamed.get(f"{stem}.attn.{part}.{end}") for part in ("query", "key", "value")]
+            flat = [_flat(part, end) for part in parts if part is not None]
+            if len(flat) == 3:  # otherwise what is missing is named by the strict conversion
+                made[f"{stem}.attn.qkv.{new}"] = np.concatenate(flat)
+    return made
+
+
+_QKV = r"\.attn\.(query|key|value)\."
+
+
+def _unstacked(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Blocks that were stacked for nn.scan, one by one."""
+    stacked = "Transformer/encoderblock/"
+    apart = {key: value for key, value in values.items() if not key.startswith(stacked)}
+    for key, value in values.items():
+        if key.startswith(stacked):
+            for index, one in enumerate(value):
+                apart[key.replace(stacked, f"Transformer/encoderblock_{index}/")] = one
+    return apart
+
+
+def _flat(value: np.ndarray, end: str) -> np.ndarray:
+    """(dim, heads, head_dim) -> (heads * head_dim, dim); a bias (heads, head_dim) -> (heads * head_dim,)."""
+    return value.reshape(value.shape[0], -1).T if end == "kernel" else value.reshape(-1)
+
+
+def _torch(key: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    """A kernel in PyTorch's layout, under the name `weight`; all else as it is."""
+    if not key.endswith(".kernel"):
+        return key, value
+    if key == "patch_embed.proj.kernel":
+        value = value.transpose(3, 2, 0, 1)
+    else:
+        value = value.reshape(-1, value.shape[-1]).T
+    return key.removesuffix("kernel") + "weight", value
