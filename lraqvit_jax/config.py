@@ -17,6 +17,10 @@ RUN = {
     "alpha": 1.0,  # weight of the cross-entropy
     "beta": 1.0,  # weight of the block distillation
     "teacher_forced": False,
+    "normalized": False,  # True divides each block's error by the mean square of the teacher's output
+    "gamma": 0.0,  # weight of KL(teacher || student) of the logits
+    "temperature": 1.0,  # of that divergence
+    "image_size": 0,  # of training; 0 is the model's. Smaller is faster: positions are resampled for it, not trained
     "steps": 0,  # 0 takes the config's `steps`
     "learning_rate": 0.0,  # 0 takes optimizer.learning_rate
 }
@@ -57,6 +61,7 @@ def default() -> ConfigDict:
             "epochs": 0.0,  # where above 0, replaces steps
             "log_every": 50,
             "checkpoint_every": 500,  # 0 keeps only the end of each run
+            "cache_dir": "",  # for what is slow to compute; "" is ~/.cache/lraqvit_jax, "none" keeps nothing
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # Sources; calibration "" is train. crop_pct 0 keeps the weights'; 1 where the images are cropped already.
             "data": {"train": "", "eval": "", "calibration": "", "data_dir": "", "crop_pct": 0.0},
@@ -68,6 +73,8 @@ def default() -> ConfigDict:
                 "std": (0.5, 0.5, 0.5),
             },
             "augment": "",
+            # Beta parameters, 0 for off; where both are on, cutmix has the probability `switch`.
+            "mix": {"mixup": 0.0, "cutmix": 0.0, "switch": 0.5},
             "teacher": {"steps": 0, "label_smoothing": 0.0, **RECIPE, "learning_rate": 1e-3},
             "plan": {
                 "method": "uniform_ratio",  # uniform_ratio | by_dimension | by_kind; see lowrank/ranks.py
@@ -100,13 +107,14 @@ def default() -> ConfigDict:
 def imagenet(model: str, weights: str) -> ConfigDict:
     """The paper's recipe: AdamW 1e-5 with cosine annealing, ImageNet-1k, timm's augmentation.
 
-    What the paper leaves open is our choice: batch 256, 10 epochs, random resized crops and flips.
+    What the paper leaves open is our choice: batch 256, 10 epochs, DeiT's augmentation as timm has it.
     """
     config = default()
     config.model, config.weights, config.num_classes = model, weights, 1000
     config.data.train = config.data.calibration = "tfds:imagenet2012@train"
     config.data.eval = "tfds:imagenet2012@validation"
-    config.augment = "random_resized_crop(0.08, 1.0)|flip_lr(0.5)"
+    config.augment = "random_resized_crop(0.08, 1)|flip_lr|rand_augment(2, 9, 0.5)|random_erasing(0.25)"
+    config.mix.update(mixup=0.8, cutmix=1.0)
     config.batch_size, config.eval_batch_size, config.dtype = 256, 512, "bfloat16"
     config.epochs, config.checkpoint_every = 10.0, 2000
     config.runs = {
@@ -117,7 +125,7 @@ def imagenet(model: str, weights: str) -> ConfigDict:
     return config
 
 
-FREE = ("mesh", "log_every", "checkpoint_every", "eval_batch_size", "export")
+FREE = ("mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
 """Fields that may change between two calls in one work directory: they do not change what is computed."""
 
 
@@ -135,9 +143,21 @@ def check(config: Mapping[str, Any]) -> None:
     if config["quant"]["methods"] and config["quant"]["source"] not in config["runs"]:
         known = nearest(config["quant"]["source"], config["runs"])
         raise UserError(f"quant.source is {config['quant']['source']!r}, which is no run; {known}")
+    _check_mix(config["mix"])
+    for name, fields in config["runs"].items():
+        if not fields["temperature"] > 0:
+            raise UserError(f"runs.{name}.temperature is {fields['temperature']}; give a number above 0.")
     for field in ("train", "eval"):
         if not config["data"][field]:
             raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
+
+
+def _check_mix(mix: Mapping[str, float]) -> None:
+    for field in ("mixup", "cutmix"):
+        if not mix[field] >= 0:
+            raise UserError(f"mix.{field} is {mix[field]}; give the parameter of a Beta distribution, or 0 for off.")
+    if not 0 <= mix["switch"] <= 1:
+        raise UserError(f"mix.switch is {mix['switch']}; it is a probability, in [0, 1].")
 
 
 def leaves(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:

@@ -171,9 +171,11 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
 
 def _check_model(config: Mapping[str, Any], pretrained: weights.Pretrained) -> None:
     """Raises UserError where the configuration names another model than its weights are of."""
-    size = {"num_classes": pretrained.num_classes, "image_size": pretrained.preprocess.size}
-    found = models.create(pretrained.model, **size)
-    if config["model"] and models.create(config["model"], **size) != found:
+
+    def build(name: str) -> Any:
+        return models.create(name, num_classes=pretrained.num_classes, image_size=pretrained.preprocess.size)
+
+    if config["model"] and build(config["model"]) != build(pretrained.model):
         raise UserError(
             f"model is {config['model']!r} and the weights are those of {pretrained.model!r}; "
             "correct one of them, or leave model empty."

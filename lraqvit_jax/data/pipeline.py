@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lraqvit_jax.data.augment import Augment
+from lraqvit_jax.data.mix import Mix
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Example, Source
 
@@ -29,29 +30,33 @@ def training(
     *,
     batch_size: int,
     seed: int,
+    mix: Mix | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator:
-    """Endless shuffled, augmented batches.
+    """Endless shuffled, augmented batches of `image` and `label`; where they are mixed, `other_label` and `share` too.
 
-    The order, and every random choice of the augmentation, follow from `seed` and the position alone; the iterator's
-    `get_state` and `set_state` continue a run exactly where it was.
+    The order, and every random choice of the augmentation and the mixing, follow from `seed` and the position alone;
+    the iterator's `get_state` and `set_state` continue a run exactly where it was.
 
     Args:
         source: examples.
         preprocess: of the model to train.
-        augment: applied to the cropped image.
+        augment: from the source's image to that of the model's size.
         batch_size: global; each host reads its share.
-        seed: of the order and the augmentation.
+        seed: of the order, the augmentation and the mixing.
+        mix: see `lraqvit_jax.data.mix`; each host mixes its own rows, all with the same share. None is off.
         process: (index, count) of this host.
     """
     index, count = process
 
     def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        image = augment(preprocess.geometry(example["image"]), rng)
+        image = augment(example["image"], preprocess, rng)
         return {"image": preprocess.normalize(image), "label": np.int32(example["label"])}
 
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     batches = examples.random_map(prepare)[index::count].batch(batch_size // count, drop_remainder=True)
+    if mix:
+        batches = batches.random_map(mix)
     return iter(batches.to_iter_dataset(READ))
 
 

@@ -57,6 +57,10 @@ class Preprocess:
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
 
+    def squash(self, image: Image.Image) -> Image.Image:
+        """Converts to RGB and resizes to size x size, whatever the sides were."""
+        return image.convert("RGB").resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
+
     def normalize(self, image: Image.Image) -> Float[np.ndarray, "size size 3"]:
         scale = 1 / (255 * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)

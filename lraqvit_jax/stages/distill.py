@@ -1,5 +1,8 @@
 """Stage distill: trains every run of the ladder. `RUN.start` -> `RUN.trained`, both in reparam form."""
 
+from typing import Any
+
+from lraqvit_jax import checkpoint, models, sharding, tensors, weights
 from lraqvit_jax.stages import training
 from lraqvit_jax.workspace import Workspace
 
@@ -11,22 +14,42 @@ def run(ws: Workspace) -> None:
         dtype = ws.config["dtype"]
         start = ws.load(f"{name}.start", "factorize", dtype=dtype)
         dense = ws.load("dense", "teacher", dtype=dtype)
+        size = options["image_size"] or ws.preprocess.size
+        student, student_params = _at_size(ws, start, size, dtype)
+        teacher, teacher_params = _at_size(ws, dense, size, dtype)
+        own = tensors.flatten(start.params)
+        resampled = [path for path, leaf in tensors.flatten(student_params).items() if leaf.shape != own[path].shape]
         steps = options["steps"] or ws.steps(ws.config["steps"])
         recipe = training.recipe(ws.config["optimizer"], steps, options["learning_rate"])
         objective = training.Objective(
-            start.model,
-            dense.model,
+            student,
+            teacher,
             alpha=options["alpha"],
             beta=options["beta"],
+            gamma=options["gamma"],
+            temperature=options["temperature"],
             teacher_forced=options["teacher_forced"],
+            normalized=options["normalized"],
             freeze_base=not options["train_base"],
+            freeze=tuple(resampled),
         )
-        frozen = dense.params if options["beta"] else None
-        params, checkpoints = training.fit(ws, name, objective, recipe, start.params, frozen)
+        frozen = teacher_params if options["beta"] or options["gamma"] else None
+        params, checkpoints = training.fit(ws, name, objective, recipe, student_params, frozen, size)
+        params = tensors.nest(tensors.flatten(params) | {path: own[path] for path in resampled})
         notes = (
-            f"{options['decomposition']} + {options['branch']} branch, {steps} steps, "
-            f"{options['alpha']:g} CE + {options['beta']:g} block MSE"
+            f"{options['decomposition']} + {options['branch']} branch, {steps} steps at {size} pixels, "
+            f"{options['alpha']:g} CE + {options['beta']:g} {'relative ' if options['normalized'] else ''}block MSE"
             f"{' (teacher-forced)' if options['teacher_forced'] else ''}"
+            f"{' + {gamma:g} KL at T={temperature:g}'.format(**options) if options['gamma'] else ''}"
         )
         ws.save(f"{name}.trained", params, start.plan, parent=f"{name}.start", notes=notes)
         checkpoints.delete()
+
+
+def _at_size(ws: Workspace, found: checkpoint.Artifact, size: int, dtype: str) -> tuple[Any, Any]:
+    """The model and its parameters for images of another size, on the mesh."""
+    if size == ws.preprocess.size:
+        return found.model, found.params
+    model = models.create(ws.model, num_classes=ws.num_classes, image_size=size, plan=found.plan, dtype=dtype)
+    resized = weights.resize(checkpoint.host(found.params), model, size)
+    return model, sharding.put(resized, sharding.abstract_params(model, size, ws.mesh))

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from lraqvit_jax import sharding, train
+from lraqvit_jax import sharding, tensors, train
 from lraqvit_jax.checkpoint import TrainCheckpoints
-from lraqvit_jax.data import augment, pipeline
+from lraqvit_jax.data import augment, mix, pipeline
 from lraqvit_jax.distill import step as losses
 from lraqvit_jax.train import Recipe
 from lraqvit_jax.workspace import Workspace
@@ -23,19 +23,27 @@ class Objective:
         model: trained.
         teacher: dense model, or None for training on labels alone.
         alpha: weight of the cross-entropy.
-        beta: weight of the distillation.
+        beta: weight of the block distillation.
+        gamma: weight of the distillation of logits.
+        temperature: of the distillation of logits.
         teacher_forced: see `losses.distillation`.
+        normalized: likewise.
         label_smoothing: of the cross-entropy.
         freeze_base: keep the factors u and v of reparam layers, train their branches and all else.
+        freeze: paths of further parameters to keep.
     """
 
     model: nn.Module
     teacher: nn.Module | None = None
     alpha: float = 1.0
     beta: float = 0.0
+    gamma: float = 0.0
+    temperature: float = 1.0
     teacher_forced: bool = False
+    normalized: bool = False
     label_smoothing: float = 0.0
     freeze_base: bool = False
+    freeze: tuple[str, ...] = ()
 
 
 class Compiled(NamedTuple):
@@ -46,17 +54,22 @@ class Compiled(NamedTuple):
     abstract: train.State
 
 
-def is_base(params: Any) -> Any:
-    """True at the factors u and v that have a branch beside them."""
-    if not isinstance(params, dict):
-        return False
-    return {name: (name in ("u", "v") and f"d{name}" in params) or is_base(value) for name, value in params.items()}
+def kept(objective: Objective, params: Any) -> Any:
+    """True at the parameters that are not trained."""
+    flat = tensors.flatten(params)
+    keep = {path: path in objective.freeze for path in flat}
+    if objective.freeze_base:
+        for path in flat:
+            where, _, name = path.rpartition("/")
+            keep[path] |= name in ("u", "v") and f"{where}/d{name}" in flat
+    return tensors.nest(keep)
 
 
 @functools.lru_cache(maxsize=4)
 def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
-    tx = train.optimizer(recipe, is_base if objective.freeze_base else None)
+    keep = functools.partial(kept, objective) if objective.freeze_base or objective.freeze else None
+    tx = train.optimizer(recipe, keep)
     state = train.abstract_state(abstract, tx, mesh)
     if objective.teacher is None:
         loss_fn = losses.supervised(objective.model, objective.label_smoothing)
@@ -66,13 +79,18 @@ def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -
             objective.teacher,
             alpha=objective.alpha,
             beta=objective.beta,
+            gamma=objective.gamma,
+            temperature=objective.temperature,
             teacher_forced=objective.teacher_forced,
+            normalized=objective.normalized,
             label_smoothing=objective.label_smoothing,
         )
     return Compiled(train.make_step(loss_fn, tx, state, mesh), tx, state)
 
 
-def fit(ws: Workspace, name: str, objective: Objective, recipe: Recipe, params: Any, frozen: Any) -> Any:
+def fit(
+    ws: Workspace, name: str, objective: Objective, recipe: Recipe, params: Any, frozen: Any, image_size: int = 0
+) -> Any:
     """Trains to the end of `recipe`, continuing from the newest checkpoint of this run if there is one.
 
     Args:
@@ -82,21 +100,24 @@ def fit(ws: Workspace, name: str, objective: Objective, recipe: Recipe, params: 
         recipe: how.
         params: the start, on the mesh. They are consumed.
         frozen: parameters of the teacher, or None.
+        image_size: of training, that of the objective's models; 0 is the workspace's.
 
     Returns:
         The trained parameters and the checkpoints, to be deleted once the artefact is written.
     """
     batch_size = ws.config["batch_size"]
+    preprocess = dataclasses.replace(ws.preprocess, size=image_size or ws.preprocess.size)
     batches = pipeline.training(
         ws.source("train"),
-        ws.preprocess,
+        preprocess,
         augment.parse(ws.config["augment"]),
         batch_size=batch_size,
         seed=ws.config["seed"],
+        mix=mix.parse(ws.config["mix"]),
         process=(jax.process_index(), jax.process_count()),
     )
     with sharding.use(ws.mesh):
-        compiled = _compile(objective, recipe, ws.preprocess.size, ws.mesh)
+        compiled = _compile(objective, recipe, preprocess.size, ws.mesh)
         checkpoints = TrainCheckpoints(ws.path(f"{name}.training"), ws.config["checkpoint_every"])
         state = checkpoints.restore(compiled.abstract, batches)
         if state is None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -74,21 +75,34 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
 
 
 def _resized(found: Pretrained, image_size: int) -> Pretrained:
-    """Resamples what depends on the image size (timm's way for positions: bicubic, antialiased)."""
     model = models.create(found.model, num_classes=found.num_classes, image_size=image_size)
+    preprocess = dataclasses.replace(found.preprocess, size=image_size)
+    return found._replace(params=resize(found.params, model, image_size), preprocess=preprocess)
+
+
+def resize(params: Mapping[str, Any], model: nn.Module, image_size: int) -> dict[str, Any]:
+    """Resamples what depends on the image size: position embeddings, position biases of windows that shrink.
+
+    Args:
+        params: of the same model at another size.
+        model: at the new size.
+        image_size: the new size.
+    """
     abstract = tensors.flatten(sharding.abstract_params(model, image_size, sharding.one_device()))
-    flat = tensors.flatten(found.params)
+    flat = tensors.flatten(params)
     for path, leaf in abstract.items():
         value = np.asarray(flat[path])
         if value.shape != leaf.shape:
             table = value[None] if value.ndim == 2 else value  # a position bias table is all grid and no class token
             flat[path] = resample(table, leaf.shape[-2]).reshape(leaf.shape)
-    preprocess = dataclasses.replace(found.preprocess, size=image_size)
-    return found._replace(params=tensors.nest(flat), preprocess=preprocess)
+    return tensors.nest(flat)
 
 
 def resample(embedding: Float[np.ndarray, "1 old dim"], cells: int) -> Float[np.ndarray, "1 new dim"]:
-    """Resamples the square part of a position embedding to the largest square within `cells`; class tokens stay."""
+    """Resamples the square part of a position embedding to the largest square within `cells`; class tokens stay.
+
+    Bicubic and antialiased, as timm does it.
+    """
     old, new = math.isqrt(embedding.shape[1]), math.isqrt(cells)
     prefix = embedding.shape[1] - old**2
     grid = embedding[0, prefix:].reshape(old, old, -1)

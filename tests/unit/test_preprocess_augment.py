@@ -1,5 +1,7 @@
 """Preprocessing against timm's evaluation transform written out, and augmentations against what they promise."""
 
+import functools
+import itertools
 import json
 import math
 
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
+from scipy import stats
 
 from lraqvit_jax.data import augment, preprocess
 from lraqvit_jax.data.preprocess import Preprocess
@@ -119,7 +122,15 @@ def test_what_makes_no_sense_is_named(fields, says):
 
 # --- augmentation ---
 
-EVERYTHING = "random_affine(10, 0.1, 0.9, 1.1, 5) | random_crop(2) | flip_lr(0.5)"
+MOVES = "random_affine(10, 0.1, 0.9, 1.1, 5) | random_crop(2) | flip_lr(0.5)"
+EVERYTHING = f"random_resized_crop | {MOVES} | color_jitter | rand_augment | random_erasing"
+SMALL = Preprocess(12, 0.9)
+
+
+def run(text, image, rng):
+    """`text` on an image that is of the model's size already, as an array."""
+    assert image.width == image.height
+    return np.asarray(augment.parse(text)(image, Preprocess(image.width), rng))
 
 
 class Fixed:
@@ -131,40 +142,61 @@ class Fixed:
         return high if size is None else np.full(size, high)
 
 
-def test_no_augmentation_leaves_the_image(rng):
-    image = picture(rng, 9, 7)
-    assert augment.parse("")(image, rng) is image
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_no_augmentation_is_the_preprocessing(rng, mode):
+    image = picture(rng, 40, 25, mode)
+    got = augment.parse("")(image, SMALL, rng)
+    assert np.array_equal(np.asarray(got), np.asarray(SMALL.geometry(image)))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["random_affine(0, 0, 1, 1)", "random_affine(0, 0, 1, 1, 0)", "random_crop(0)", "flip_lr(0)", " flip_lr(0) | "],
+    [
+        "random_affine(0, 0, 1, 1)",
+        "random_affine(0, 0, 1, 1, 0)",
+        "random_crop(0)",
+        "flip_lr(0)",
+        " flip_lr(0) | ",
+        "random_resized_crop(1, 1, 1, 1)",
+        "color_jitter(0, 0, 0)",
+        "random_erasing(0)",
+        "rand_augment(0)",
+    ],
 )
 def test_operations_of_no_strength_leave_every_pixel(rng, text):
-    image = picture(rng, 9, 7)
-    assert np.array_equal(np.asarray(augment.parse(text)(image, rng)), np.asarray(image))
+    image = picture(rng, 9, 9)
+    assert np.array_equal(run(text, image, rng), np.asarray(image))
 
 
-@pytest.mark.parametrize("text", [EVERYTHING, "random_affine", "random_crop", "flip_lr"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_size_and_mode_stay(rng, text, mode):
-    result = augment.parse(text)(picture(rng, 9, 7, mode), rng)
-    assert (result.size, result.mode) == ((9, 7), mode)
+@pytest.mark.parametrize("text", [EVERYTHING, *augment.OPERATIONS])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+@pytest.mark.parametrize("shape", [(9, 7), (12, 12), (50, 80), (1, 30)], ids=str)
+def test_any_photograph_becomes_rgb_of_the_models_size(rng, text, mode, shape):
+    result = augment.parse(text)(picture(rng, *shape, mode), SMALL, rng)
+    assert (result.size, result.mode) == ((12, 12), "RGB")
 
 
-def test_the_generator_decides(rng):
-    image, run = picture(rng, 16, 16), augment.parse(EVERYTHING)
-    one, same, other = (np.asarray(run(image, np.random.default_rng(seed))) for seed in (1, 1, 2))
+@pytest.mark.parametrize("text", [MOVES, EVERYTHING])
+def test_the_generator_decides(rng, text):
+    image = picture(rng, 16, 16)
+    one, same, other = (run(text, image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("text", [MOVES, EVERYTHING])
+def test_the_original_stays_as_it_was(rng, text):
+    image = picture(rng, 16, 16)
+    before = np.asarray(image).copy()
+    for _ in range(20):
+        run(text, image, rng)
+    assert np.array_equal(np.asarray(image), before)
+
+
 def test_flipping_mirrors_left_and_right_at_its_probability(rng):
-    image = picture(rng, 9, 7)
-    flip = augment.parse("flip_lr(1)")
-    assert np.array_equal(np.asarray(flip(image, rng)), np.asarray(image)[:, ::-1])
-    half = augment.parse("flip_lr(0.3)")
-    flipped = [not np.array_equal(np.asarray(half(image, rng)), np.asarray(image)) for _ in range(300)]
+    image = picture(rng, 9, 9)
+    assert np.array_equal(run("flip_lr(1)", image, rng), np.asarray(image)[:, ::-1])
+    flipped = [not np.array_equal(run("flip_lr(0.3)", image, rng), np.asarray(image)) for _ in range(300)]
     assert 0.2 < np.mean(flipped) < 0.4
 
 
@@ -210,8 +242,145 @@ def test_operations_run_in_the_order_of_the_text(rng, monkeypatch):
         )
     pipeline = augment.parse("random_crop(3)|flip_lr(0.25)|random_crop")
     calls.clear()  # parsing tries every operation once
-    pipeline(image, rng)
+    pipeline(image, SMALL, rng)
     assert calls == [("random_crop", 3), ("flip_lr", 0.25), ("random_crop", 0)]
+
+
+# --- random resized crops ---
+
+
+def coordinates(width, height):
+    """An image whose first two channels are x and y."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
+
+
+def boxes(shape, count, *numbers):
+    """Left, top, width, height of crops of an image of at most 256 x 256."""
+    image, rng = coordinates(*shape), np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        crop = augment.random_resized_crop(image, rng, *numbers)
+        (left, top, _), (right, bottom, _) = crop.getpixel((0, 0)), crop.getpixel((crop.width - 1, crop.height - 1))
+        assert (right - left + 1, bottom - top + 1) == crop.size  # a window of the original, not resampled
+        found.append((left, top, *crop.size))
+    return np.array(found).T
+
+
+def test_boxes_are_uniform_in_area_log_uniform_in_ratio_and_anywhere():
+    left, top, width, height = boxes((250, 200), 2000, 0.1, 0.4, 0.6, 1.5)  # all of them fit
+    share, log_ratio = width * height / (250 * 200), np.log(width / height)
+    assert stats.kstest(share, stats.uniform(0.1, 0.3).cdf).pvalue > 0.01
+    span = np.log(1.5 / 0.6)
+    assert stats.kstest(log_ratio, stats.uniform(np.log(0.6), span).cdf).pvalue > 0.01
+    assert abs(np.corrcoef(share, log_ratio)[0, 1]) < 0.06
+    for start, side, length in ((left, width, 250), (top, height, 200)):
+        assert start.min() == 0
+        assert (start + side).max() == length
+        place = (start + 0.5) / (length - side + 1)  # uniform, but for whole pixels
+        assert stats.kstest(place, stats.uniform.cdf).pvalue > 0.01
+
+
+def test_the_default_box_is_timms():
+    """8% to 100% of the area; three to four either way."""
+    _, _, width, height = boxes((240, 240), 1000)
+    share, ratio = width * height / 240**2, width / height
+    assert 0.075 < share.min() < 0.1
+    assert 0.9 < share.max() <= 1
+    assert 0.7 < ratio.min() < 0.77
+    assert 1.3 < ratio.max() < 1.4
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [((201, 21), (86, 0, 28, 21)), ((21, 201), (0, 86, 21, 28)), ((30, 30), (0, 0, 30, 30))],
+    ids=["wide", "tall", "square"],
+)
+def test_where_no_box_fits_it_is_the_centre_at_the_nearest_ratio(shape, box):
+    assert np.array_equal(boxes(shape, 20, 1, 1), np.repeat(box, 20).reshape(4, 20))
+
+
+@pytest.mark.parametrize("name", sorted(preprocess.INTERPOLATIONS))
+def test_the_crop_is_resized_as_the_model_asks_and_replaces_the_central_one(rng, name):
+    """The whole image, squashed: neither crop_pct nor the sides' ratio counts."""
+    image = picture(rng, 40, 30)
+    got = augment.parse("random_resized_crop(1, 1, 1.3333333, 1.3333334)")(image, Preprocess(16, 0.5, name), rng)
+    want = image.resize((16, 16), preprocess.INTERPOLATIONS[name])
+    assert np.array_equal(np.asarray(got), np.asarray(want))
+
+
+# --- colours and erasing ---
+
+
+def blend(low, image, factor):
+    """PIL truncates after clipping."""
+    return np.clip(low + factor * (np.asarray(image, np.float64) - low), 0, 255)
+
+
+def test_each_colour_factor_is_its_formula(rng):
+    """Alone, at its upper end; grey is ITU-R 601's."""
+    pixels = np.asarray(picture(rng, 20, 20)).astype(np.float64)
+    grey = np.asarray(Image.fromarray(pixels.astype(np.uint8)).convert("L"), np.float64)
+    assert np.abs(grey - pixels @ (0.299, 0.587, 0.114)).max() <= 1
+    lows = {"1, 0, 0": 0.0, "0, 1, 0": np.floor(grey.mean() + 0.5), "0, 0, 1": grey[..., None]}
+    for numbers, low in lows.items():
+        seen = [
+            run(f"color_jitter({numbers})", Image.fromarray(pixels.astype(np.uint8)), np.random.default_rng(seed))
+            for seed in range(40)
+        ]
+        factors = []
+        for result in seen:
+            errors = [np.abs(blend(low, pixels, factor) - result).max() for factor in np.linspace(0, 2, 401)]
+            assert min(errors) < 2
+            factors.append(np.linspace(0, 2, 401)[np.argmin(errors)])
+        assert stats.kstest(factors, stats.uniform(0, 2).cdf).pvalue > 0.01
+
+
+class Upper(np.random.Generator):
+    """Uniform draws are the upper ends of their ranges; the rest is random."""
+
+    def uniform(self, low=0.0, high=1.0, size=None):
+        return Fixed.uniform(low, high, size)
+
+
+def test_the_colour_factors_come_in_every_order(rng):
+    image = picture(rng, 16, 16)
+    factors = {ImageEnhance.Brightness: 1.2, ImageEnhance.Contrast: 1.5, ImageEnhance.Color: 1.8}
+
+    def in_order(kinds):
+        return functools.reduce(lambda image, kind: kind(image).enhance(factors[kind]), kinds, image).tobytes()
+
+    seen = {run("color_jitter(0.2, 0.5, 0.8)", image, Upper(np.random.PCG64(seed))).tobytes() for seed in range(60)}
+    assert seen == {in_order(kinds) for kinds in itertools.permutations(factors)}
+
+
+def erased(text, count, size=100):
+    """Masks of what was erased of a black image, and the noise that took its place."""
+    rng, black = np.random.default_rng(0), Image.new("RGB", (size, size))
+    results = np.stack([run(text, black, rng) for _ in range(count)])
+    return results.any(-1), results
+
+
+def test_erasing_is_a_box_of_uniform_area_full_of_noise():
+    masks, results = erased("random_erasing(1, 0.05, 0.25)", 400)
+    rows, columns = masks.any(2), masks.any(1)
+    heights, widths = rows.sum(1), columns.sum(1)
+    assert masks.sum((1, 2)) == pytest.approx(heights * widths, abs=1)  # full, but for a black pixel in 256^3
+    assert stats.kstest(heights * widths / 100**2, stats.uniform(0.05, 0.2).cdf).pvalue > 0.01
+    log_ratio = np.log(heights / widths)
+    assert stats.kstest(log_ratio, stats.uniform(np.log(0.3), -2 * np.log(0.3)).cdf).pvalue > 0.01
+    assert np.all(rows.any(0)) and np.all(columns.any(0))
+    noise = results[masks].astype(np.float64)
+    assert stats.chisquare(np.bincount(noise.astype(int).ravel(), minlength=256)).pvalue > 0.001
+    assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.01
+
+
+def test_erasing_has_its_probability_and_leaves_the_rest(rng):
+    masks, _ = erased("random_erasing(0.25)", 1000, 20)
+    assert 0.2 < np.mean(masks.any((1, 2))) < 0.3
+    image = picture(rng, 50, 50)
+    changed = (run("random_erasing(1, 0.1, 0.2)", image, rng) != np.asarray(image)).any(-1)
+    assert 0.08 < changed.mean() < 0.22
 
 
 @pytest.mark.parametrize(
@@ -225,6 +394,8 @@ def test_operations_run_in_the_order_of_the_text(rng, monkeypatch):
         ("flip_lr(0.5, 0.5)", r"write flip_lr\(probability\)"),
         ("random_crop(1 2)", r"write random_crop\(padding\)"),
         ("random_crop(__import__('os'))", r"write random_crop\(padding\)"),
+        ("flip_lr|random_resized_crop", "random_resized_crop after another operation"),
+        ("random_resized_crop|random_resized_crop(0.5)", "random_resized_crop after another operation"),
     ],
 )
 def test_text_that_is_no_augmentation_is_named(text, says):
@@ -233,7 +404,24 @@ def test_text_that_is_no_augmentation_is_named(text, says):
 
 
 @pytest.mark.parametrize(
-    "text", ["random_crop(-3)", "random_affine(10, 0.1, 1.2, 0.9)", "random_affine(10, 0.1, 0, 0)"]
+    "text",
+    [
+        "random_crop(-3)",
+        "random_affine(10, 0.1, 1.2, 0.9)",
+        "random_affine(10, 0.1, 0, 0)",
+        "random_resized_crop(0, 1)",
+        "random_resized_crop(0.5, 0.2)",
+        "random_resized_crop(0.5, 1.5)",
+        "random_resized_crop(0.1, 1, 0)",
+        "random_resized_crop(0.1, 1, 2, 1)",
+        "color_jitter(0.4, -0.1)",
+        "random_erasing(0.001, 0, 0.1)",
+        "random_erasing(0.001, 0.5, 0.1)",
+        "rand_augment(1.5)",
+        "rand_augment(-1)",
+        "rand_augment(2, 11)",
+        "rand_augment(2, 9, -1)",
+    ],
 )
 def test_numbers_that_would_stop_the_input_pipeline_are_refused_when_read(text):
     with pytest.raises(UserError, match="augment"):
