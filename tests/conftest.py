@@ -1,12 +1,18 @@
-"""Eight CPU devices for every test, set before JAX starts."""
+"""Eight CPU devices for every test, and a cache folder of its own for every session, set before JAX starts."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_cache_")
 
 import numpy as np
 import pytest
+
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Truncated SVD, Eq. 2-3: the nearest pair of rank r to the kernel itself (Eckart-Young)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 
@@ -25,7 +25,11 @@ class Spectrum(NamedTuple):
 def spectrum(kernel: Float[np.ndarray, "m n"]) -> Spectrum:
     """The thin SVD, in float64 on the host. Each singular pair has the sign that makes its largest left entry positive,
     so that a result does not depend on the LAPACK build."""
-    left, values, right = scipy.linalg.svd(np.asarray(kernel, np.float64), full_matrices=False)
+    kernel = np.asarray(kernel, np.float64)
+    wide = kernel.shape[0] < kernel.shape[1]
+    # LAPACK takes 15 to 20 % less time for a tall matrix. NumPy, unlike SciPy, lets other threads run meanwhile.
+    left, values, right = np.linalg.svd(kernel.T if wide else kernel, full_matrices=False)
+    left, right = (right.T, left.T) if wide else (left, right)
     signs = np.sign(left[np.argmax(np.abs(left), axis=0), np.arange(left.shape[1])])
     signs[signs == 0] = 1
     return Spectrum(left * signs, values, right * signs[:, None])
@@ -37,8 +41,16 @@ def truncate(parts: Spectrum, rank: int) -> Pair:
     return Pair(parts.left[:, :rank] * root, root[:, None] * parts.right[:rank])
 
 
-def decompose(kernel: Float[np.ndarray, "m n"], rank: int, moment: np.ndarray | None = None) -> Pair:
-    """Eq. 2-3: the nearest pair of rank `rank`. Needs no statistics; `moment` is ignored."""
+def decompose(
+    kernel: Float[np.ndarray, "m n"],
+    rank: int,
+    moment: np.ndarray | None = None,
+    spectrum: Callable[[np.ndarray], Spectrum] = spectrum,
+) -> Pair:
+    """Eq. 2-3: the nearest pair of rank `rank`. Needs no statistics; `moment` is ignored.
+
+    `spectrum` computes the SVD: the function above, or one that remembers (`spectra.Memo`).
+    """
     del moment
     return truncate(spectrum(kernel), rank)
 

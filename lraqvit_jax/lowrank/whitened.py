@@ -10,13 +10,18 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from lraqvit_jax.lowrank.svd import Pair, spectrum
+from lraqvit_jax.lowrank import svd
+from lraqvit_jax.lowrank.svd import Pair
 
 NEEDS_MOMENT = True
 
 
 def decompose(
-    kernel: Float[np.ndarray, "m n"], rank: int, moment: Float[np.ndarray, "m m"], damping: float = 1e-6
+    kernel: Float[np.ndarray, "m n"],
+    rank: int,
+    moment: Float[np.ndarray, "m m"],
+    damping: float = 1e-6,
+    spectrum: Callable[[np.ndarray], svd.Spectrum] = svd.spectrum,
 ) -> Pair:
     """The pair of rank `rank` nearest to `kernel` in mean squared output.
 
@@ -25,6 +30,7 @@ def decompose(
         rank: of the pair.
         moment: second moment C of the inputs.
         damping: share of C's mean diagonal added to the diagonal, so that directions no input has stay bounded.
+        spectrum: computes the SVD, or remembers it (`spectra.Memo`).
 
     Returns:
         The pair, balanced: both factors carry the same total energy in each rank channel's direction.
@@ -41,10 +47,12 @@ def _roots(
     outputs are singular), the eigenvectors with every eigenvalue raised to the damping."""
     mean = np.trace(moment) / len(moment)
     floor = damping * mean if mean > 0 else 1.0
+    damped = moment.copy()
+    damped[np.diag_indices(len(moment))] += floor
     try:
-        lower = scipy.linalg.cholesky(moment + floor * np.eye(len(moment)), lower=True)
+        lower = np.linalg.cholesky(damped)
         return lower, lambda x: scipy.linalg.solve_triangular(lower, x, lower=True, trans="T")
-    except scipy.linalg.LinAlgError:
+    except np.linalg.LinAlgError:
         values, vectors = scipy.linalg.eigh(moment)
         scale = np.sqrt(np.maximum(values, max(floor, 1e-12 * values[-1])))
         return vectors * scale, lambda x: (vectors / scale) @ x

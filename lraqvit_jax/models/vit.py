@@ -29,7 +29,7 @@ for _size, _fields in _SIZES.items():
     VARIANTS[f"deit_{_size}_distilled"] = {**_fields, "distilled": True}
     VARIANTS[f"deit3_{_size}"] = {**_fields, "layer_scale": True}
 for _fields in VARIANTS.values():
-    _fields["gelu"] = "exact"
+    _fields |= {"gelu": "exact", "norm_eps": NORM_EPS}
 
 
 def layer_norm(name: str | None = None, epsilon: float = NORM_EPS) -> nn.LayerNorm:
@@ -89,13 +89,14 @@ class Block(nn.Module):
     options: LinearOptions
     layer_scale: bool = False
     gelu: str = "exact"
+    norm_eps: float = NORM_EPS
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         dtype = self.options.dtype
-        branch = Attention(self.heads, self.options, name="attn")(layer_norm("norm1")(x).astype(dtype))
+        branch = Attention(self.heads, self.options, name="attn")(layer_norm("norm1", self.norm_eps)(x).astype(dtype))
         x = x + self._scaled("ls1", branch)
-        branch = Mlp(self.options, self.gelu, name="mlp")(layer_norm("norm2")(x).astype(dtype))
+        branch = Mlp(self.options, self.gelu, name="mlp")(layer_norm("norm2", self.norm_eps)(x).astype(dtype))
         x = x + self._scaled("ls2", branch)
         return nn.with_logical_constraint(x, ("batch", "tokens", None))
 
@@ -124,6 +125,7 @@ class ViT(nn.Module):
     distilled: bool = False
     layer_scale: bool = False
     gelu: str = "exact"
+    norm_eps: float = NORM_EPS
 
     def setup(self) -> None:
         normal = nn.initializers.truncated_normal(0.02)
@@ -135,8 +137,10 @@ class ViT(nn.Module):
             self.dist_token: Any = self.param("dist_token", boxed, (1, 1, self.dim))
             self.head_dist = Linear(self.num_classes, self.options, ("embed", "classes"))
         self.pos_embed: Any = self.param("pos_embed", boxed, (1, tokens, self.dim))
-        self.blocks = [Block(self.heads, self.options, self.layer_scale, self.gelu) for _ in range(self.depth)]
-        self.norm = layer_norm("norm")
+        self.blocks = [
+            Block(self.heads, self.options, self.layer_scale, self.gelu, self.norm_eps) for _ in range(self.depth)
+        ]
+        self.norm = layer_norm("norm", self.norm_eps)
         self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
 
     def embed(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens dim"]:
@@ -190,4 +194,4 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
         ]
     heads = ["head", "head_dist"] if values.get("distilled") else ["head"]
     layers += [LinearInfo(head, dim, num_classes, 1, "head") for head in heads]
-    return models.ModelSpec(tuple(layers), values["depth"], NORM_EPS, values["gelu"])
+    return models.ModelSpec(tuple(layers), values["depth"], values["norm_eps"], values["gelu"])

@@ -4,15 +4,25 @@ Writes the untrained rows `lra` (truncated SVD) and `lra_NAME` (other decomposit
 its starting point `RUN.start`, in reparam form.
 """
 
+import functools
+import inspect
 import zlib
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lraqvit_jax import checkpoint, statistics, trees
 from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.lowrank import decomposition, reparam, svd
+from lraqvit_jax.lowrank import decomposition, reparam, spectra, svd
 from lraqvit_jax.workspace import Workspace
+
+
+class Factors(NamedTuple):
+    """What one layer can be made of, float32: {u, v} by decomposition, {du, dv} by branch initialization."""
+
+    pairs: dict[str, dict[str, np.ndarray]]
+    branches: dict[str, dict[str, np.ndarray]]
 
 
 def row_name(name: str) -> str:
@@ -30,22 +40,23 @@ def run(ws: Workspace) -> None:
     params, plan = checkpoint.host(dense.params), plan_lib.low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
     names = {*missing, *(runs[name]["decomposition"] for name in wanted)}
+    branches = {runs[name]["branch"] for name in wanted}
     moments: dict[str, np.ndarray] = {}
     drawn: list[int] = []
     if any(decomposition(name).NEEDS_MOMENT for name in names):
         batches, drawn = ws.calibration(ws.config["factorize"]["calibration_images"])
         layers = [info for info in ws.spec.layers if info.path in ranks]
         moments = statistics.second_moments(dense.model, dense.params, layers, batches, ws.mesh)
-    kernels = {path: trees.get(params, path)["kernel"] for path in ranks}
-    pairs = {
-        name: {
-            path: decomposition(name).decompose(kernel, ranks[path], moment=moments.get(path))
-            for path, kernel in kernels.items()
-        }
-        for name in sorted(names)
-    }
+    spectrum = spectra.memo(ws.config["cache_dir"])
+
+    def compress(path: str) -> Factors:
+        kernel, moment = trees.get(params, path)["kernel"], moments.pop(path, None)
+        seed = (ws.config["seed"], zlib.crc32(path.encode()))
+        return _factors(kernel, ranks[path], moment, names, branches, spectrum, seed)
+
+    factors = dict(zip(ranks, spectra.each(compress, ranks), strict=True))
     for name in missing:
-        changes = {path: _layer(params, path, *pair) for path, pair in pairs[name].items()}
+        changes = {path: _layer(params, path, found.pairs[name]) for path, found in factors.items()}
         ws.save(
             row_name(name),
             trees.replace(params, changes),
@@ -54,25 +65,49 @@ def run(ws: Workspace) -> None:
             notes=f"{name}, no training",
             calibration=drawn,
         )
-    spectra = {path: svd.spectrum(kernel) for path, kernel in kernels.items()} if wanted else {}
     for name in wanted:
-        options, changes = runs[name], {}
-        for path, pair in pairs[options["decomposition"]].items():
-            rng = np.random.default_rng((ws.config["seed"], zlib.crc32(path.encode())))
-            branch = reparam.branch(options["branch"], spectra[path], ranks[path], rng)
-            changes[path] = _layer(params, path, *pair, du=branch.u, dv=branch.v)
+        pair, branch = runs[name]["decomposition"], runs[name]["branch"]
+        changes = {
+            path: _layer(params, path, found.pairs[pair] | found.branches[branch]) for path, found in factors.items()
+        }
         ws.save(
             f"{name}.start",
             trees.replace(params, changes),
             plan_lib.low_rank(ws.plan, "reparam"),
             parent="dense",
-            notes=f"{options['decomposition']}, branch {options['branch']}",
+            notes=f"{pair}, branch {branch}",
             calibration=drawn,
         )
 
 
-def _layer(params: Any, path: str, u: Any, v: Any, **branch: Any) -> dict[str, Any]:
-    factors = {"u": u, "v": v, **branch}
-    return {name: np.asarray(value, np.float32) for name, value in factors.items()} | {
-        "bias": trees.get(params, path)["bias"]
-    }
+def _factors(
+    kernel: np.ndarray,
+    rank: int,
+    moment: np.ndarray | None,
+    names: Iterable[str],
+    branches: Iterable[str],
+    spectrum: Callable[[np.ndarray], svd.Spectrum],
+    seed: tuple[int, int],
+) -> Factors:
+    """One layer by every decomposition and branch asked for. Its SVD, which they share, is held no longer than this."""
+    kernel = np.asarray(kernel, np.float64)
+    own = functools.cache(lambda: spectrum(kernel))
+
+    def shared(matrix: np.ndarray) -> svd.Spectrum:
+        return own() if matrix is kernel else spectrum(matrix)
+
+    found = Factors({}, {})
+    for name in names:
+        decompose = decomposition(name).decompose
+        options = {"spectrum": shared} if "spectrum" in inspect.signature(decompose).parameters else {}
+        u, v = decompose(kernel, rank, moment=moment, **options)
+        found.pairs[name] = {"u": u.astype(np.float32), "v": v.astype(np.float32)}
+    for name in branches:
+        du, dv = reparam.branch(name, own(), rank, np.random.default_rng(seed))
+        found.branches[name] = {"du": du.astype(np.float32), "dv": dv.astype(np.float32)}
+    return found
+
+
+def _layer(params: Any, path: str, factors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of a layer with these factors; its bias, where it has one, stays."""
+    return factors | {name: value for name, value in trees.get(params, path).items() if name == "bias"}

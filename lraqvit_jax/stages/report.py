@@ -7,6 +7,7 @@ import numpy as np
 
 from lraqvit_jax import checkpoint, metrics, results, trees
 from lraqvit_jax.errors import UserError
+from lraqvit_jax.lowrank import spectra
 from lraqvit_jax.workspace import Workspace
 
 
@@ -36,8 +37,9 @@ def _spectra(ws: Workspace) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     if not ranks or not ws.has("dense"):
         return {}, ranks
     params = checkpoint.load_artifact(ws.path("dense")).params
-    kernels = {path: np.asarray(trees.get(params, path)["kernel"]) for path in ranks}
-    return {path: np.linalg.svd(kernel, compute_uv=False) for path, kernel in kernels.items()}, ranks
+    spectrum = spectra.memo(ws.config["cache_dir"])
+    values = spectra.each(lambda path: spectrum(np.asarray(trees.get(params, path)["kernel"])).values, ranks)
+    return dict(zip(ranks, values, strict=True)), ranks
 
 
 def _surfaces(ws: Workspace, name: str) -> dict[str, np.ndarray]:
@@ -53,6 +55,10 @@ def _errors(ws: Workspace) -> dict[str, dict[str, float]]:
     return {name: checkpoint.read_meta(ws.path(name))["errors"] for name in methods}
 
 
+def _mixing(mix: dict[str, float]) -> list[str]:
+    return [f"{name} {mix[name]:g}" for name in ("mixup", "cutmix") if mix[name]]
+
+
 def _provenance(ws: Workspace) -> list[tuple[str, str]]:
     config: dict[str, Any] = ws.config
     meta = checkpoint.read_meta(ws.path("dense")) if ws.has("dense") else {}
@@ -65,7 +71,7 @@ def _provenance(ws: Workspace) -> list[tuple[str, str]]:
         else meta.get("notes", ""),
         "training data": config["data"]["train"],
         "evaluation data": config["data"]["eval"],
-        "augmentation": config["augment"] or "none",
+        "augmentation": ", ".join([config["augment"] or "none", *_mixing(config["mix"])]),
         "calibration": f"{config['factorize']['calibration_images']} images for low rank, "
         f"{config['quant']['calibration_images']} for int8, from {drawn_from}, "
         f"drawn with seed {config['seed']}",

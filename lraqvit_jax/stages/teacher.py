@@ -16,6 +16,10 @@ def run(ws: Workspace) -> None:
     steps = config["teacher"]["steps"]
     if not config["weights"] and not steps:
         raise UserError("There is no teacher: name pretrained weights in `weights`, or train one with teacher.steps.")
+    if steps and ws.source("train")[0]["label"] < 0:
+        raise UserError(
+            "data.train has no labels to train the teacher with; set teacher.steps to 0, or name labelled images."
+        )
     model = ws.create(plan, dtype=config["dtype"])
     abstract = sharding.abstract_params(model, ws.preprocess.size, ws.mesh)
     source = {"source": "", "sha256": ""}

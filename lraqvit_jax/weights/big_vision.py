@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from lraqvit_jax import tensors
@@ -20,7 +21,7 @@ LEFT_OUT = ("opt/", "chrono/", "extra/")
 NAMES = (
     (r"^embedding/", "patch_embed.proj."),
     (r"^cls$", "cls_token"),
-    (r"^(Transformer/posembed_input/)?pos_embedding$", "pos_embed"),
+    (r"^(Transformer/(posembed_input/)?)?pos_embedding$", "pos_embed"),
     (r"^Transformer/encoder_norm/", "norm."),
     (r"^Transformer/encoderblock_(\d+)/", r"blocks.\1."),
     (r"\.LayerNorm_0/", ".norm1."),
@@ -43,7 +44,7 @@ def read(name: str) -> Pretrained:
     path = pathlib.Path(name).expanduser()
     card = {"crop_pct": 0.875, "interpolation": "bilinear", **timm.HALF}
     values = rename(tensors.read(path), f"big_vision:{name}")
-    return timm.from_tensors(values, "vit", f"big_vision:{name}", tensors.sha256(path), card, gelu="tanh")
+    return timm.from_tensors(values, "vit", f"big_vision:{name}", tensors.sha256(path), card, suffix="_tanh")
 
 
 def rename(values: Mapping[str, np.ndarray], source: str = "") -> dict[str, np.ndarray]:
@@ -52,7 +53,9 @@ def rename(values: Mapping[str, np.ndarray], source: str = "") -> dict[str, np.n
     Raises:
         UserError: no class token, or a layer before the head.
     """
-    values = {key.removeprefix("params/"): value for key, value in values.items() if not key.startswith(LEFT_OUT)}
+    values = {
+        key.removeprefix("params/"): _readable(value) for key, value in values.items() if not key.startswith(LEFT_OUT)
+    }
     for wrong, what in (("MAPHead_0/", "attention pooling"), ("pre_logits/", "a hidden layer before the head")):
         if any(key.startswith(wrong) for key in values):
             raise UserError(f"{source} is a ViT with {what}, which can not be read; name one without.")
@@ -84,6 +87,11 @@ def _unstacked(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             for index, one in enumerate(value):
                 apart[key.replace(stacked, f"Transformer/encoderblock_{index}/")] = one
     return apart
+
+
+def _readable(value: np.ndarray) -> np.ndarray:
+    """bfloat16 comes out of an .npz as two bytes of no type."""
+    return value.view(jnp.bfloat16) if value.dtype == np.dtype("V2") else value
 
 
 def _flat(value: np.ndarray, end: str) -> np.ndarray:

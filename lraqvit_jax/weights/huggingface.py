@@ -18,8 +18,11 @@ from lraqvit_jax.models import swin, vit
 from lraqvit_jax.weights import Pretrained, timm
 
 EPS = {"vit": vit.NORM_EPS, "deit": vit.NORM_EPS, "swin": swin.NORM_EPS}
-"""LayerNorm epsilon of each model type that can be read."""
-GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+"""Our LayerNorm epsilon for each model type that can be read."""
+GELUS = {"gelu": "", "gelu_new": "_tanh", "gelu_pytorch_tanh": "_tanh", "gelu_fast": "_tanh"}
+"""Suffix of our model for each activation."""
+RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""Interpolation by PIL's number."""
 NAMES = (
     (r"^(vit|deit|swin)\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -52,17 +55,12 @@ def read(name: str) -> Pretrained:
     """
     path = hub.find(name, ("model.safetensors",))
     config = _json(path.parent / "config.json")
-    _check(config, name)
+    suffix = _suffix(config, name)
     values = rename(tensors.read(path), bool(config.get("qkv_bias", True)))
     preprocessor = path.parent / "preprocessor_config.json"
     fields = _json(preprocessor) if preprocessor.is_file() else {}
-    card: dict[str, Any] = {"crop_pct": 0.9 if fields.get("do_center_crop") else 1.0}
-    if "image_mean" in fields and "image_std" in fields:
-        card |= {"mean": fields["image_mean"], "std": fields["image_std"]}
-    if config.get("image_size"):
-        card["input_size"] = [config["image_size"]]
-    gelu = GELUS[config.get("hidden_act", "gelu")]
-    found = timm.from_tensors(values, config["model_type"], f"huggingface:{name}", tensors.sha256(path), card, gelu)
+    card = _card(fields) | ({"input_size": [_side(config["image_size"])]} if config.get("image_size") else {})
+    found = timm.from_tensors(values, config["model_type"], f"huggingface:{name}", tensors.sha256(path), card, suffix)
     labels = config.get("id2label", {})
     names = [labels[str(index)] for index in range(len(labels))] if len(labels) == found.num_classes else []
     return found._replace(class_names=names)
@@ -73,26 +71,52 @@ def rename(values: Mapping[str, np.ndarray], qkv_bias: bool = True) -> dict[str,
     renamed: dict[str, np.ndarray] = {}
     for key, value in values.items():
         renamed[functools.reduce(lambda name, pair: re.sub(pair[0], pair[1], name), NAMES, key)] = value
-    for key in [key for key in renamed if key.endswith(".attn.q.weight")]:
-        stem = key.removesuffix("q.weight")
-        parts = [renamed.pop(f"{stem}{letter}.weight") for letter in "qkv"]
-        renamed[f"{stem}qkv.weight"] = np.concatenate(parts)
-        biases = (
-            [renamed.pop(f"{stem}{letter}.bias") for letter in "qkv"] if qkv_bias else [np.zeros(len(p)) for p in parts]
-        )
-        renamed[f"{stem}qkv.bias"] = np.concatenate(biases)
+    for stem in {key.removesuffix("q.weight") for key in renamed if key.endswith(".attn.q.weight")}:
+        _join(renamed, stem, "weight")
+        if qkv_bias:
+            _join(renamed, stem, "bias")
+        elif f"{stem}qkv.weight" in renamed:
+            renamed[f"{stem}qkv.bias"] = np.zeros(len(renamed[f"{stem}qkv.weight"]), np.float32)
     return renamed
 
 
-def _check(config: Mapping[str, Any], name: str) -> None:
+def _join(renamed: dict[str, np.ndarray], stem: str, end: str) -> None:
+    """Replaces q, k, v by qkv. Where one is missing, all stay, for the strict conversion to name."""
+    names = [f"{stem}{letter}.{end}" for letter in "qkv"]
+    if all(name in renamed for name in names):
+        renamed[f"{stem}qkv.{end}"] = np.concatenate([renamed.pop(name) for name in names])
+
+
+def _card(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's card would say, from preprocessor_config.json."""
+    card: dict[str, Any] = {"crop_pct": 1.0, "interpolation": RESAMPLE.get(fields.get("resample", 3), "bicubic")}
+    size, crop = _side(fields.get("size")), _side(fields.get("crop_size"))
+    if fields.get("do_center_crop"):
+        card["crop_pct"] = crop / size if 0 < crop <= size else 0.9
+    if "image_mean" in fields and "image_std" in fields:
+        card |= {"mean": fields["image_mean"], "std": fields["image_std"]}
+    return card
+
+
+def _side(size: Any) -> int:
+    """Pixels, from a number, a list of them, or a dict such as {"shortest_edge": 256}; 0 if there is none."""
+    sides = list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, list) else [size or 0]
+    return min(sides, default=0)
+
+
+def _suffix(config: Mapping[str, Any], name: str) -> str:
+    """Suffix of our model's name for the activation and the LayerNorm epsilon of this config."""
     kind, activation = config.get("model_type"), config.get("hidden_act", "gelu")
     if kind not in EPS:
         raise UserError(f"{name} is a {kind!r} model; these can be read: {', '.join(EPS)}.")
     if activation not in GELUS:
         raise UserError(f"{name} uses the activation {activation!r}; these can be read: {', '.join(GELUS)}.")
-    # transformers' configs say 1e-12 for ViT where the weights were trained with 1e-6: no difference at 1e-4 of logits.
-    if not 0 <= config.get("layer_norm_eps", EPS[kind]) <= EPS[kind]:
-        raise UserError(f"{name} uses LayerNorm epsilon {config['layer_norm_eps']}; our model has {EPS[kind]}.")
+    # transformers' configs say 1e-12 for ViT where the weights were trained with 1e-6. Its Swin has 1e-5 in some norms
+    # whatever the config says.
+    eps = config.get("layer_norm_eps", 1e-12 if kind != "swin" else EPS[kind])
+    if eps != EPS[kind] and (kind == "swin" or eps <= 0 or float(f"{eps:.0e}") != eps):
+        raise UserError(f"{name} uses LayerNorm epsilon {eps}; our model has {EPS[kind]}.")
+    return GELUS[activation] + (f"_eps{eps:.0e}" if eps != EPS[kind] else "")
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def read(name: str) -> Pretrained:
 
 
 def from_tensors(
-    values: Mapping[str, np.ndarray], name: str, source: str, sha256: str, card: Mapping[str, Any], gelu: str = "exact"
+    values: Mapping[str, np.ndarray], name: str, source: str, sha256: str, card: Mapping[str, Any], suffix: str = ""
 ) -> Pretrained:
     """Builds the model from tensors with timm's names.
 
@@ -44,13 +44,13 @@ def from_tensors(
         source: for the record.
         sha256: likewise.
         card: timm's `pretrained_cfg`, may be empty.
-        gelu: "exact" or "tanh".
+        suffix: of the model's name, such as "_tanh", for what tensors do not tell.
     """
     layout = layouts.find(values, source)
     values = layout.normalize(values)
     sizes = card.get("input_size") or (0,)
     model, image_size = layout.architecture(values, name, source, sizes[-1])
-    model += "_tanh" if gelu == "tanh" else ""
+    model += suffix
     preprocess = Preprocess(
         size=image_size,
         crop_pct=card.get("crop_pct", 0.9),

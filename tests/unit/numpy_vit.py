@@ -1,4 +1,7 @@
-"""A ViT in float64 NumPy on timm's tensors, transcribed from the papers: the oracle for weights and numerics."""
+"""A ViT in float64 NumPy on timm's tensors, transcribed from the papers: the oracle for weights and numerics.
+
+It reads compressed layers too, by what export/safetensors.py says of them.
+"""
 
 import numpy as np
 from scipy.special import erf
@@ -17,32 +20,40 @@ def tanh_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu):
-    """Logits (batch, classes) of images (batch, size, size, 3)."""
+def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, clip=1.0):
+    """Logits (batch, classes) of images (batch, size, size, 3); `clip` is that of dynamic input scales."""
     t = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
-    dim, _, p, _ = t["patch_embed.proj.weight"].shape
+    p = t.get("patch_embed.proj.weight", t.get("patch_embed.proj.0.weight")).shape[-1]
+    dim = t["cls_token"].shape[-1]
     batch, size = images.shape[:2]
-    patches = np.stack(
-        [
-            np.einsum("bijc,dcij->bd", images[:, r : r + p, c : c + p], t["patch_embed.proj.weight"])
-            for r in range(0, size, p)
-            for c in range(0, size, p)
-        ],
-        axis=1,
-    )
+
+    def linear(x, name):
+        if f"{name}.0.weight" in t:
+            return linear(linear(x, f"{name}.0"), f"{name}.1")
+        weight, bias = t[f"{name}.weight"], t.get(f"{name}.bias", 0)
+        weight = weight.reshape(len(weight), -1)
+        if f"{name}.weight_scale" not in t:
+            return x @ weight.T + bias
+        x = x / t.get(f"{name}.input_smooth", 1)
+        scale = t.get(f"{name}.input_scale", clip * np.abs(x).max(-1, keepdims=True) / 127)
+        codes = np.clip(np.round(x / scale), -127, 127)
+        return codes @ weight.T * scale * t[f"{name}.weight_scale"].T + bias
+
+    def norm(x, name):
+        return layer_norm(x, t[f"{name}.weight"], t[f"{name}.bias"], eps)
+
+    patches = [
+        images[:, r : r + p, c : c + p].transpose(0, 3, 1, 2).reshape(batch, -1)
+        for r in range(0, size, p)
+        for c in range(0, size, p)
+    ]
+    patches = linear(np.stack(patches, axis=1), "patch_embed.proj")
     tokens = [np.repeat(t[name], batch, 0) for name in ("cls_token", "dist_token") if name in t]
-    patches = patches + t["patch_embed.proj.bias"]
     position = t["pos_embed"]
     if position.shape[1] == patches.shape[1]:  # DeiT-III: none for the class token
         position = np.pad(position, ((0, 0), (1, 0), (0, 0)))
     x = np.concatenate([*tokens, patches], 1) + position
     depth = sum(name.endswith("norm1.weight") for name in t)
-
-    def linear(x, name):
-        return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
-
-    def norm(x, name):
-        return layer_norm(x, t[f"{name}.weight"], t[f"{name}.bias"], eps)
 
     for index in range(depth):
         block = f"blocks.{index}"

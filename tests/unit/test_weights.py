@@ -1,5 +1,6 @@
 """Weight files against a float64 transcription of the model, and every way in which a file can be wrong."""
 
+import functools
 import json
 
 import jax
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lraqvit_jax import tensors, weights
+from lraqvit_jax import models, tensors, weights
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.weights import huggingface, timm
+from tests.golden import recipe
 from tests.unit import numpy_vit
 
 TINY = {"dim": 192, "depth": 12, "patch": 16, "side": 3, "classes": 7}
+PICO = {"dim": 32, "depth": 2, "patch": 4, "side": 3, "classes": 7}
 
 
 def save(path, values):
@@ -57,20 +60,40 @@ def test_timm_weights_give_the_logits_of_the_transcription(rng, tmp_path, name, 
     assert found.preprocess.mean == mean
 
 
+@pytest.fixture(scope="module")
+def small_stream():
+    """LayerNorms see variances near 1e-4, so that their epsilon shows: tensors, images, our logits."""
+    shapes = {key: value.shape for key, value in numpy_vit.random_tensors(np.random.default_rng(0), **PICO).items()}
+    values = recipe.weights(shapes, seed=5, stream=0.01)
+    images = recipe.images(2, 12, seed=0)
+    found = timm.from_tensors(values, "vit", "a test", "", {})
+    model = models.create(found.model, num_classes=7, image_size=12)
+    logits = jax.jit(model.apply)({"params": found.params}, images)
+    np.testing.assert_allclose(logits, numpy_vit.logits(values, images, heads=2), atol=1e-4, rtol=0)
+    return values, images, logits
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"eps": 1e-3}, {"gelu": numpy_vit.tanh_gelu}, {"heads": 6}, {"bias": True}],
-    ids=lambda wrong: next(iter(wrong)),
+    [
+        {"eps": 1e-5},
+        {"eps": 1e-12},
+        {"gelu": numpy_vit.tanh_gelu},
+        {"heads": 4},
+        {"bias": "attn.qkv.bias"},
+        {"bias": "attn.proj.bias"},
+        {"bias": "mlp.fc1.bias"},
+        {"bias": "norm1.bias"},
+    ],
+    ids=lambda wrong: " ".join(map(str, *wrong.items())),
 )
-def test_a_wrong_eps_gelu_head_count_or_bias_is_seen(rng, tmp_path, wrong):
-    """The tolerance above is tight enough to tell."""
-    values = numpy_vit.random_tensors(rng, **TINY)
-    path = save(tmp_path / "vit_tiny_patch16_48.npz", values)
-    images = rng.standard_normal((2, 48, 48, 3)).astype(np.float32)
-    if wrong.pop("bias", False):
-        values = values | {"blocks.3.mlp.fc1.bias": np.zeros_like(values["blocks.3.mlp.fc1.bias"])}
-    want = numpy_vit.logits(values, images, **{"heads": 3, **wrong})
-    assert error(f"timm:{path}", want, images) > 1e-4
+def test_a_wrong_eps_gelu_head_count_or_bias_is_seen(small_stream, wrong):
+    """The tolerance of 1e-4 is tight enough to tell, by a margin."""
+    values, images, logits = small_stream
+    options = {"heads": 2, **wrong}
+    end = options.pop("bias", "none")
+    values = {name: value * (not name.endswith(end)) for name, value in values.items()}
+    assert np.abs(logits - numpy_vit.logits(values, images, **options)).max() > 3e-4
 
 
 def transformers_names(values, new_style):
@@ -112,16 +135,36 @@ def test_transformers_weights_give_the_same_logits(rng, tmp_path, new_style):
     want = numpy_vit.logits(values, images, heads=3, eps=1e-12)
     assert error(f"huggingface:{tmp_path}", want, images) < 1e-4
     found = weights.read(f"huggingface:{tmp_path}")
-    assert found.class_names[3] == "class 3"
+    assert (found.model, found.class_names[3]) == ("vit_tiny_eps1e-12", "class 3")
     assert found.preprocess == Preprocess(48, 1.0, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     for field, value, word in (
-        ("model_type", "swin", "swin"),
+        ("model_type", "beit", "beit"),
         ("hidden_act", "quick_gelu", "quick_gelu"),
-        ("layer_norm_eps", 1e-3, "0.001"),
+        ("layer_norm_eps", 0, "epsilon 0"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
         with pytest.raises(UserError, match=word):
             weights.read(f"huggingface:{tmp_path}")
+
+
+def test_transformers_distilled_deit_gives_the_same_parameters(rng, tmp_path):
+    values = numpy_vit.random_tensors(rng, **TINY, distilled=True)
+    want = weights.read(f"timm:{save(tmp_path / 'deit_tiny_distilled_48.npz', values)}")
+    names = {
+        "vit.": "deit.",
+        "classifier.": "cls_classifier.",
+        "head_dist.": "distillation_classifier.",
+        "dist_token": "deit.embeddings.distillation_token",
+    }
+    renamed = {}
+    for name, value in transformers_names(values, True).items():
+        heads = {key: new for key, new in names.items() if name.startswith(key)}
+        renamed[functools.reduce(lambda text, pair: text.replace(*pair, 1), heads.items(), name)] = value
+    save(tmp_path / "model.safetensors", renamed)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deit"}))
+    found = weights.read(f"huggingface:{tmp_path}")
+    assert (found.model, found.preprocess.mean) == ("deit_tiny_distilled_eps1e-12", timm.IMAGENET["mean"])
+    jax.tree.map(np.testing.assert_array_equal, found.params, want.params)
 
 
 def test_another_image_size_resamples_the_positions_and_another_class_count_makes_a_new_head(rng, tmp_path):
@@ -131,7 +174,7 @@ def test_another_image_size_resamples_the_positions_and_another_class_count_make
     assert preprocess.size == 80
     assert params["pos_embed"].shape == (1, 26, 192)
     np.testing.assert_array_equal(params["pos_embed"][:, 0], values["pos_embed"][:, 0])
-    assert not np.asarray(model.apply({"params": params}, np.ones((1, 80, 80, 3), np.float32))).any()
+    assert not np.asarray(jax.jit(model.apply)({"params": params}, np.ones((1, 80, 80, 3), np.float32))).any()
     assert model.num_classes == 3
 
 

@@ -1,8 +1,16 @@
-"""Where images come from: `KIND:NAME`, each kind a module here with `load(name, role, data_dir) -> Source`."""
+"""Where images come from: `KIND:NAME`, each kind a module here with `load(name, role, data_dir) -> Source`.
 
+`KIND:NAME?labels=none` leaves the labels out, such as those of classes that are not the model's: distillation of blocks
+needs none. `A + B` joins sources.
+"""
+
+import bisect
 import functools
 import importlib
+import itertools
 import pkgutil
+import re
+from collections.abc import Sequence
 from typing import Protocol, TypedDict
 
 from PIL import Image
@@ -29,22 +37,76 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+class Unlabelled:
+    """A source without its labels."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.class_names: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": self._source[index]["image"], "label": -1}
+
+
+class Joined:
+    """Sources one after another, with the classes of the first that has some."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self._parts = parts
+        self._starts = list(itertools.accumulate(map(len, parts), initial=0))
+        self.class_names: list[str] = next((part.class_names for part in parts if part.class_names), [])
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        part = bisect.bisect_right(self._starts, index) - 1
+        return self._parts[part][index - self._starts[part]]
+
+
 @functools.lru_cache(maxsize=8)
 def load(source: str, role: str, data_dir: str = "") -> Source:
     """Opens a data source.
 
     Args:
-        source: "embedded:mnist5k", "folder:PATH", "tfds:NAME", ...
+        source: "embedded:mnist5k", "folder:PATH", "tfds:NAME?labels=none", "folder:A + folder:B", ...
         role: "train", "eval" or "calibration"; picks the split where a source has several.
         data_dir: where tfds keeps prepared data; "" is its default.
 
     Raises:
-        UserError: unknown kind, missing data, no such split.
+        UserError: unknown kind, missing data, no such split, no labels to evaluate with, or joined sources of
+            different classes.
     """
+    names = re.split(r" \+ (?=\w+:)", source)
+    parts = [_load_one(name, role, data_dir) for name in names]
+    if len(parts) == 1:
+        return parts[0]
+    joined = Joined(parts)
+    for name, part in zip(names, parts, strict=True):
+        if part.class_names and part.class_names != joined.class_names:
+            raise UserError(
+                f"data.{role} joins sources of different classes, and {name!r} is the first to differ; give it "
+                "?labels=none, or the same classes."
+            )
+    return joined
+
+
+@functools.lru_cache(maxsize=8)
+def _load_one(source: str, role: str, data_dir: str) -> Source:
+    match = re.fullmatch(r"(.+)\?(\w+=.*)", source)
+    plain, option = match.groups() if match else (source, "")
     kinds = [module.name for module in pkgutil.iter_modules(__path__)]
-    kind, colon, name = source.partition(":")
+    kind, colon, name = plain.partition(":")
     if not colon or kind not in kinds:
         raise UserError(
             f"data.{role} is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}"
         )
-    return importlib.import_module(f"{__name__}.{kind}").load(name, role, data_dir)
+    if option not in ("", "labels=none"):
+        raise UserError(f"data.{role} has the option {option!r}; write ?labels=none, the only one, or nothing.")
+    if option and role == "eval":
+        raise UserError(f"data.eval is {source!r}: without labels there is nothing to measure; leave the option out.")
+    found: Source = importlib.import_module(f"{__name__}.{kind}").load(name, role, data_dir)
+    return Unlabelled(found) if option else found

@@ -1,6 +1,7 @@
 """A folder of images: class-named sub-folders, or `labels.csv` (columns file,label) beside `images/` or `images.zip`.
 
-Where the folder holds `train/` and `val/` (or `validation/`, `test/`), the role picks one of them.
+Where the folder holds `train/` and `val/` (or `validation/`, `test/`), the role picks one of them. Images that lie
+directly in the folder, with no classes beside them, have no labels.
 """
 
 import csv
@@ -20,7 +21,7 @@ SPLITS = {"train": ("train",), "calibration": ("train",), "eval": ("val", "valid
 
 
 class Images:
-    """Image files with labels, read when asked for."""
+    """Image files with labels (-1 where they have none), read when asked for."""
 
     def __init__(
         self, where: str, files: list[str], labels: list[int], names: list[str], read: Callable[[str], bytes]
@@ -46,7 +47,7 @@ def load(name: str, role: str, data_dir: str = "") -> Images:
     """Opens a folder of images.
 
     Raises:
-        UserError: the folder is missing, empty, or its labels.csv is broken.
+        UserError: the folder is missing or empty, its labels.csv is broken, or there are no labels to evaluate with.
     """
     del data_dir
     root = pathlib.Path(name).expanduser()
@@ -59,10 +60,19 @@ def load(name: str, role: str, data_dir: str = "") -> Images:
         raise UserError(
             f"The folder {name!r} has train/ but none of {', '.join(SPLITS[role])} for data.{role}; add one."
         )
-    return _classes(splits[0] if splits else root)
+    root = splits[0] if splits else root
+    found = _classes(root) or _unlabelled(root)
+    if not found:
+        raise UserError(f"The folder {str(root)!r} has no images, in class-named sub-folders or without; add them.")
+    if role == "eval" and not found.class_names:
+        raise UserError(
+            f"data.eval names the folder {str(root)!r}, whose images have no labels to measure with; put them into "
+            "class-named sub-folders, or add labels.csv."
+        )
+    return found
 
 
-def _classes(root: pathlib.Path) -> Images:
+def _classes(root: pathlib.Path) -> Images | None:
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     files, labels = [], []
     for label, name in enumerate(names):
@@ -70,10 +80,15 @@ def _classes(root: pathlib.Path) -> Images:
             if path.suffix.lower() in SUFFIXES:
                 files.append(str(path.relative_to(root)))
                 labels.append(label)
-    if not files:
-        raise UserError(
-            f"The folder {str(root)!r} has no images in class-named sub-folders, nor a labels.csv; add them."
-        )
+    return _images(root, files, labels, names) if files else None
+
+
+def _unlabelled(root: pathlib.Path) -> Images | None:
+    files = sorted(entry.name for entry in root.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES)
+    return _images(root, files, [-1] * len(files), []) if files else None
+
+
+def _images(root: pathlib.Path, files: list[str], labels: list[int], names: list[str]) -> Images:
     return Images(str(root), files, labels, names, lambda file: (root / file).read_bytes())
 
 

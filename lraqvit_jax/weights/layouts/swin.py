@@ -47,7 +47,7 @@ def architecture(values: Mapping[str, np.ndarray], name: str, source: str, image
         if (fields["dim"], fields["depths"], fields["heads"][0]) == (dim, depths, heads):
             suffix = "" if patch == fields["patch_size"] else f"_patch{patch}"
             suffix += "" if window == fields["window_size"] else f"_window{window}"
-            numbers = [int(number) for number in re.findall(r"_(\d{2,4})(?![0-9])", name)]
+            numbers = [int(number) for number in re.findall(r"_(\d{2,4})(?![0-9a-z])", name)]  # not "_22k"
             size = image_size or (numbers[-1] if numbers else TRAINED_SIZES.get(window, 0))
             if not size:
                 raise UserError(f"{source} does not tell its image size; add it to the file's name, such as _224.")

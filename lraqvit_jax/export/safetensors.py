@@ -1,0 +1,106 @@
+"""safetensors for PyTorch: any artefact under timm's names, matrices as (out, in). Reading it needs nothing of ours.
+
+A layer X of timm's model, with m features in and n out, is stored in the form that the plan gives it:
+
+    dense      X.weight (n, m), X.bias (n,): a file with nothing else is a timm state dict
+    low rank   X.0.weight (r, m), X.1.weight (n, r), X.1.bias (n,):
+               torch.nn.Sequential(nn.Linear(m, r, bias=False), nn.Linear(r, n))
+    int8       the names of the compressed-tensors format: X.weight int8 (n, m), X.weight_scale float32 (n, 1),
+               X.input_scale float32 () or (tokens, 1) where it is static; and of ours X.input_smooth (m,), where the
+               input is divided by a vector first. A pair has these under X.0 and X.1.
+
+With sums over integers exact and rounding to nearest, ties to even, an int8 matrix computes
+
+    q = clip(round(x / (input_smooth * input_scale)), -127, 127)
+    y = (q @ weight.T) * input_scale * weight_scale.T + bias
+
+where a missing input_smooth is 1, a missing bias 0, and a missing input_scale, for each token,
+`clip * max|x / input_smooth| / 127` with the plan's `clip` (a token of zeros has q = 0).
+
+What reads pixels is a convolution, as in timm: patch_embed.proj.weight is (n, 3, p, p) in every form, and its
+input_smooth goes by the same (3, p, p). timm's DeiT-III gives the class token no position: `cls_token` has it added.
+
+Metadata, all strings: `format` ("lraqvit_jax 1"), `model`, `num_classes`, and as JSON `plan` (by our parameter paths),
+`preprocess` and `class_names`.
+"""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from lraqvit_jax import checkpoint, metrics, models, trees
+from lraqvit_jax.lowrank import reparam
+from lraqvit_jax.tensors import flatten
+
+FORMAT = "lraqvit_jax 1"
+
+
+def save(artifact: checkpoint.Artifact, path: pathlib.Path) -> None:
+    """Writes an artefact of any form; the branch of a reparam layer is merged into its pair."""
+    meta = artifact.meta
+    metadata = {"format": FORMAT, "model": meta["model"], "num_classes": str(meta["num_classes"])}
+    metadata |= {name: json.dumps(meta[name]) for name in ("plan", "preprocess", "class_names")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_atomically(path, safetensors.numpy.save(tensors(artifact), metadata))
+
+
+def tensors(artifact: checkpoint.Artifact) -> dict[str, np.ndarray]:
+    """What the file holds: host arrays by name."""
+    params, model = checkpoint.host(artifact.params), artifact.meta["model"]
+    swin = models.variants()[models.split(model)[0]] == "swin"
+    named: dict[str, np.ndarray] = {}
+    for path, layer in artifact.plan.items():
+        weights = trees.get(params, path)
+        weights = reparam.merge(weights) if layer.form == "reparam" else weights
+        named |= _linear(timm_name(path, swin), weights, pixels=path == "patch_embed")
+    for path, value in flatten(params).items():
+        if not any(path.startswith(f"{layer}/") for layer in artifact.plan):
+            named[timm_name(path, swin)] = value
+    if model.startswith("deit3"):
+        named["cls_token"] = named["cls_token"] + named["pos_embed"][:, :1]
+        named["pos_embed"] = named["pos_embed"][:, 1:]
+    # The library writes the bytes as they lie.
+    return {name: np.asarray(value, order="C") for name, value in named.items()}
+
+
+def timm_name(path: str, swin: bool) -> str:
+    """timm's name for what is at one of our paths: "blocks_0/norm1/scale" is "blocks.0.norm1.weight"."""
+    name = re.sub(r"_(\d+|gamma)(?=/|$)", r"/\1", path)
+    name = re.sub(r"/scale$", "/weight", name)
+    first, slash, rest = name.partition("/")
+    renamed = {"patch_embed": "patch_embed/proj", "patch_norm": "patch_embed/norm"} | (
+        {"head": "head/fc"} if swin else {}
+    )
+    return f"{renamed.get(first, first)}{slash}{rest}".replace("/", ".")
+
+
+def _linear(name: str, weights: Mapping[str, Any], pixels: bool) -> dict[str, np.ndarray]:
+    """One layer in its form; `pixels` where its inputs are the (p, p, 3) of a patch."""
+    named = {}
+    where = {"u": f"{name}.0", "v": f"{name}.1"} if "u" in weights else {"kernel": name}
+    for key, one in where.items():
+        kernel, first = weights[key], key != "v"
+        if isinstance(kernel, Mapping):
+            named[f"{one}.weight_scale"] = kernel["scale"][:, None]
+            scale = weights.get("x_scale" if first else "z_scale")
+            named |= {} if scale is None else {f"{one}.input_scale": scale}
+            if first and "smooth" in weights:
+                smooth = weights["smooth"]
+                named[f"{one}.input_smooth"] = _channels_first(smooth).reshape(-1) if pixels else smooth
+            kernel = kernel["qvalue"]
+        named[f"{one}.weight"] = _channels_first(kernel) if pixels and first else kernel.T
+    if "bias" in weights:
+        named[f"{one}.bias"] = weights["bias"]
+    return named
+
+
+def _channels_first(rows: np.ndarray) -> np.ndarray:
+    """(p p 3, ...) -> (..., 3, p, p)."""
+    side = math.isqrt(len(rows) // 3)
+    return np.moveaxis(rows.reshape(side, side, 3, *rows.shape[1:]), (2, 0, 1), (-3, -2, -1))

@@ -1,0 +1,112 @@
+"""Says what pretrained weights are, to see a wrong checkpoint before it is compressed.
+
+python -m lraqvit_jax.weights timm:deit_tiny_patch16_224.safetensors
+python -m lraqvit_jax.weights huggingface:DIR --num_classes 10 --image_size 160
+
+Prints the model that the tensors belong to, then mean, std and largest magnitude of every parameter. Exit codes:
+0 done, 2 a mistake in the input, 1 a defect here.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from lraqvit_jax import models, plan, tensors, weights
+from lraqvit_jax.errors import UserError
+from lraqvit_jax.weights import Pretrained
+
+NAMES = 5
+"""How many class names are shown."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}; --help lists what there is.")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m lraqvit_jax.weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help="timm:..., huggingface:..., big_vision:... or artifact:...")
+    parser.add_argument("--num_classes", type=int, default=0, help="0 keeps the head; another number makes a new one")
+    parser.add_argument("--image_size", type=int, default=0, help="0 keeps the size; another resamples positions")
+    found = parser.parse_args(argv)
+    for name in ("num_classes", "image_size"):
+        if getattr(found, name) < 0:
+            raise UserError(f"--{name} is {getattr(found, name)}; give a positive number, or 0 to keep what there is.")
+    return found
+
+
+def describe(found: Pretrained) -> str:
+    """What is known of the weights, a line each."""
+    spec = models.spec(found.model, num_classes=found.num_classes, image_size=found.preprocess.size)
+    flat, pre = tensors.flatten(found.params), found.preprocess
+    names = ", ".join(found.class_names[:NAMES] + ["..."] * (len(found.class_names) > NAMES))
+    flops = plan.total_cost(plan.dense(spec.layers), spec.layers).flops
+    lines = {
+        "source": found.source,
+        "sha256": found.sha256,
+        "model": f"{found.model}, {spec.blocks} blocks",
+        "image size": f"{pre.size} x {pre.size}",
+        "classes": f"{found.num_classes}{': ' if names else ''}{names}",
+        "preprocess": f"crop {pre.crop_pct:.3g}, {pre.interpolation}, mean {_row(pre.mean)}, std {_row(pre.std)}",
+        "parameters": f"{sum(np.size(value) for value in flat.values()) / 1e6:.3f} M in {len(flat)} tensors",
+        "linear layers": f"{flops / 1e9:.3f} GFLOPs an image, 2 for a multiply-accumulate",
+        "LayerNorm": f"epsilon {spec.norm_eps:g}",
+        "GELU": spec.gelu,
+    }
+    return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+
+
+def _row(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def table(params: Mapping[str, Any]) -> str:
+    """Statistics of every tensor, in the order of the names with their numbers counted; NaN and infinity are left out
+    of them and reported below."""
+    flat = tensors.flatten(params)
+    width = max(len(path) for path in flat)
+    lines = [f"{'parameter':<{width}} {'shape':>13} {'dtype':>8} {'mean':>10} {'std':>10} {'max |x|':>10}"]
+    broken = []
+    for path in sorted(flat, key=_natural):
+        value = np.asarray(flat[path])
+        finite = value[np.isfinite(value)].astype(np.float64)
+        if finite.size < value.size:
+            broken.append(f"{path} ({value.size - finite.size} of {value.size})")
+        numbers = (finite.mean(), finite.std(), np.abs(finite).max()) if finite.size else (np.nan,) * 3
+        shape = "x".join(map(str, value.shape))
+        lines.append(f"{path:<{width}} {shape:>13} {value.dtype!s:>8} " + " ".join(f"{x:>10.3g}" for x in numbers))
+    if broken:
+        lines.append(f"NaN or infinite values in {', '.join(broken)}: these weights are broken.")
+    return "\n".join(lines)
+
+
+def _natural(path: str) -> list[tuple[str, int]]:
+    """Sorts blocks_2 before blocks_10."""
+    parts = (name.rpartition("_") for name in path.split("/"))
+    return [(stem, int(number)) if number.isdigit() else (stem + number, 0) for stem, _, number in parts]
+
+
+def cli() -> None:
+    """Entry point: turns a user's mistake into one sentence and exit code 2."""
+    try:
+        options = parse(sys.argv[1:])
+        found = weights.read(options.source, num_classes=options.num_classes, image_size=options.image_size)
+        print(f"{describe(found)}\n\n{table(found.params)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    cli()
