@@ -112,6 +112,7 @@ def test_stages_one_at_a_time_equal_one_run(tmp_path, quiet):
     assert all(np.array_equal(got[name], want[name]) for name in want)
     assert list(command.rows(parts)) == list(command.rows(quiet))
     assert (parts / "export" / "int8_wads.stablehlo").exists()
+    assert (parts / "export" / "int8_wads.safetensors").exists()
     assert (parts / "report.html").exists()
 
 
