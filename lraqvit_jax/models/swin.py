@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from lraqvit_jax import models
 from lraqvit_jax.layers import Linear, LinearOptions
-from lraqvit_jax.models.vit import MLP_RATIO, Mlp, layer_norm
+from lraqvit_jax.models.vit import MLP_RATIO, Mlp, layer_norm, patches
 from lraqvit_jax.plan import LinearInfo
 
 NORM_EPS = 1e-5
@@ -208,9 +208,7 @@ class Swin(nn.Module):
 
     def embed(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens dim"]:
         """Patches, normalized."""
-        batch, side, p = images.shape[0], self.image_size // self.patch_size, self.patch_size
-        patches = images.reshape(batch, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch_embed(patches.reshape(batch, side * side, p * p * 3).astype(self.options.dtype))
+        x = self.patch_embed(patches(images, self.patch_size).astype(self.options.dtype))
         return nn.with_logical_constraint(self.patch_norm(x).astype(x.dtype), ("batch", "tokens", None))
 
     def __call__(self, images: Float[Array, "batch size size 3"], return_features: bool = False) -> Any:

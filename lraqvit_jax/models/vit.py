@@ -61,6 +61,13 @@ class Attention(nn.Module):
         return Linear(dim, self.options, ("heads", "embed"), name="proj")(mixed)
 
 
+def patches(images: Float[Array, "batch size size 3"], p: int) -> Float[Array, "batch tokens pixels"]:
+    """Cuts images into squares of side p, each flat in the order row, column, channel."""
+    batch, side = len(images), images.shape[1] // p
+    cut = images.reshape(batch, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(batch, side * side, p * p * 3)
+
+
 def gelu(x: Float[Array, "..."], kind: str) -> Float[Array, "..."]:
     """GELU, "exact" or its "tanh" approximation.
 
@@ -145,9 +152,8 @@ class ViT(nn.Module):
 
     def embed(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens dim"]:
         """Patches, class token, position embedding."""
-        batch, side, p = images.shape[0], self.image_size // self.patch_size, self.patch_size
-        patches = images.reshape(batch, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch_embed(patches.reshape(batch, side * side, p * p * 3).astype(self.options.dtype))
+        batch = len(images)
+        x = self.patch_embed(patches(images, self.patch_size).astype(self.options.dtype))
         tokens = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
         prefix = [jnp.broadcast_to(token.astype(x.dtype), (batch, 1, self.dim)) for token in tokens]
         x = jnp.concatenate([*prefix, x], axis=1) + self.pos_embed.astype(x.dtype)

@@ -13,9 +13,17 @@ import numpy as np
 
 from lraqvit_jax import models, sharding, tensors
 from lraqvit_jax.errors import UserError
+from lraqvit_jax.tensors import Rule
 
 BUFFERS = ("relative_position_index", "attn_mask")
 """Constants that some checkpoints store; left out on purpose."""
+
+PATCH_EMBED = {
+    # (dim, 3, p, p) -> rows in the order of our patches: row, column, channel.
+    "patch_embed/kernel": Rule(("patch_embed.proj.weight",), lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0])),
+    "patch_embed/bias": Rule(("patch_embed.proj.bias",), np.asarray),
+}
+"""The patch embedding, a convolution in timm."""
 
 
 def find(values: Mapping[str, np.ndarray], source: str) -> Any:

@@ -62,11 +62,8 @@ def rule(path: str, shape: tuple[int, ...]) -> Rule:
     """How our parameter at `path` is made."""
     del shape
     name = re.sub(r"(layers|blocks)_", r"\1.", path).replace("/", ".")
-    if path == "patch_embed/kernel":
-        # (dim, 3, p, p) -> rows in the order of our patches: row, column, channel.
-        return Rule(("patch_embed.proj.weight",), lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]))
-    if path == "patch_embed/bias":
-        return Rule(("patch_embed.proj.bias",), np.asarray)
+    if path in layouts.PATCH_EMBED:
+        return layouts.PATCH_EMBED[path]
     if name.endswith(".kernel"):
         return Rule((name.removesuffix("kernel") + "weight",), np.transpose)
     return Rule((re.sub(r"\.scale$", ".weight", name).replace("patch_norm.", "patch_embed.norm."),), np.asarray)

@@ -46,11 +46,8 @@ def architecture(values: Mapping[str, np.ndarray], name: str, source: str, image
 def rule(path: str, shape: tuple[int, ...]) -> Rule:
     """How our parameter at `path` is made."""
     name = path.replace("blocks_", "blocks.").replace("/", ".")
-    if path == "patch_embed/kernel":
-        # (dim, 3, p, p) -> rows in the order of our patches: row, column, channel.
-        return Rule(("patch_embed.proj.weight",), lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]))
-    if path == "patch_embed/bias":
-        return Rule(("patch_embed.proj.bias",), np.asarray)
+    if path in layouts.PATCH_EMBED:
+        return layouts.PATCH_EMBED[path]
     if path == "pos_embed":
         # DeiT-III and big_vision add no position to the class token.
         return Rule((name,), lambda w: w if w.shape[1] != shape[1] - 1 else np.pad(w, ((0, 0), (1, 0), (0, 0))))
