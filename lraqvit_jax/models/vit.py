@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
 def patches(images: Float[Array, "batch size size 3"], p: int) -> Float[Array, "batch tokens pixels"]:
     """Cuts images into squares of side p, each flat in the order row, column, channel."""
-    batch, side = len(images), images.shape[1] // p
+    batch, side = images.shape[0], images.shape[1] // p
     cut = images.reshape(batch, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
     return cut.reshape(batch, side * side, p * p * 3)
 
@@ -152,7 +152,7 @@ class ViT(nn.Module):
 
     def embed(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens dim"]:
         """Patches, class token, position embedding."""
-        batch = len(images)
+        batch = images.shape[0]
         x = self.patch_embed(patches(images, self.patch_size).astype(self.options.dtype))
         tokens = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
         prefix = [jnp.broadcast_to(token.astype(x.dtype), (batch, 1, self.dim)) for token in tokens]
