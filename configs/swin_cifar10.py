@@ -18,12 +18,12 @@ def get_config():
     config.batch_size = 128
     config.eval_batch_size = 500
     config.checkpoint_every = 500
-    config.teacher.update(steps=5000, learning_rate=2e-3, warmup=250, weight_decay=0.05, grad_clip=1.0)
+    config.teacher.update(steps=4000, learning_rate=2e-3, warmup=250, weight_decay=0.05, grad_clip=1.0)
     config.teacher.label_smoothing = 0.1
-    config.steps = 1000
+    config.steps = 600
     config.optimizer.update(learning_rate=5e-4, warmup=20)
     config.plan.update(budget=0.5, multiple=4)
-    labels_only = {"beta": 0.0, "steps": 300}
+    labels_only = {"beta": 0.0, "steps": 200}
     config.runs = {
         "rb_lra_wr": base.run(branch="wr", **labels_only),
         "rb_lra_zero": base.run(branch="zero", **labels_only),
