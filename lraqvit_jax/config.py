@@ -12,7 +12,7 @@ STAGES = ("teacher", "factorize", "distill", "merge", "quantize", "evaluate", "e
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
 RUN = {
     "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`
-    "branch": "wr",  # wr | zero | random | small_random
+    "branch": "wr",  # wr | zero | random | small_random; none trains one pair
     "train_base": True,  # False freezes u and v and trains the branch alone
     "alpha": 1.0,  # weight of the cross-entropy
     "beta": 1.0,  # weight of the block distillation
@@ -23,6 +23,7 @@ RUN = {
     "image_size": 0,  # of training; 0 is the model's. Smaller is faster: positions are resampled for it, not trained
     "steps": 0,  # 0 takes the config's `steps`
     "learning_rate": 0.0,  # 0 takes optimizer.learning_rate
+    "weight_decay": -1.0,  # below 0 takes optimizer.weight_decay
 }
 METHOD = {
     "method": "naive",  # a module of lraqvit_jax.quant with `smooth`

@@ -69,6 +69,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def over_batch(mesh: Mesh) -> NamedSharding:
+    """Rows of the first axis spread over the data-parallel devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
 def abstract_params(model: nn.Module, image_size: int, mesh: Mesh) -> Any:
     """Shapes, dtypes and shardings of a model's parameters, nothing allocated.
 
@@ -123,5 +128,4 @@ def put(tree: Any, abstract: Any) -> Any:
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Joins every host's rows into global arrays, sharded over the batch."""
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    return {name: jax.make_array_from_process_local_data(over_batch(mesh), value) for name, value in batch.items()}

@@ -212,7 +212,7 @@ def _plan(config: Mapping[str, Any], spec: models.ModelSpec, directory: pathlib.
     factorized = directory / "checkpoints"
     for path in sorted(factorized.glob("*.start")):
         made = plan_lib.from_json(checkpoint.read_meta(path)["plan"])
-        if made != plan_lib.low_rank(plan, "reparam"):
+        if plan_lib.low_rank(made) != plan_lib.low_rank(plan):
             raise UserError(
                 f"{written} was changed after the stage factorize used it; put it back, or start a new work directory."
             )
@@ -226,7 +226,8 @@ def _check_names(config: Mapping[str, Any]) -> None:
         decomposition(name)
     for run in config["runs"].values():
         decomposition(run["decomposition"])
-        reparam.check_initialization(run["branch"])
+        if run["branch"] != "none":
+            reparam.check_initialization(run["branch"])
     for options in config["quant"]["methods"].values():
         quantize.method(options["method"])
 

@@ -8,7 +8,12 @@ from lraqvit_jax.errors import UserError, nearest
 
 
 def decomposition(name: str) -> Any:
-    """The module of a decomposition: one here with `decompose(kernel, rank, moment) -> Pair` and `NEEDS_MOMENT`.
+    """The module of a decomposition: one here with `decompose(kernel, rank, moments) -> Pair`, and
+
+    * STATISTICS, what `moments` must hold: "none"; "inputs", those of the layer's input in the dense model;
+      "gradients", also those of the logits at its output;
+      "sequential", those of its input in the compressed model so far, and the cross moments with the dense one;
+    * CORRECTS_BIAS, whether the bias is to gain `moments.bias_shift`.
 
     Raises:
         UserError: there is none of that name.

@@ -3,66 +3,77 @@
 In the paper's letters u = U1, v = V1ᵀ, du = U2, dv = V2ᵀ; the branch adds `u dv + du v + du dv` to the product.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.lowrank.svd import Pair, Spectrum
+from lraqvit_jax.lowrank import svd
+from lraqvit_jax.lowrank.svd import Pair
 
 Branch = Pair
 """du (m, r) and dv (r, n)."""
 
 
-def wr(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+Spectrum = Callable[[np.ndarray], svd.Spectrum]
+
+
+def wr(kernel: np.ndarray, rank: int, rng: np.random.Generator, spectrum: Spectrum = svd.spectrum) -> Branch:
     """Weight reconstruction as printed, Eq. 7-8: `V2 <- (diag(Sdel) Vdel)ᵀ`, `U2 <- 0`.
 
     The discarded part has k - r directions and the branch r: the leading min(r, k - r) are taken, the rest is zero.
     It does not reconstruct the kernel: against truncation alone it adds `sum_j S_j S_{r+j}²` to the squared error,
     against what the paper's appendix says.
     """
-    del rng
+    parts, start = spectrum(kernel), zero(kernel, rank, rng)
     dropped = parts.values[rank : 2 * rank, None] * parts.right[rank : 2 * rank]
-    dv = np.zeros((rank, parts.right.shape[1]))
-    dv[: len(dropped)] = dropped
-    return Branch(np.zeros((parts.left.shape[0], rank)), dv)
+    start.v[: len(dropped)] = dropped
+    return start
 
 
-def zero(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+def zero(kernel: np.ndarray, rank: int, rng: np.random.Generator, spectrum: Spectrum = svd.spectrum) -> Branch:
     """Both branch tensors zero: the pair starts at the decomposition."""
-    del rng
-    return Branch(np.zeros((parts.left.shape[0], rank)), np.zeros((rank, parts.right.shape[1])))
+    del rng, spectrum
+    return Branch(np.zeros((kernel.shape[0], rank)), np.zeros((rank, kernel.shape[1])))
 
 
-def random(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+def random(kernel: np.ndarray, rank: int, rng: np.random.Generator, spectrum: Spectrum = svd.spectrum) -> Branch:
     """The paper's control, `V2 ~ N(0, 1)`, which wrecks the layer."""
-    return Branch(zero(parts, rank, rng).u, rng.standard_normal((rank, parts.right.shape[1])))
+    del spectrum
+    return Branch(zero(kernel, rank, rng).u, rng.standard_normal((rank, kernel.shape[1])))
 
 
-def small_random(parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+def small_random(kernel: np.ndarray, rank: int, rng: np.random.Generator, spectrum: Spectrum = svd.spectrum) -> Branch:
     """`V2` normal with the standard deviation of WR's: as large a step away, in no particular direction."""
-    std = wr(parts, rank, rng).v.std()
-    return Branch(zero(parts, rank, rng).u, std * rng.standard_normal((rank, parts.right.shape[1])))
+    std = wr(kernel, rank, rng, spectrum).v.std()
+    return Branch(zero(kernel, rank, rng).u, std * rng.standard_normal((rank, kernel.shape[1])))
 
 
 INITIALIZATIONS = {function.__name__: function for function in (wr, zero, random, small_random)}
 
 
-def branch(name: str, parts: Spectrum, rank: int, rng: np.random.Generator) -> Branch:
+def branch(
+    name: str,
+    kernel: Float[np.ndarray, "m n"],
+    rank: int,
+    rng: np.random.Generator,
+    spectrum: Spectrum = svd.spectrum,
+) -> Branch:
     """Makes the branch of a layer.
 
     Args:
         name: "wr", "zero", "random" or "small_random".
-        parts: SVD of the dense kernel.
+        kernel: dense.
         rank: of the pair.
         rng: for the random ones.
+        spectrum: computes the SVD, for those that need it, or remembers it (`spectra.Memo`).
 
     Raises:
         UserError: unknown name.
     """
     check_initialization(name)
-    return INITIALIZATIONS[name](parts, rank, rng)
+    return INITIALIZATIONS[name](kernel, rank, rng, spectrum)
 
 
 def check_initialization(name: str) -> None:

@@ -1,7 +1,7 @@
 """Truncated SVD, Eq. 2-3: the nearest pair of rank r to the kernel itself (Eckart-Young)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -44,15 +44,16 @@ def truncate(parts: Spectrum, rank: int) -> Pair:
 def decompose(
     kernel: Float[np.ndarray, "m n"],
     rank: int,
-    moment: np.ndarray | None = None,
+    moments: Any = None,
     spectrum: Callable[[np.ndarray], Spectrum] = spectrum,
 ) -> Pair:
-    """Eq. 2-3: the nearest pair of rank `rank`. Needs no statistics; `moment` is ignored.
+    """Eq. 2-3: the nearest pair of rank `rank`. Needs no statistics; `moments` is ignored.
 
     `spectrum` computes the SVD: the function above, or one that remembers (`spectra.Memo`).
     """
-    del moment
+    del moments
     return truncate(spectrum(kernel), rank)
 
 
-NEEDS_MOMENT = False
+STATISTICS = "none"
+CORRECTS_BIAS = False

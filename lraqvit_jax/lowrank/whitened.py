@@ -1,61 +1,80 @@
 """Whitened truncation (DRONE, SVD-LLM, QERA-exact): the pair nearest in the layer's output.
 
-With C = E[x xᵀ] = L Lᵀ over the layer's inputs x, the minimum of E |x W - x u v|² over pairs of rank r is
-`u = L⁻ᵀ U_r`, `v = diag(S_r) V_r`, where `U S V = SVD(Lᵀ W)`.
+With C = E[x xᵀ] over the layer's inputs x, the minimum of E |x W - x u v|² over pairs of rank r is `u = W V_r`,
+`v = V_rᵀ`, where V_r are the leading eigenvectors of `Wᵀ C W = E[y yᵀ]`. With C = L Lᵀ these are the right singular
+vectors of `Lᵀ W`, and the more familiar `L⁻ᵀ U_r diag(S_r) V_rᵀ` is the same product without the inverse.
 """
 
-from collections.abc import Callable
-
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
-from lraqvit_jax.lowrank import svd
+from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.lowrank.svd import Pair
 
-NEEDS_MOMENT = True
+STATISTICS = "inputs"
+CORRECTS_BIAS = False
+DAMPING = 1e-6
+"""Share of C's mean diagonal that is added to the diagonal, so that directions no input has stay bounded."""
 
 
-def decompose(
-    kernel: Float[np.ndarray, "m n"],
-    rank: int,
-    moment: Float[np.ndarray, "m m"],
-    damping: float = 1e-6,
-    spectrum: Callable[[np.ndarray], svd.Spectrum] = svd.spectrum,
+def decompose(kernel: Float[np.ndarray, "m n"], rank: int, moments: Moments, damping: float = DAMPING) -> Pair:
+    """The pair of rank `rank` nearest to `kernel` in mean squared output; see `truncate`."""
+    return truncate(kernel, moments.second, rank, damping)
+
+
+def truncate(
+    kernel: Float[np.ndarray, "m n"], metric: Float[np.ndarray, "m m"], rank: int, damping: float = DAMPING
 ) -> Pair:
-    """The pair of rank `rank` nearest to `kernel` in mean squared output.
+    """The pair that minimizes `trace((W - u v)ᵀ C (W - u v))`.
 
     Args:
-        kernel: dense kernel.
+        kernel: W.
+        metric: C, symmetric; negative directions, as rounding leaves them, count as zero.
         rank: of the pair.
-        moment: second moment C of the inputs.
-        damping: share of C's mean diagonal added to the diagonal, so that directions no input has stay bounded.
-        spectrum: computes the SVD, or remembers it (`spectra.Memo`).
+        damping: see DAMPING.
 
     Returns:
-        The pair, balanced: both factors carry the same total energy in each rank channel's direction.
+        The pair, balanced: both factors carry the same energy in each rank channel.
     """
-    root, inverse_transpose = _roots(np.asarray(moment, np.float64), damping)
-    parts = spectrum(root.T @ np.asarray(kernel, np.float64))
-    return balance(Pair(inverse_transpose(parts.left[:, :rank]), parts.values[:rank, None] * parts.right[:rank]))
+    kernel = np.asarray(kernel, np.float64)
+    right = principal(kernel, metric, damping)[1][:rank]
+    return balance(Pair(kernel @ right.T, right))
 
 
-def _roots(
-    moment: Float[np.ndarray, "m m"], damping: float
-) -> tuple[Float[np.ndarray, "m m"], Callable[[np.ndarray], np.ndarray]]:
-    """A root L of the damped moment, and `x -> L⁻ᵀ x`. Cholesky; where rounding left the moment indefinite (LayerNorm
-    outputs are singular), the eigenvectors with every eigenvalue raised to the damping."""
-    mean = np.trace(moment) / len(moment)
-    floor = damping * mean if mean > 0 else 1.0
-    damped = moment.copy()
-    damped[np.diag_indices(len(moment))] += floor
+def principal(
+    kernel: Float[np.ndarray, "m n"], metric: Float[np.ndarray, "m m"], damping: float = DAMPING
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k n"]]:
+    """Eigenvalues of `Wᵀ C W`, descending, k = min(m, n) of them, and their eigenvectors as orthonormal rows.
+
+    Truncation to rank r leaves the error `sum(values[r:])`. It is an eigendecomposition of k x k, 4 to 10 times faster
+    than the SVD of `Lᵀ W`: squaring costs digits only of what is dropped. Each row has the sign that makes its largest
+    entry positive, so that a result does not depend on the LAPACK build.
+    """
+    kernel, metric = np.asarray(kernel, np.float64), np.asarray(metric, np.float64)
+    m, n = kernel.shape
+    mean = np.trace(metric) / m
+    damped = metric.copy()
+    damped[np.diag_indices(m)] += damping * mean if mean > 0 else 1.0
+    if n <= m:
+        values, vectors = np.linalg.eigh(kernel.T @ damped @ kernel)
+        right = vectors[:, ::-1].T
+    else:
+        half = _root(damped).T @ kernel
+        values, vectors = np.linalg.eigh(half @ half.T)
+        # The rows of Uᵀ Lᵀ W are S Vᵀ; QR makes them orthonormal where S vanishes too.
+        right = np.linalg.qr((vectors[:, ::-1].T @ half).T)[0].T
+    signs = np.sign(right[np.arange(len(right)), np.argmax(np.abs(right), axis=1)])
+    signs[signs == 0] = 1
+    return np.maximum(values[::-1], 0), right * signs[:, None]
+
+
+def _root(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
+    """L with L Lᵀ = C. Where rounding left C indefinite (LayerNorm outputs are singular), by its eigenvectors."""
     try:
-        lower = np.linalg.cholesky(damped)
-        return lower, lambda x: scipy.linalg.solve_triangular(lower, x, lower=True, trans="T")
+        return np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
-        values, vectors = scipy.linalg.eigh(moment)
-        scale = np.sqrt(np.maximum(values, max(floor, 1e-12 * values[-1])))
-        return vectors * scale, lambda x: (vectors / scale) @ x
+        values, vectors = np.linalg.eigh(matrix)
+        return vectors * np.sqrt(np.maximum(values, 0))
 
 
 def balance(pair: Pair) -> Pair:

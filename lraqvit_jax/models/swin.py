@@ -154,14 +154,21 @@ class Stage(nn.Module):
     gelu: str
     options: LinearOptions
 
-    def setup(self) -> None:
-        if self.before:
-            self.downsample = PatchMerging(self.before, self.options)
+    @nn.nowrap
+    def chain(self) -> list[tuple[str, nn.Module]]:
+        """Patch merging, where there is one, and the blocks, by name."""
         window, shift = _window(self.side, self.window)
-        self.blocks = [
-            Block(self.side, window, shift * (index % 2), self.heads, self.gelu, self.options)
-            for index in range(self.depth)
+        first: list[Any] = [("downsample", PatchMerging(self.before, self.options))] if self.before else []
+        fields = (self.heads, self.gelu, self.options)
+        return first + [
+            (f"blocks_{index}", Block(self.side, window, shift * (index % 2), *fields)) for index in range(self.depth)
         ]
+
+    def setup(self) -> None:
+        parts = [part for _, part in self.chain()]
+        if self.before:
+            self.downsample = parts.pop(0)
+        self.blocks = parts
 
     def merge(self, x: Float[Array, "batch before dim"]) -> Float[Array, "batch tokens out"]:
         return self.downsample(x) if self.before else x
@@ -198,13 +205,26 @@ class Swin(nn.Module):
     def setup(self) -> None:
         self.patch_embed = Linear(self.dim, self.options, ("patch", "embed"))
         self.patch_norm = layer_norm(epsilon=NORM_EPS)
+        self.layers = self._stages()
+        self.norm = layer_norm(epsilon=NORM_EPS)
+        self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
+
+    @nn.nowrap
+    def _stages(self) -> list[Stage]:
         sides = _sides(self.image_size // self.patch_size, len(self.depths))
-        self.layers = [
+        return [
             Stage(side, before, self.window_size, depth, heads, self.gelu, self.options)
             for side, before, depth, heads in zip(sides, [0, *sides], self.depths, self.heads, strict=False)
         ]
-        self.norm = layer_norm(epsilon=NORM_EPS)
-        self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
+
+    @nn.nowrap
+    def chain(self) -> list[tuple[str, nn.Module]]:
+        """Everything that maps tokens to tokens, in order, with the path of its parameters."""
+        return [
+            (f"layers_{index}/{name}", part)
+            for index, stage in enumerate(self._stages())
+            for name, part in stage.chain()
+        ]
 
     def embed(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens dim"]:
         """Patches, normalized."""

@@ -20,7 +20,10 @@ def run(ws: Workspace) -> None:
         own = tensors.flatten(start.params)
         resampled = [path for path, leaf in tensors.flatten(student_params).items() if leaf.shape != own[path].shape]
         steps = options["steps"] or ws.steps(ws.config["steps"])
-        recipe = training.recipe(ws.config["optimizer"], steps, options["learning_rate"])
+        fields = dict(ws.config["optimizer"])
+        fields |= {"learning_rate": options["learning_rate"] or fields["learning_rate"]}
+        fields |= {"weight_decay": options["weight_decay"]} if options["weight_decay"] >= 0 else {}
+        recipe = training.recipe(fields, steps)
         objective = training.Objective(
             student,
             teacher,

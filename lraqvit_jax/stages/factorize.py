@@ -4,25 +4,21 @@ Writes the untrained rows `lra` (truncated SVD) and `lra_NAME` (other decomposit
 its starting point `RUN.start`, in reparam form.
 """
 
-import functools
 import inspect
 import zlib
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from lraqvit_jax import checkpoint, statistics, trees
 from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.lowrank import decomposition, reparam, spectra, svd
+from lraqvit_jax.lowrank.moments import Moments, bias_shift
 from lraqvit_jax.workspace import Workspace
 
-
-class Factors(NamedTuple):
-    """What one layer can be made of, float32: {u, v} by decomposition, {du, dv} by branch initialization."""
-
-    pairs: dict[str, dict[str, np.ndarray]]
-    branches: dict[str, dict[str, np.ndarray]]
+Layer = dict[str, np.ndarray]
+Spectrum = Callable[[np.ndarray], svd.Spectrum]
 
 
 def row_name(name: str) -> str:
@@ -40,74 +36,102 @@ def run(ws: Workspace) -> None:
     params, plan = checkpoint.host(dense.params), plan_lib.low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
     names = {*missing, *(runs[name]["decomposition"] for name in wanted)}
-    branches = {runs[name]["branch"] for name in wanted}
-    moments: dict[str, np.ndarray] = {}
-    drawn: list[int] = []
-    if any(decomposition(name).NEEDS_MOMENT for name in names):
-        batches, drawn = ws.calibration(ws.config["factorize"]["calibration_images"])
-        layers = [info for info in ws.spec.layers if info.path in ranks]
-        moments = statistics.second_moments(dense.model, dense.params, layers, batches, ws.mesh)
+    branches = {runs[name]["branch"] for name in wanted} - {"none"}
     spectrum = spectra.memo(ws.config["cache_dir"])
+    found, drawn = pairs(ws, dense, ranks, names, spectrum)
 
-    def compress(path: str) -> Factors:
-        kernel, moment = trees.get(params, path)["kernel"], moments.pop(path, None)
+    def branch(path: str) -> dict[str, dict[str, np.ndarray]]:
+        kernel = trees.get(params, path)["kernel"]
         seed = (ws.config["seed"], zlib.crc32(path.encode()))
-        return _factors(kernel, ranks[path], moment, names, branches, spectrum, seed)
+        made = {
+            name: reparam.branch(name, kernel, ranks[path], np.random.default_rng(seed), spectrum) for name in branches
+        }
+        return {name: {"du": one.u.astype(np.float32), "dv": one.v.astype(np.float32)} for name, one in made.items()}
 
-    factors = dict(zip(ranks, spectra.each(compress, ranks), strict=True))
+    started = dict(zip(ranks, spectra.each(branch, ranks), strict=True))
     for name in missing:
-        changes = {path: _layer(params, path, found.pairs[name]) for path, found in factors.items()}
         ws.save(
             row_name(name),
-            trees.replace(params, changes),
+            trees.replace(params, found[name]),
             plan,
             parent="dense",
             notes=f"{name}, no training",
             calibration=drawn,
         )
     for name in wanted:
-        pair, branch = runs[name]["decomposition"], runs[name]["branch"]
-        changes = {
-            path: _layer(params, path, found.pairs[pair] | found.branches[branch]) for path, found in factors.items()
-        }
+        method, initialization = runs[name]["decomposition"], runs[name]["branch"]
+        changes = {path: layer | started[path].get(initialization, {}) for path, layer in found[method].items()}
         ws.save(
             f"{name}.start",
             trees.replace(params, changes),
-            plan_lib.low_rank(ws.plan, "reparam"),
+            plan_lib.low_rank(ws.plan, "low_rank" if initialization == "none" else "reparam"),
             parent="dense",
-            notes=f"{pair}, branch {branch}",
+            notes=f"{method}, branch {initialization}",
             calibration=drawn,
         )
 
 
-def _factors(
-    kernel: np.ndarray,
-    rank: int,
-    moment: np.ndarray | None,
-    names: Iterable[str],
-    branches: Iterable[str],
-    spectrum: Callable[[np.ndarray], svd.Spectrum],
-    seed: tuple[int, int],
-) -> Factors:
-    """One layer by every decomposition and branch asked for. Its SVD, which they share, is held no longer than this."""
-    kernel = np.asarray(kernel, np.float64)
-    own = functools.cache(lambda: spectrum(kernel))
+def pairs(
+    ws: Workspace, dense: Artifact, ranks: Mapping[str, int], names: Iterable[str], spectrum: Spectrum
+) -> tuple[dict[str, dict[str, Layer]], list[int]]:
+    """Every layer with a rank, by every decomposition: {decomposition: {path: {u, v, bias}}}, float32.
 
-    def shared(matrix: np.ndarray) -> svd.Spectrum:
-        return own() if matrix is kernel else spectrum(matrix)
+    Args:
+        ws: for its calibration images and mesh.
+        dense: what is decomposed.
+        ranks: by path.
+        names: of the decompositions.
+        spectrum: computes SVDs, or remembers them.
 
-    found = Factors({}, {})
-    for name in names:
-        decompose = decomposition(name).decompose
-        options = {"spectrum": shared} if "spectrum" in inspect.signature(decompose).parameters else {}
-        u, v = decompose(kernel, rank, moment=moment, **options)
-        found.pairs[name] = {"u": u.astype(np.float32), "v": v.astype(np.float32)}
-    for name in branches:
-        du, dv = reparam.branch(name, own(), rank, np.random.default_rng(seed))
-        found.branches[name] = {"du": du.astype(np.float32), "dv": dv.astype(np.float32)}
+    Returns:
+        The layers, and the calibration images that were drawn; none where no decomposition wants them.
+    """
+    params = checkpoint.host(dense.params)
+    layers = [info for info in ws.spec.layers if ranks.get(info.path)]
+    wants = {name: decomposition(name).STATISTICS for name in sorted(names)}
+    images = ws.config["factorize"]["calibration_images"]
+    moments: dict[str, Moments] = {}
+    drawn: list[int] = []
+    if {"inputs", "gradients"} & {*wants.values()}:
+        batches, drawn = ws.calibration(images)
+        gradients, seed = "gradients" in wants.values(), ws.config["seed"]
+        moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
+    single = [name for name, kind in wants.items() if kind != "sequential"]
+
+    def each(path: str) -> dict[str, Layer]:
+        mine = moments.pop(path, None)
+        return {name: pair(name, trees.get(params, path), ranks[path], mine, spectrum) for name in single}
+
+    paths = [info.path for info in layers]
+    by_path = dict(zip(paths, spectra.each(each, paths), strict=True))
+    found = {name: {path: by_path[path][name] for path in paths} for name in single}
+    for name in (name for name, kind in wants.items() if kind == "sequential"):
+        batches, drawn = ws.calibration(images)
+        found[name] = {}
+
+        def solve(path: str, moments: Moments, name: str = name) -> Layer:
+            layer = found[name][path] = pair(name, trees.get(params, path), ranks[path], moments, spectrum)
+            return {"kernel": layer["u"] @ layer["v"]} | {key: layer[key] for key in layer if key == "bias"}
+
+        statistics.sequential(dense.model, dense.params, layers, batches, ws.mesh, solve)
+    return found, drawn
+
+
+def pair(name: str, layer: Layer, rank: int, moments: Moments | None, spectrum: Spectrum = svd.spectrum) -> Layer:
+    """One dense layer {kernel, bias} as a pair {u, v, bias}, float32; a layer without a bias stays without.
+
+    Args:
+        name: of the decomposition.
+        layer: dense.
+        rank: of the pair.
+        moments: what the decomposition wants; see `lowrank.decomposition`.
+        spectrum: computes the SVD, or remembers it.
+    """
+    module, kernel = decomposition(name), np.asarray(layer["kernel"], np.float64)
+    options = {"spectrum": spectrum} if "spectrum" in inspect.signature(module.decompose).parameters else {}
+    made = module.decompose(kernel, rank, moments, **options)
+    found = {"u": made.u.astype(np.float32), "v": made.v.astype(np.float32)}
+    if "bias" in layer:
+        shift = bias_shift(kernel, made, moments) if module.CORRECTS_BIAS and moments is not None else 0
+        found["bias"] = np.asarray(layer["bias"] + shift, np.float32)
     return found
-
-
-def _layer(params: Any, path: str, factors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters of a layer with these factors; its bias, where it has one, stays."""
-    return factors | {name: value for name, value in trees.get(params, path).items() if name == "bias"}

@@ -139,8 +139,7 @@ def fit(
     return state["params"], checkpoints
 
 
-def recipe(fields: Any, steps: int, learning_rate: float = 0.0) -> Recipe:
+def recipe(fields: Any, steps: int) -> Recipe:
     """A `Recipe` from the fields of `teacher` or `optimizer`."""
     names = {field.name for field in dataclasses.fields(Recipe)} - {"steps"}
-    values = {name: fields[name] for name in names}
-    return Recipe(**{**values, "steps": steps, "learning_rate": learning_rate or fields["learning_rate"]})
+    return Recipe(steps=steps, **{name: fields[name] for name in names})

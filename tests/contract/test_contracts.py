@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lraqvit_jax import config, lowrank, plan, quant
+from lraqvit_jax.lowrank import moments
 from lraqvit_jax.quant.quantize import Product
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -22,10 +23,11 @@ def modules(package, attribute):
 @pytest.mark.parametrize("name", modules(lowrank, "decompose"))
 def test_a_decomposition_gives_finite_pairs_and_is_exact_at_full_rank(rng, name):
     module = lowrank.decomposition(name)
-    assert isinstance(module.NEEDS_MOMENT, bool)
+    assert module.STATISTICS in ("none", "inputs", "gradients", "sequential")
+    assert isinstance(module.CORRECTS_BIAS, bool)
     kernel, x = rng.standard_normal((12, 9)), rng.standard_normal((40, 12))
     for rank in (1, 4, 9):
-        pair = module.decompose(kernel, rank, moment=x.T @ x / 40)
+        pair = module.decompose(kernel, rank, moments=moments.of(x, rng.standard_normal((30, 9))))
         assert (pair.u.shape, pair.v.shape) == ((12, rank), (rank, 9))
         assert np.all(np.isfinite(pair.u)) and np.all(np.isfinite(pair.v))
     np.testing.assert_allclose(pair.u @ pair.v, kernel, atol=1e-6)

@@ -16,7 +16,7 @@ import pytest
 from lraqvit_jax import config, lowrank, models, plan, sharding, trees
 from lraqvit_jax.data import augment
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.lowrank import ranks, reparam
+from lraqvit_jax.lowrank import moments, ranks, reparam
 from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant import quantize
 from tests.unit import small
@@ -134,7 +134,8 @@ def test_planned_layers_take_their_form_and_the_rest_stays(name):
 @pytest.mark.parametrize("name", DECOMPOSITIONS)
 def test_a_decomposition_is_exact_at_full_rank_for_any_shape(rng, name, shape, dtype):
     kernel, x = rng.standard_normal(shape).astype(dtype), rng.standard_normal((60, shape[0]))
-    pair = lowrank.decomposition(name).decompose(kernel, min(shape), moment=x.T @ x / 60)
+    known = moments.of(x, rng.standard_normal((60, shape[1])))
+    pair = lowrank.decomposition(name).decompose(kernel, min(shape), known)
     assert pair.u.dtype == pair.v.dtype == np.float64
     np.testing.assert_allclose(pair.u @ pair.v, kernel, atol=1e-6)
 

@@ -188,13 +188,13 @@ def calibration(rng, count, size):
 
 @pytest.fixture(scope="module")
 def observed():
-    """A dense model on eight devices, twelve images in batches of eight: its inputs and its second moments."""
+    """A dense model on eight devices, twelve images in batches of eight: its inputs and their moments."""
     rng = np.random.default_rng(0)
     params = small.params(small.plan(), rng)
     images, batches = calibration(rng, 12, 8)
     model = small.model()
     inputs = statistics.inputs(model, params, small.LAYERS, batches, EIGHT)
-    return params, images, inputs, statistics.second_moments(model, params, small.LAYERS, batches, EIGHT)
+    return params, images, inputs, statistics.moments(model, params, small.LAYERS, batches, EIGHT)
 
 
 def test_inputs_are_those_of_the_forward_pass_without_the_padding(observed):
@@ -209,13 +209,15 @@ def test_inputs_are_those_of_the_forward_pass_without_the_padding(observed):
     np.testing.assert_allclose(logits, want, atol=1e-4 * np.abs(want).max())
 
 
-def test_second_moments_are_means_over_images_and_tokens_without_the_padding(observed):
+def test_moments_are_means_over_images_and_tokens_without_the_padding(observed):
     _, _, inputs, moments = observed
     for info in small.LAYERS:
         x = inputs[info.path]["x"].reshape(-1, info.features_in).astype(np.float64)
-        want = x.T @ x / len(x)
-        assert moments[info.path].dtype == np.float64
-        np.testing.assert_allclose(moments[info.path], want, atol=1e-5 * np.abs(want).max())
+        got, want = moments[info.path], {"second": x.T @ x / len(x), "mean": x.mean(0), "magnitude": np.abs(x).mean(0)}
+        for name, value in want.items():
+            assert getattr(got, name).dtype == np.float64
+            np.testing.assert_allclose(getattr(got, name), value, atol=1e-5 * np.abs(value).max())
+        assert got.cross is None and got.target_mean is None
 
 
 @pytest.mark.parametrize("form", ["low_rank", "reparam"])

@@ -21,7 +21,7 @@ def test_wr_adds_exactly_this_error_to_the_truncation(rng, shape, rank):
     """Against truncation, WR adds sum_j S_j S_{r+j}²: |W - U1 (V1 + V2)ᵀ|² = sum of dropped S² + sum_j S_j S_{r+j}²."""
     kernel = rng.standard_normal(shape)
     parts = svd.spectrum(kernel)
-    merged = reparam.product(svd.truncate(parts, rank), reparam.wr(parts, rank, rng))
+    merged = reparam.product(svd.truncate(parts, rank), reparam.wr(kernel, rank, rng))
     values = np.linalg.svd(kernel, compute_uv=False)
     dropped = values[rank:]
     paired = dropped[:rank]
@@ -33,7 +33,7 @@ def test_wr_adds_exactly_this_error_to_the_truncation(rng, shape, rank):
 @pytest.mark.parametrize(("shape", "rank"), CASES)
 def test_wr_takes_the_leading_discarded_directions_and_pads_with_zeros(rng, shape, rank):
     kernel = rng.standard_normal(shape)
-    branch = reparam.wr(svd.spectrum(kernel), rank, rng)
+    branch = reparam.wr(kernel, rank, rng)
     kept = min(rank, min(shape) - rank)
     left, values, right = np.linalg.svd(kernel, full_matrices=False)
     assert not branch.u.any()
@@ -46,14 +46,14 @@ def test_wr_takes_the_leading_discarded_directions_and_pads_with_zeros(rng, shap
 
 
 def test_the_merged_kernel_with_wr_is_of_rank_r(rng):
-    parts = svd.spectrum(rng.standard_normal((20, 16)))
-    merged = reparam.product(svd.truncate(parts, 5), reparam.wr(parts, 5, rng))
+    kernel = rng.standard_normal((20, 16))
+    merged = reparam.product(svd.decompose(kernel, 5), reparam.wr(kernel, 5, rng))
     assert np.linalg.matrix_rank(merged) == 5
 
 
 @pytest.mark.parametrize("name", sorted(reparam.INITIALIZATIONS))
 def test_a_branch_has_the_shapes_of_the_pair_and_starts_with_a_zero_du(rng, name):
-    branch = reparam.branch(name, svd.spectrum(rng.standard_normal((40, 64))), 15, rng)
+    branch = reparam.branch(name, rng.standard_normal((40, 64)), 15, rng)
     assert branch.u.shape == (40, 15)
     assert branch.v.shape == (15, 64)
     assert not branch.u.any()
@@ -62,8 +62,8 @@ def test_a_branch_has_the_shapes_of_the_pair_and_starts_with_a_zero_du(rng, name
 
 @pytest.mark.parametrize("rank", [10, 20, 30])
 def test_the_random_controls_have_their_standard_deviations(rng, rank):
-    parts = svd.spectrum(rng.standard_normal((40, 200)))
-    stds = {name: reparam.branch(name, parts, rank, rng).v.std() for name in reparam.INITIALIZATIONS}
+    kernel = rng.standard_normal((40, 200))
+    stds = {name: reparam.branch(name, kernel, rank, rng).v.std() for name in reparam.INITIALIZATIONS}
     np.testing.assert_allclose(stds["random"], 1, rtol=0.05)
     np.testing.assert_allclose(stds["small_random"], stds["wr"], rtol=0.05)
     assert stds["wr"] > 0
@@ -71,15 +71,15 @@ def test_the_random_controls_have_their_standard_deviations(rng, rank):
 
 @pytest.mark.parametrize("name", ["random", "small_random"])
 def test_a_seed_decides_the_random_controls(rng, name):
-    parts = svd.spectrum(rng.standard_normal((10, 12)))
-    one, same, other = (reparam.branch(name, parts, 4, np.random.default_rng(seed)).v for seed in (3, 3, 4))
+    kernel = rng.standard_normal((10, 12))
+    one, same, other = (reparam.branch(name, kernel, 4, np.random.default_rng(seed)).v for seed in (3, 3, 4))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
 def test_an_unknown_initialization_is_named_with_the_nearest(rng):
     with pytest.raises(UserError, match=r"'small-random'; did you mean 'small_random'"):
-        reparam.branch("small-random", svd.spectrum(np.eye(3)), 1, rng)
+        reparam.branch("small-random", np.eye(3), 1, rng)
 
 
 def test_the_branch_adds_its_three_cross_terms(rng):

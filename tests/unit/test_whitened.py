@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lraqvit_jax.lowrank import svd, whitened
+from lraqvit_jax.lowrank import moments, svd, whitened
 from lraqvit_jax.lowrank.svd import Pair
 
 property_test = settings(max_examples=25, deadline=None, derandomize=True)
@@ -33,7 +33,7 @@ def test_the_error_is_the_energy_of_the_dropped_singular_values_of_the_whitened_
     (m, n, seed), rank = case
     _, x, kernel = draw(m, n, seed)
     moment = x.T @ x / len(x)
-    pair = whitened.decompose(kernel, rank, moment, damping=0.0)
+    pair = whitened.decompose(kernel, rank, moments.of(x), damping=0.0)
     dropped = np.linalg.svd(np.linalg.cholesky(moment).T @ kernel, compute_uv=False)[rank:]
     np.testing.assert_allclose(output_error(x, kernel, *pair), np.sum(dropped**2), rtol=1e-6, atol=1e-12)
 
@@ -41,10 +41,10 @@ def test_the_error_is_the_energy_of_the_dropped_singular_values_of_the_whitened_
 @property_test
 @given(cases)
 def test_the_product_is_that_of_reduced_rank_regression(case):
-    """The right vectors of X W span the best outputs: u v = W V Vᵀ. No root of the moment on this side."""
+    """The right vectors of X W span the best outputs: u v = W V Vᵀ. No moment on this side."""
     (m, n, seed), rank = case
     _, x, kernel = draw(m, n, seed)
-    pair = whitened.decompose(kernel, rank, x.T @ x / len(x), damping=0.0)
+    pair = whitened.decompose(kernel, rank, moments.of(x), damping=0.0)
     right = np.linalg.svd(x @ kernel, full_matrices=False)[2][:rank]
     np.testing.assert_allclose(pair.u @ pair.v, kernel @ right.T @ right, rtol=1e-5, atol=1e-6)
 
@@ -54,7 +54,7 @@ def test_the_product_is_that_of_reduced_rank_regression(case):
 def test_no_other_pair_of_that_rank_has_nearer_outputs(case):
     (m, n, seed), rank = case
     rng, x, kernel = draw(m, n, seed)
-    pair = whitened.decompose(kernel, rank, x.T @ x / len(x), damping=0.0)
+    pair = whitened.decompose(kernel, rank, moments.of(x), damping=0.0)
     error = output_error(x, kernel, *pair)
     assert error <= output_error(x, kernel, *svd.decompose(kernel, rank)) * (1 + 1e-9)
     for size in (1e-3, 1e-1, 1):
@@ -68,13 +68,13 @@ def test_no_other_pair_of_that_rank_has_nearer_outputs(case):
 
 def test_white_inputs_give_the_truncated_svd(rng):
     kernel = rng.standard_normal((12, 9))
-    got, want = (one.decompose(kernel, 4, 3.0 * np.eye(12)) for one in (whitened, svd))
+    got, want = (one.decompose(kernel, 4, moments.of(np.eye(12))) for one in (whitened, svd))
     np.testing.assert_allclose(got.u @ got.v, want.u @ want.v, atol=1e-10)
 
 
 def test_uneven_inputs_give_clearly_nearer_outputs_than_svd():
     _, x, kernel = draw(16, 12, 0)
-    errors = [output_error(x, kernel, *one.decompose(kernel, 4, x.T @ x / len(x))) for one in (svd, whitened)]
+    errors = [output_error(x, kernel, *one.decompose(kernel, 4, moments.of(x))) for one in (svd, whitened)]
     assert errors[1] < 0.6 * errors[0]
 
 
@@ -95,7 +95,7 @@ def test_a_singular_or_slightly_indefinite_moment_still_gives_a_near_optimal_pai
     moment += wobble * np.abs(moment).max() * (noise + noise.T)
     if wobble:
         assert np.linalg.eigvalsh(moment)[0] < 0  # indefinite indeed
-    pair = whitened.decompose(kernel, 4, moment)
+    pair = whitened.truncate(kernel, moment, 4)
     best = np.sum(np.linalg.svd(x @ kernel, compute_uv=False)[4:] ** 2) / len(x)
     assert best <= output_error(x, kernel, *pair) <= best * (1.001 if wobble < 1e-5 else 1.05)
     # Nothing blows up along the directions that had no input.
@@ -103,7 +103,7 @@ def test_a_singular_or_slightly_indefinite_moment_still_gives_a_near_optimal_pai
 
 
 def test_a_moment_of_zero_still_gives_finite_factors(rng):
-    pair = whitened.decompose(rng.standard_normal((6, 5)), 2, np.zeros((6, 6)))
+    pair = whitened.truncate(rng.standard_normal((6, 5)), np.zeros((6, 6)), 2)
     assert all(np.isfinite(factor).all() for factor in pair)
 
 
@@ -123,5 +123,5 @@ def test_balancing_leaves_dead_rank_channels_finite(rng):
 
 def test_decompositions_come_out_balanced():
     _, x, kernel = draw(16, 12, 1)
-    u, v = whitened.decompose(kernel, 5, x.T @ x / len(x))
+    u, v = whitened.decompose(kernel, 5, moments.of(x))
     np.testing.assert_allclose(np.linalg.norm(u, axis=0), np.linalg.norm(v, axis=1), rtol=1e-9)

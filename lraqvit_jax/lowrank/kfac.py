@@ -1,0 +1,42 @@
+"""The pair that moves the logits least: whitening on both sides of the kernel.
+
+An error E of the kernel changes a layer's output by Eᵀ x and the logits by J Eᵀ x. With the second moment C of the
+inputs and G = E[Jᵀ J] of the outputs, taken for independent (the Kronecker factorization of K-FAC, Martens and Grosse
+2015), the mean square of that is `trace(G Eᵀ C E)`. With G = R Rᵀ it is the error of `W R` under C alone: truncate
+that, and undo R in the second factor. Whitened truncation is G = 1, a layer on its own.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from lraqvit_jax.lowrank import whitened
+from lraqvit_jax.lowrank.moments import Moments
+from lraqvit_jax.lowrank.svd import Pair
+
+STATISTICS = "gradients"
+CORRECTS_BIAS = True
+DAMPING = 0.1
+"""Share of G's mean diagonal that is added to the diagonal: no direction of the output is free."""
+
+
+def decompose(kernel: Float[np.ndarray, "m n"], rank: int, moments: Moments, damping: float = DAMPING) -> Pair:
+    """The pair of rank `rank` that changes the logits least, as far as the two factors tell."""
+    root = output_root(moments, damping)
+    kernel = np.asarray(kernel, np.float64)
+    pair = whitened.truncate(kernel @ root, moments.covariance, rank)
+    return whitened.balance(Pair(pair.u, np.linalg.solve(root.T, pair.v.T).T))
+
+
+def losses(kernel: Float[np.ndarray, "m n"], moments: Moments, damping: float = DAMPING) -> Float[np.ndarray, " k"]:
+    """The mean square change of the centred logits that each rank channel is worth, descending."""
+    root = output_root(moments, damping)
+    return whitened.principal(np.asarray(kernel, np.float64) @ root, moments.covariance)[0]
+
+
+def output_root(moments: Moments, damping: float = DAMPING) -> Float[np.ndarray, "n n"]:
+    """R with R Rᵀ = G, damped; the identity where no output matters."""
+    assert moments.gradient is not None
+    gradient = moments.gradient.copy()
+    mean = np.trace(gradient) / len(gradient)
+    gradient[np.diag_indices(len(gradient))] += damping * mean if mean > 0 else 1.0
+    return np.linalg.cholesky(gradient)

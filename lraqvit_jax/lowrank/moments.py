@@ -1,0 +1,54 @@
+"""What a decomposition may know of a layer's input."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lraqvit_jax.lowrank.svd import Pair
+
+
+class Moments(NamedTuple):
+    """Means over all tokens of the calibration images, float64.
+
+    Attributes:
+        second: E[x xᵀ].
+        mean: E[x].
+        magnitude: E|x|.
+        cross: E[x tᵀ], where the layer reads x in the compressed model and t in the dense one; None where x is t.
+        target_mean: E[t], likewise.
+        gradient: mean over images of the sum over tokens of g gᵀ, g the gradient of a random projection of the logits
+            at the layer's output: what an error there does to the logits. None where it was not asked for.
+    """
+
+    second: Float[np.ndarray, "m m"]
+    mean: Float[np.ndarray, " m"]
+    magnitude: Float[np.ndarray, " m"]
+    cross: Float[np.ndarray, "m m"] | None = None
+    target_mean: Float[np.ndarray, " m"] | None = None
+    gradient: Float[np.ndarray, "n n"] | None = None
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "m m"]:
+        """E[(x - E[x]) (x - E[x])ᵀ]."""
+        return self.second - np.outer(self.mean, self.mean)
+
+    @property
+    def cross_covariance(self) -> Float[np.ndarray, "m m"]:
+        """E[(x - E[x]) (t - E[t])ᵀ]."""
+        if self.cross is None or self.target_mean is None:
+            return self.covariance
+        return self.cross - np.outer(self.mean, self.target_mean)
+
+
+def of(x: Float[np.ndarray, "tokens m"], gradients: Float[np.ndarray, "tokens n"] | None = None) -> Moments:
+    """The moments of inputs at hand, and of gradients at the outputs."""
+    x = np.asarray(x, np.float64)
+    found = Moments(x.T @ x / len(x), x.mean(0), np.abs(x).mean(0))
+    return found if gradients is None else found._replace(gradient=gradients.T @ gradients / len(gradients))
+
+
+def bias_shift(kernel: Float[np.ndarray, "m n"], pair: Pair, moments: Moments) -> Float[np.ndarray, " n"]:
+    """What the bias must gain so that the mean output stays: `E[t] W - E[x] u v` (AAFM's bias correction)."""
+    target = moments.mean if moments.target_mean is None else moments.target_mean
+    return target @ np.asarray(kernel, np.float64) - moments.mean @ pair.u @ pair.v
