@@ -24,9 +24,7 @@ def get_config():
     config.plan.update(method="by_kind", attention_rank=112, mlp_rank=144)
     config.factorize.baselines = ("svd", "whitened", "kfac")
     config.runs = {
-        "rb_lra_kd": base.run(
-            decomposition="kfac", branch="zero", alpha=0.0, beta=10.0, normalized=True, gamma=1.0
-        ),
+        "rb_lra_kd": base.run(decomposition="kfac", branch="zero", alpha=0.0, beta=10.0, normalized=True, gamma=1.0),
     }
     config.quant.methods.int8_per_token_dynamic = base.quantizer(granularity="per_token_dynamic")
     return config

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 
 from lraqvit_jax.errors import UserError, nearest
 
-STAGES = ("teacher", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
+STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
+UNITS = ("params", "macs", "bytes")
 
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
 RUN = {
-    "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`
+    "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`: svd, asvd, whitened, aafm, rrr, kfac
     "branch": "wr",  # wr | zero | random | small_random; none trains one pair
     "train_base": True,  # False freezes u and v and trains the branch alone
     "alpha": 1.0,  # weight of the cross-entropy
@@ -78,8 +79,11 @@ def default() -> ConfigDict:
             "mix": {"mixup": 0.0, "cutmix": 0.0, "switch": 0.5},
             "teacher": {"steps": 0, "label_smoothing": 0.0, **RECIPE, "learning_rate": 1e-3},
             "plan": {
-                "method": "uniform_ratio",  # uniform_ratio | by_dimension | by_kind; see lowrank/ranks.py
-                "budget": 0.5,
+                # uniform_rank | uniform_ratio | by_dimension | by_kind; from calibration images: energy | activation |
+                # logits | sensitivity. See lowrank/ranks.py
+                "method": "uniform_ratio",
+                "budget": 0.5,  # share of what the encoder's dense linear layers cost
+                "unit": "params",  # of the budget, where calibration images decide: params | macs | bytes
                 "multiple": 8,
                 "attention_rank": 0,
                 "mlp_rank": 0,
@@ -145,6 +149,8 @@ def check(config: Mapping[str, Any]) -> None:
         known = nearest(config["quant"]["source"], config["runs"])
         raise UserError(f"quant.source is {config['quant']['source']!r}, which is no run; {known}")
     _check_mix(config["mix"])
+    if config["plan"]["unit"] not in UNITS:
+        raise UserError(f"plan.unit is {config['plan']['unit']!r}; {nearest(config['plan']['unit'], UNITS)}")
     for name, fields in config["runs"].items():
         if not fields["temperature"] > 0:
             raise UserError(f"runs.{name}.temperature is {fields['temperature']}; give a number above 0.")

@@ -1,5 +1,5 @@
-"""Compresses a vision transformer: trains or loads a teacher, factorizes, distills, merges, quantizes, evaluates,
-exports and reports.
+"""Compresses a vision transformer: trains or loads a teacher, plans ranks, factorizes, distills, merges, quantizes,
+evaluates, exports and reports.
 
     python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k
     python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k --dry_run
@@ -49,7 +49,7 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
     for name in config_lib.STAGES:
         if name in wanted:
             print(f"-- {name}", flush=True)
-            importlib.import_module(f"lraqvit_jax.stages.{name}").run(ws)
+            ws = importlib.import_module(f"lraqvit_jax.stages.{name}").run(ws) or ws
             if name not in ("export", "report"):
                 evaluate.add_rows(ws)
     if (ws.directory / "results.json").exists():
@@ -65,6 +65,8 @@ def dry_run(config: dict, workdir: str) -> None:
     dense = plan.dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(dense), ws.preprocess.size, ws.mesh)
     print(plan.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
+    if ws.provisional:
+        print(f"Ranks of the uniform ratio; the stage plan chooses by {ws.config['plan']['method']!r} for this budget.")
     print("mesh: " + ", ".join(f"{axis} {size}" for axis, size in ws.mesh.shape.items()))
 
 

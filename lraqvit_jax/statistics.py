@@ -68,7 +68,7 @@ def moments(
 
     with sharding.use(mesh):
         run = _gradients(model, layers, mesh) if gradients else _observer(model, layers, sums, mesh)
-        for index, batch in enumerate(_progress(batches, "statistics", "batch")):
+        for index, batch in enumerate(progress(batches, "statistics", "batch")):
             placed = sharding.put_batch(batch, mesh)
             images += int(jnp.sum(placed["mask"]))
             key = (jax.random.fold_in(jax.random.key(seed), index),) if gradients else ()
@@ -82,7 +82,8 @@ def moments(
     return found
 
 
-def _progress(items: Iterable[Any], name: str, unit: str) -> Any:
+def progress(items: Iterable[Any], name: str, unit: str) -> Any:
+    """The items behind a progress bar, from two seconds on."""
     return tqdm(items, desc=name, unit=unit, leave=False, delay=2, disable=jax.process_index() > 0)
 
 
@@ -182,7 +183,7 @@ def sequential(
             dense.append(start(params, placed["image"]))
         own, images = list(dense), sum(int(jnp.sum(mask)) for mask in masks)
         chain: Any = model.chain()
-        for where, module in _progress(chain, "sequential", "block"):
+        for where, module in progress(chain, "sequential", "block"):
             before = after = trees.get(params, where)
             for path in [path for path in infos if path.startswith(f"{where}/")]:
                 name = path.removeprefix(f"{where}/")

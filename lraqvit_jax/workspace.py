@@ -38,6 +38,7 @@ class Workspace:
         preprocess: of the teacher.
         spec: of the model.
         plan: of the deployed model.
+        provisional: whether the stage `plan` has yet to choose the ranks.
     """
 
     config: dict[str, Any]
@@ -49,6 +50,7 @@ class Workspace:
     preprocess: Preprocess
     spec: models.ModelSpec
     plan: dict[str, plan_lib.LayerPlan]
+    provisional: bool = False
 
     def path(self, name: str) -> pathlib.Path:
         return self.directory / "checkpoints" / name
@@ -79,6 +81,13 @@ class Workspace:
             **extra,
         }
         checkpoint.save_artifact(self.path(name), params, meta)
+
+    def with_plan(self, plan: plan_lib.Plan) -> "Workspace":
+        """Writes the plan of a measured method, quantized as the configuration says."""
+        plan = quantized(self.config, self.spec, plan)
+        plan_lib.check(plan, self.spec.layers)
+        _claim(self.directory, self.config, plan)
+        return dataclasses.replace(self, plan=plan, provisional=False)
 
     def create(self, plan: plan_lib.Plan, **options: Any) -> Any:
         """The model in the forms of a plan."""
@@ -160,13 +169,16 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     if pretrained:
         _check_model(config, pretrained)
     spec = models.spec(model, num_classes=num_classes, image_size=preprocess.size)
-    plan = _plan(config, spec, directory)
+    provisional = _provisional(config, directory)
+    plan = _plan(config, spec, directory, provisional)
     if write:
         _check_names(config)
         for role in ("train", "eval", "calibration"):
             sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
-        _claim(directory, config, plan)
-    return Workspace(config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan)
+        _claim(directory, config, plan, provisional)
+    return Workspace(
+        config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan, provisional=provisional
+    )
 
 
 def _check_model(config: Mapping[str, Any], pretrained: weights.Pretrained) -> None:
@@ -189,23 +201,22 @@ def read_weights(config: Mapping[str, Any]) -> weights.Pretrained | None:
     return weights.read(config["weights"], num_classes=config["num_classes"], image_size=config["image_size"])
 
 
-def _plan(config: Mapping[str, Any], spec: models.ModelSpec, directory: pathlib.Path) -> dict[str, plan_lib.LayerPlan]:
-    """plan.json as the user left it, or a new one from the configuration."""
+def _provisional(config: Mapping[str, Any], directory: pathlib.Path) -> bool:
+    """Whether ranks are still to be measured: neither the stage `plan` nor the user has written them."""
+    if config["plan"]["method"] not in ranks.MEASURED or _edited(directory):
+        return False
+    return _claimed(directory).get("provisional", True)
+
+
+def _plan(
+    config: Mapping[str, Any], spec: models.ModelSpec, directory: pathlib.Path, provisional: bool
+) -> dict[str, plan_lib.LayerPlan]:
+    """plan.json as the user or the stage `plan` left it, or a new one from the configuration."""
     written = directory / "plan.json"
-    if written.exists() and (_started(directory) or _edited(directory)):
+    if written.exists() and not provisional and (_started(directory) or _edited(directory)):
         plan = plan_lib.read(written)
     else:
-        plan = ranks.make_plan(spec.layers, config["plan"])
-        quant = config["quant"]
-        if quant["methods"]:
-            plan = {
-                info.path: dataclasses.replace(
-                    plan[info.path], form="quantized", bits=8, granularity=quant["granularity"], clip=quant["clip"]
-                )
-                if info.compressible or quant["embedding_and_head"]
-                else plan[info.path]
-                for info in spec.layers
-            }
+        plan = quantized(config, spec, ranks.make_plan(spec.layers, config["plan"]))
     plan_lib.check(plan, spec.layers)
     if any(layer.form == "reparam" for layer in plan.values()):
         raise UserError("plan.json has a layer of form 'reparam', which is only a training form; write 'low_rank'.")
@@ -217,6 +228,20 @@ def _plan(config: Mapping[str, Any], spec: models.ModelSpec, directory: pathlib.
                 f"{written} was changed after the stage factorize used it; put it back, or start a new work directory."
             )
     return plan
+
+
+def quantized(config: Mapping[str, Any], spec: models.ModelSpec, plan: plan_lib.Plan) -> dict[str, plan_lib.LayerPlan]:
+    """A float plan with what `quant` says of each layer."""
+    quant = config["quant"]
+    if not quant["methods"]:
+        return dict(plan)
+    fields = {"form": "quantized", "bits": 8, "granularity": quant["granularity"], "clip": quant["clip"]}
+    return {
+        info.path: dataclasses.replace(plan[info.path], **fields)
+        if info.compressible or quant["embedding_and_head"]
+        else plan[info.path]
+        for info in spec.layers
+    }
 
 
 def _check_names(config: Mapping[str, Any]) -> None:
@@ -267,7 +292,7 @@ def _claimed(directory: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{written} cannot be read ({error}); name another work directory.") from error
 
 
-def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Plan) -> None:
+def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Plan, provisional: bool = False) -> None:
     """Writes config.json and plan.json. A plan that the user edited stays as it is."""
     if jax.process_index():
         return
@@ -275,11 +300,12 @@ def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Pl
     try:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
         written = directory / "plan.json"
+        edited, before = _edited(directory), _claimed(directory)
         if not written.exists() or plan_lib.read(written) != plan:
             metrics.write_atomically(written, text)
-        claim = {"config": config, "plan_sha256": _claimed(directory).get("plan_sha256") or _digest(text)}
-        if not _started(directory) and not _edited(directory):
-            claim["plan_sha256"] = _digest(text)
+        claim = {"config": config, "plan_sha256": _digest(text), "provisional": provisional}
+        if edited:
+            claim["plan_sha256"] = before.get("plan_sha256", "")
         metrics.write_atomically(directory / "config.json", json.dumps(claim, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"The work directory {directory} cannot be written ({error}); name another.") from error

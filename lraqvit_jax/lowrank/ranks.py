@@ -1,6 +1,11 @@
 """Ranks for a budget."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.plan import LayerPlan, LinearInfo, check_layer
@@ -72,36 +77,189 @@ def by_dimension(layers: Iterable[LinearInfo], budget: float, multiple: int = 1)
     return ranks
 
 
-METHODS = ("uniform_ratio", "by_dimension", "by_kind")
+def uniform_rank(layers: Iterable[LinearInfo], budget: float, multiple: int = 1) -> dict[str, int]:
+    """One rank for all layers, the largest multiple that keeps the share `budget` of their kernels' parameters.
+
+    A layer in which it does not pay stays dense.
+
+    Raises:
+        UserError: the budget is not a share, or the smallest rank is too large for it.
+    """
+    _check_budget(budget, multiple)
+    layers = list(layers)
+
+    def ranks(rank: int) -> dict[str, int]:
+        return {layer.path: rank if rank < layer.break_even else 0 for layer in layers}
+
+    limit, best = budget * sum(parameters(layer, 0) for layer in layers), 0
+    for rank in range(multiple, int(max(layer.break_even for layer in layers)) + 1, multiple):
+        if sum(parameters(layer, ranks(rank)[layer.path]) for layer in layers) <= limit:
+            best = rank
+    if not best:
+        raise UserError(
+            f"plan.budget {budget} leaves no rank at multiples of {multiple}; raise it or lower the multiple."
+        )
+    return ranks(best)
+
+
+Curve = Float[np.ndarray, " k+1"]
+"""What a layer loses at every rank from 0 to full, descending to 0."""
+Cost = Callable[[LinearInfo, int], float]
+"""What a layer costs at a rank; 0 is dense."""
+
+
+def parameters(layer: LinearInfo, rank: int) -> int:
+    """Parameters of the kernel, or of the pair."""
+    m, n = layer.features_in, layer.features_out
+    return rank * (m + n) if rank else m * n
+
+
+def macs(layer: LinearInfo, rank: int) -> int:
+    """Multiply-accumulates of an image."""
+    return layer.tokens * parameters(layer, rank)
+
+
+def least_loss(
+    layers: Iterable[LinearInfo], curves: Mapping[str, Curve], budget: float, multiple: int = 1, cost: Cost = parameters
+) -> dict[str, int]:
+    """The ranks with the least sum of losses whose costs stay within the share `budget` of the dense layers' cost.
+
+    Each layer's choices (every multiple, or dense, which loses nothing) are thinned to their lower convex hull, and
+    the steps along all hulls taken in the order of loss saved per cost: optimal but for the last step of each layer.
+
+    Args:
+        layers: those to factorize.
+        curves: loss by rank, by path.
+        budget: share, in (0, 1).
+        multiple: of which every rank is one.
+        cost: of a layer at a rank.
+
+    Raises:
+        UserError: the budget is not a share, or the smallest ranks are too large for it.
+    """
+    _check_budget(budget, multiple)
+    layers = list(layers)
+    hulls = {layer.path: _hull(layer, curves[layer.path], multiple, cost) for layer in layers}
+    left = budget * sum(cost(layer, 0) for layer in layers) - sum(hull[0].cost for hull in hulls.values())
+    if left < 0:
+        raise UserError(
+            f"plan.budget {budget} is below what ranks of {multiple} cost; raise it or lower plan.multiple."
+        )
+    steps = [(after, before, path) for path, hull in hulls.items() for before, after in itertools.pairwise(hull)]
+    steps.sort(key=lambda step: (step[0].loss - step[1].loss) / (step[0].cost - step[1].cost))
+    ranks, full = {path: hull[0].rank for path, hull in hulls.items()}, set()
+    for after, before, path in steps:
+        if path in full or after.cost - before.cost > left:
+            full.add(path)
+            continue
+        left -= after.cost - before.cost
+        ranks[path] = after.rank
+    return ranks
+
+
+class _Choice(NamedTuple):
+    cost: float
+    loss: float
+    rank: int
+
+
+def _hull(layer: LinearInfo, curve: Curve, multiple: int, cost: Cost) -> list[_Choice]:
+    """The choices of a layer by rising cost, without those that two others beat together."""
+    dense = _Choice(cost(layer, 0), 0.0, 0)
+    ranks = range(multiple, min(len(curve), int(layer.break_even) + 1), multiple)
+    pairs = [_Choice(cost(layer, rank), float(curve[rank]), rank) for rank in ranks if rank < layer.break_even]
+    hull: list[_Choice] = []
+    for one in [*sorted(pair for pair in pairs if pair.cost < dense.cost), dense]:
+        if hull and one.loss >= hull[-1].loss:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], one):
+            hull.pop()
+        hull.append(one)
+    return hull
+
+
+def _slope(one: _Choice, other: _Choice) -> float:
+    return (other.loss - one.loss) / (other.cost - one.cost)
+
+
+def energy(
+    layers: Iterable[LinearInfo], curves: Mapping[str, Curve], budget: float, multiple: int = 1, cost: Cost = parameters
+) -> dict[str, int]:
+    """The smallest rank of every layer that keeps one common share of its energy, the largest that the budget allows.
+
+    Takes what `least_loss` takes. Where that rank does not pay, the layer stays dense.
+    """
+    _check_budget(budget, multiple)
+    layers = list(layers)
+
+    def ranks(share: float) -> dict[str, int]:
+        found = {}
+        for layer in layers:
+            curve = curves[layer.path]
+            rank = int(np.argmax(curve <= (1 - share) * curve[0]))
+            rank = max(multiple, -(-rank // multiple) * multiple)
+            found[layer.path] = rank if rank < layer.break_even else 0
+        return found
+
+    limit, low, high = budget * sum(cost(layer, 0) for layer in layers), 0.0, 1.0
+    if sum(cost(layer, rank) for layer, rank in zip(layers, ranks(low).values(), strict=True)) > limit:
+        raise UserError(
+            f"plan.budget {budget} is below what ranks of {multiple} cost; raise it or lower plan.multiple."
+        )
+    for _ in range(50):
+        middle = (low + high) / 2
+        fits = sum(cost(layer, rank) for layer, rank in zip(layers, ranks(middle).values(), strict=True)) <= limit
+        low, high = (middle, high) if fits else (low, middle)
+    return ranks(low)
+
+
+METHODS = ("uniform_rank", "uniform_ratio", "by_dimension", "by_kind")
+MEASURED = ("energy", "activation", "logits", "sensitivity")
+"""Methods that need the dense model and calibration images; the stage `plan` runs them."""
+
+
+def factorized(layers: Iterable[LinearInfo], keep_dense: Iterable[str] = ()) -> list[LinearInfo]:
+    """The layers inside encoder blocks, without those that are kept.
+
+    Raises:
+        UserError: a path to keep holds no such layer.
+    """
+    encoder = [layer for layer in layers if layer.compressible]
+    for kept in keep_dense:
+        if not any(_inside(layer.path, kept) for layer in encoder):
+            raise UserError(f"plan.keep_dense names {kept!r}, where no encoder layer is; --dry_run lists their paths.")
+    return [layer for layer in encoder if not any(_inside(layer.path, kept) for kept in keep_dense)]
 
 
 def make_plan(layers: Iterable[LinearInfo], options: Mapping) -> dict[str, LayerPlan]:
-    """Plans the float compression of a model.
+    """Plans the float compression of a model from its shapes alone.
 
     Args:
         layers: all linear layers; only those inside encoder blocks are factorized.
         options: method (of METHODS), budget, multiple, attention_rank, mlp_rank, and keep_dense, paths of layers or
-            of what holds them ("layers_0") that stay as they are.
+            of what holds them ("layers_0") that stay as they are. A method of MEASURED gives the uniform ratio of its
+            budget, for the time being.
 
     Raises:
         UserError: unknown method, a budget that cannot be met, or a path to keep that holds no layer.
     """
-    layers = list(layers)
-    encoder, keep_dense = [layer for layer in layers if layer.compressible], options.get("keep_dense", ())
-    for kept in keep_dense:
-        if not any(_inside(layer.path, kept) for layer in encoder):
-            raise UserError(f"plan.keep_dense names {kept!r}, where no encoder layer is; --dry_run lists their paths.")
-    encoder = [
-        layer for layer in encoder if not any(_inside(layer.path, kept) for kept in options.get("keep_dense", ()))
-    ]
-    if options["method"] == "uniform_ratio":
+    layers, method = list(layers), options["method"]
+    encoder = factorized(layers, options.get("keep_dense", ()))
+    if method in ("uniform_ratio", *MEASURED):
         ranks = uniform_ratio(encoder, options["budget"], options["multiple"])
-    elif options["method"] == "by_dimension":
+    elif method == "uniform_rank":
+        ranks = uniform_rank(encoder, options["budget"], options["multiple"])
+    elif method == "by_dimension":
         ranks = by_dimension(encoder, options["budget"], options["multiple"])
-    elif options["method"] == "by_kind":
+    elif method == "by_kind":
         ranks = by_kind(encoder, {"attention": options["attention_rank"], "mlp": options["mlp_rank"]})
     else:
-        raise UserError(f"plan.method is {options['method']!r}; {nearest(options['method'], METHODS)}")
+        raise UserError(f"plan.method is {method!r}; {nearest(method, (*METHODS, *MEASURED))}")
+    return of_ranks(layers, ranks)
+
+
+def of_ranks(layers: Iterable[LinearInfo], ranks: Mapping[str, int]) -> dict[str, LayerPlan]:
+    """The plan with pairs of these ranks; a layer without one, or with 0, stays dense."""
     return {
         layer.path: LayerPlan("low_rank", ranks[layer.path]) if ranks.get(layer.path) else LayerPlan()
         for layer in layers

@@ -13,6 +13,7 @@ import numpy as np
 from lraqvit_jax import checkpoint, statistics, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
+from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import decomposition, reparam, spectra, svd
 from lraqvit_jax.lowrank.moments import Moments, bias_shift
 from lraqvit_jax.workspace import Workspace
@@ -32,6 +33,8 @@ def run(ws: Workspace) -> None:
     wanted = [name for name in runs if not any(ws.has(f"{name}{end}") for end in (".start", ".trained", ""))]
     if not missing and not wanted:
         return
+    if ws.provisional:
+        raise UserError(f"The ranks of {ws.directory} are not chosen yet; run --stages=plan first.")
     dense = ws.load("dense", "teacher")
     params, plan = checkpoint.host(dense.params), plan_lib.low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}

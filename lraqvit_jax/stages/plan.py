@@ -1,0 +1,124 @@
+"""Stage plan: ranks by what the dense model and calibration images say. Does nothing where the shapes alone decide."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lraqvit_jax import checkpoint, sharding, statistics, trees
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.checkpoint import Artifact
+from lraqvit_jax.lowrank import kfac, ranks, spectra, whitened
+from lraqvit_jax.lowrank.moments import Moments
+from lraqvit_jax.plan import LinearInfo
+from lraqvit_jax.workspace import Workspace
+
+
+def run(ws: Workspace) -> Workspace:
+    """Measures, writes plan.json, and gives back the workspace with that plan."""
+    if not ws.provisional:
+        return ws
+    dense = ws.load("dense", "teacher")
+    options = ws.config["plan"]
+    layers = ranks.factorized(ws.spec.layers, options["keep_dense"])
+    batches, _ = ws.calibration(ws.config["factorize"]["calibration_images"])
+    gradients = options["method"] == "logits"
+    seed = ws.config["seed"]
+    moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
+    chosen = choose(ws, dense, layers, moments, options)
+    return ws.with_plan(ranks.of_ranks(ws.spec.layers, chosen))
+
+
+def choose(
+    ws: Workspace,
+    dense: Artifact,
+    layers: list[LinearInfo],
+    moments: Mapping[str, Moments],
+    options: Mapping[str, Any],
+) -> dict[str, int]:
+    """Ranks by a method of `ranks.MEASURED`.
+
+    Args:
+        ws: for the plan of the deployed model, and for images where the method measures.
+        dense: the model.
+        layers: those to factorize.
+        moments: of their inputs; with gradients for "logits".
+        options: method, budget, unit, multiple.
+    """
+    found = curves(dense, layers, moments, options["method"])
+    if options["method"] == "sensitivity":
+        found = _scaled(ws, dense, layers, moments, found)
+    arguments = (layers, found, options["budget"], options["multiple"], cost(options["unit"], ws.plan))
+    return ranks.energy(*arguments) if options["method"] == "energy" else ranks.least_loss(*arguments)
+
+
+def curves(
+    dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments], method: str
+) -> dict[str, ranks.Curve]:
+    """What every layer loses at every rank: mean square of the logits' change for "logits", else the share of the
+    variance of its own output."""
+    params = checkpoint.host(dense.params)
+
+    def curve(layer: LinearInfo) -> ranks.Curve:
+        kernel, known = np.asarray(trees.get(params, layer.path)["kernel"], np.float64), moments[layer.path]
+        if method == "logits":
+            values = kfac.losses(kernel, known)
+        else:
+            values = whitened.principal(kernel, known.covariance)[0]
+            values = values / max(np.sum(values), 1e-30)
+        return np.append(np.cumsum(values[::-1])[::-1], 0.0)
+
+    return dict(zip([layer.path for layer in layers], spectra.each(curve, layers), strict=True))
+
+
+def cost(unit: str, plan: plan_lib.Plan) -> ranks.Cost:
+    """What a layer costs, in the unit of the budget; bytes are those of the form that `plan` deploys it in."""
+
+    def stored(layer: LinearInfo, rank: int) -> int:
+        entry = plan[layer.path]
+        form = entry.form if entry.form == "quantized" else "low_rank" if rank else "dense"
+        return plan_lib.layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
+
+    return {"params": ranks.parameters, "macs": ranks.macs, "bytes": stored}[unit]
+
+
+def _scaled(
+    ws: Workspace,
+    dense: Artifact,
+    layers: list[LinearInfo],
+    moments: Mapping[str, Moments],
+    found: Mapping[str, ranks.Curve],
+) -> dict[str, ranks.Curve]:
+    """Curves in units of the logits: each layer alone is truncated to its uniform-ratio rank, and the mean square
+    change of the logits that this makes is divided by what its curve says there."""
+    rank = ranks.uniform_ratio(layers, ws.config["plan"]["budget"], ws.config["plan"]["multiple"])
+    batches, _ = ws.calibration(min(64, ws.config["factorize"]["calibration_images"]))
+    params = checkpoint.host(dense.params)
+    with sharding.use(ws.mesh):
+        apply = jax.jit(lambda params, images: dense.model.apply({"params": params}, images))
+
+        @jax.jit
+        def change(params: Any, images: jax.Array, wanted: jax.Array, mask: jax.Array) -> jax.Array:
+            logits: Any = dense.model.apply({"params": params}, images)
+            moved = logits - wanted
+            moved -= jnp.mean(moved, -1, keepdims=True)
+            return jnp.sum(jnp.where(mask[:, None], jnp.square(moved), 0))
+
+        placed = [sharding.put_batch(batch, ws.mesh) for batch in batches]
+        wanted = [apply(dense.params, batch["image"]) for batch in placed]
+        scaled = {}
+        for layer in statistics.progress(layers, "sensitivity", "layer"):
+            own = trees.get(params, layer.path)
+            pair = whitened.truncate(own["kernel"], moments[layer.path].covariance, rank[layer.path])
+            kernel = jax.device_put((pair.u @ pair.v).astype(np.float32), sharding.replicated(ws.mesh))
+            replaced = trees.replace(
+                dense.params, {layer.path: {**trees.get(dense.params, layer.path), "kernel": kernel}}
+            )
+            parts = zip(placed, wanted, strict=True)
+            total = sum(float(change(replaced, batch["image"], logits, batch["mask"])) for batch, logits in parts)
+            curve = found[layer.path]
+            scaled[layer.path] = curve * (total / max(float(curve[rank[layer.path]]), 1e-30))
+    return scaled
