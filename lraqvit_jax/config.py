@@ -104,6 +104,13 @@ def default() -> ConfigDict:
                     "int8_wads": {**METHOD, "method": "wads"},
                 },
             },
+            "grid": {  # of `python -m lraqvit_jax.bench lowrank`
+                "decompositions": ("svd", "wr", "asvd", "whitened", "aafm", "rrr", "kfac"),
+                "methods": ("uniform_ratio", "logits"),  # of choosing ranks, as plan.method
+                "budgets": (0.9, 0.8, 0.65, 0.5),
+                "seeds": (0,),
+                "runs": (),  # of `runs`, trained at every method, budget and seed
+            },
             "export": {"artifacts": ("rb_lra_kd", "int8_wads"), "platforms": ("cpu", "cuda", "tpu")},
         }
     )
@@ -130,7 +137,7 @@ def imagenet(model: str, weights: str) -> ConfigDict:
     return config
 
 
-FREE = ("mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
+FREE = ("grid", "mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
 """Fields that may change between two calls in one work directory: they do not change what is computed."""
 
 

@@ -13,7 +13,7 @@ import importlib
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -21,8 +21,8 @@ from ml_collections import config_flags
 from lraqvit_jax import config as config_lib
 from lraqvit_jax.errors import UserError, nearest
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
 _STAGES = flags.DEFINE_list("stages", None, "Stages to run, in their usual order; default all.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with its costs and stop; nothing is written.")
 
@@ -74,21 +74,26 @@ def _main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag; write --config=FILE --workdir=DIR.")
-    if _CONFIG.value is None or _WORKDIR.value is None:
-        raise UserError("Give both --config=FILE and --workdir=DIR; --help lists every flag.")
-    config = _CONFIG.value.to_dict()
+    config, workdir = given()
     if _DRY_RUN.value:
-        dry_run(config, _WORKDIR.value)
+        dry_run(config, workdir)
     else:
-        run(config, _WORKDIR.value, _STAGES.value)
+        run(config, workdir, _STAGES.value)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def given() -> tuple[dict, str]:
+    """The config and the work directory of the command line."""
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise UserError("Give both --config=FILE and --workdir=DIR; --help lists every flag.")
+    return CONFIG.value.to_dict(), WORKDIR.value
+
+
+def parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags and loads the config file; whatever does not fit is the user's mistake."""
     try:
         rest = flags.FLAGS(argv)
-        if _CONFIG.value is not None:
-            _CONFIG.value.to_dict()  # A file that failed to load says so only now.
+        if CONFIG.value is not None:
+            CONFIG.value.to_dict()  # A file that failed to load says so only now.
         return rest
     except (AttributeError, KeyError) as error:
         fields = {f"config.{name}" for name in config_lib.leaves(config_lib.default().to_dict())}
@@ -115,11 +120,11 @@ def _use_huge_pages() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def cli() -> None:
+def cli(command: Callable[[Sequence[str]], None] = _main) -> None:
     """Entry point: turns a user's mistake into one sentence and exit code 2."""
     _use_huge_pages()
     try:
-        app.run(_main, flags_parser=_parse)
+        app.run(command, flags_parser=parse)
     except UserError as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:

@@ -190,3 +190,42 @@ def errors(rows: Mapping[str, Mapping[str, float]]) -> str:
         axes.legend(lines, list(rows), frameon=False, fontsize=8)
 
     return svg("errors", draw, (9, 3.6))
+
+
+def pareto(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Top-1 against parameters and against operations, a line for each way to make pairs and to choose ranks.
+
+    Args:
+        rows: with name, method, budget, params, linear_gflops, top1; the one named "dense" is the reference.
+    """
+    lines = list(dict.fromkeys((row["method"], row["name"]) for row in rows if row["name"] != "dense"))
+    methods, names = (list(dict.fromkeys(line[index] for line in lines)) for index in (0, 1))
+    colors = STYLE["axes.prop_cycle"].by_key()["color"]
+
+    def draw(figure: Figure) -> None:
+        for axes, key, unit, label in zip(
+            figure.subplots(1, 2, sharey=True),
+            ("params", "linear_gflops"),
+            (1e6, 1),
+            ("parameters, millions", "GFLOPs in linear layers"),
+            strict=True,
+        ):
+            for method, name in lines:
+                mine = [row for row in rows if (row["method"], row["name"]) == (method, name)]
+                points = sorted({row["budget"] for row in mine})
+                means = [
+                    [np.mean([row[what] for row in mine if row["budget"] == budget]) for budget in points]
+                    for what in (key, "top1")
+                ]
+                style = ["-", "--", ":", "-."][methods.index(method) % 4]
+                color = colors[names.index(name) % len(colors)]
+                axes.plot(
+                    np.array(means[0]) / unit, means[1], style, color=color, marker=".", label=f"{name}, {method}"
+                )
+            dense = next(row for row in rows if row["name"] == "dense")
+            axes.plot(dense[key] / unit, dense["top1"], "k*", label="dense")
+            axes.set(xlabel=label, ylim=(0, 100))
+        axes.figure.axes[0].set_ylabel("top-1, %")
+        axes.legend(frameon=False, fontsize=6, ncols=2)
+
+    return svg("pareto", draw, (9, 4))

@@ -75,7 +75,12 @@ def run(ws: Workspace) -> None:
 
 
 def pairs(
-    ws: Workspace, dense: Artifact, ranks: Mapping[str, int], names: Iterable[str], spectrum: Spectrum
+    ws: Workspace,
+    dense: Artifact,
+    ranks: Mapping[str, int],
+    names: Iterable[str],
+    spectrum: Spectrum,
+    moments: Mapping[str, Moments] | None = None,
 ) -> tuple[dict[str, dict[str, Layer]], list[int]]:
     """Every layer with a rank, by every decomposition: {decomposition: {path: {u, v, bias}}}, float32.
 
@@ -85,6 +90,7 @@ def pairs(
         ranks: by path.
         names: of the decompositions.
         spectrum: computes SVDs, or remembers them.
+        moments: where they are known already.
 
     Returns:
         The layers, and the calibration images that were drawn; none where no decomposition wants them.
@@ -93,16 +99,16 @@ def pairs(
     layers = [info for info in ws.spec.layers if ranks.get(info.path)]
     wants = {name: decomposition(name).STATISTICS for name in sorted(names)}
     images = ws.config["factorize"]["calibration_images"]
-    moments: dict[str, Moments] = {}
+    known = dict(moments or {})
     drawn: list[int] = []
-    if {"inputs", "gradients"} & {*wants.values()}:
+    if {"inputs", "gradients"} & {*wants.values()} and not known:
         batches, drawn = ws.calibration(images)
         gradients, seed = "gradients" in wants.values(), ws.config["seed"]
-        moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
+        known = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     single = [name for name, kind in wants.items() if kind != "sequential"]
 
     def each(path: str) -> dict[str, Layer]:
-        mine = moments.pop(path, None)
+        mine = known.pop(path, None)
         return {name: pair(name, trees.get(params, path), ranks[path], mine, spectrum) for name in single}
 
     paths = [info.path for info in layers]

@@ -1,0 +1,187 @@
+"""bench lowrank: decompositions x ways to choose ranks x budgets x seeds, with and without training.
+
+Every cell of the grid `config.grid` becomes a row of WORKDIR/lowrank.json, at once: the same command goes on where it
+stopped. A row without training is the dense model with every planned kernel replaced by the product of its pair, which
+computes what the pair computes, and spares a compilation for every plan. A row with training is a run of the whole
+pipeline in WORKDIR/trained, from the same dense model.
+"""
+
+import copy
+import dataclasses
+import itertools
+import json
+import pathlib
+import statistics as stats
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from lraqvit_jax import checkpoint, evaluate, main, metrics, results, sharding, statistics, trees, workspace
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.checkpoint import Artifact
+from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.lowrank import decomposition, ranks, reparam, spectra
+from lraqvit_jax.lowrank.moments import Moments
+from lraqvit_jax.report import figures
+from lraqvit_jax.stages import factorize, plan, teacher
+from lraqvit_jax.stages.evaluate import other_params
+from lraqvit_jax.workspace import Workspace
+
+WR = "wr"
+"""Not a decomposition: truncated SVD with the paper's weight reconstruction merged into it, as training starts."""
+KEYS = ("name", "method", "budget", "seed")
+Row = dict[str, Any]
+
+
+def run(config: dict[str, Any], workdir: str) -> None:
+    """Fills the grid, then prints the table and writes lowrank.svg.
+
+    Raises:
+        UserError: bad input; a name in the grid that is none.
+    """
+    ws = workspace.open_workspace(config, workdir)
+    grid = ws.config["grid"]
+    _check(grid, ws.config["runs"])
+    teacher.run(ws)
+    dense, table = ws.load("dense", "teacher"), Table(ws.directory / "lowrank.json")
+    if not table.has(("dense", "", 1.0, 0)):
+        table.add(("dense", "", 1.0, 0), _row(ws, dense, dense.params, plan_lib.dense(ws.spec.layers)))
+    for seed in grid["seeds"]:
+        for key, row in _untrained(ws, dense, seed, table):
+            table.add(key, row)
+    for cell in itertools.product(grid["runs"], grid["methods"], grid["budgets"], grid["seeds"]):
+        if not table.has(cell):
+            table.add(cell, _trained(ws, *cell))
+    print(table.text())
+    metrics.write_atomically(ws.directory / "lowrank.svg", figures.pareto(table.rows))
+    print(f"\n{ws.directory / 'lowrank.json'}\n{ws.directory / 'lowrank.svg'}")
+
+
+class Table:
+    """The rows so far, on disk after each."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+
+    def has(self, key: tuple) -> bool:
+        return any(tuple(row[name] for name in KEYS) == key for row in self.rows)
+
+    def add(self, key: tuple, row: Row) -> None:
+        self.rows.append(dict(zip(KEYS, key, strict=True)) | row)
+        metrics.write_atomically(self._path, json.dumps({"schema": 1, "rows": self.rows}, indent=1) + "\n")
+        print("{name} {method} {budget} seed {seed}: top-1 {top1:.2f} %".format(**self.rows[-1]), flush=True)
+
+    def text(self) -> str:
+        """Top-1 by method, name and budget; mean and, over several seeds, the sample standard deviation."""
+        dense = next(row for row in self.rows if row["name"] == "dense")
+        rest = [row for row in self.rows if row is not dense]
+        budgets = sorted({row["budget"] for row in rest}, reverse=True)
+        lines = [f"dense {dense['params']:,} parameters, top-1 {dense['top1']:.2f} on {dense['n_images']:,} images", ""]
+        lines.append(f"{'ranks':<14} {'pairs':<18}" + "".join(f"{budget:>14}" for budget in budgets))
+        for method, name in dict.fromkeys((row["method"], row["name"]) for row in rest):
+            line = f"{method:<14} {name:<18}"
+            for budget in budgets:
+                want = (method, name, budget)
+                top1 = [row["top1"] for row in rest if (row["method"], row["name"], row["budget"]) == want]
+                spread = f" +- {stats.stdev(top1):.2f}" if len(top1) > 1 else ""
+                line += f"{stats.fmean(top1):.2f}{spread}".rjust(14) if top1 else " " * 14
+            lines.append(line)
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _check(grid: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
+    for name in grid["decompositions"]:
+        if name != WR:
+            decomposition(name)
+    for name in grid["methods"]:
+        if name not in (*ranks.METHODS, *ranks.MEASURED):
+            raise UserError(f"grid.methods has {name!r}; {nearest(name, (*ranks.METHODS, *ranks.MEASURED))}")
+    for name in grid["runs"]:
+        if name not in runs:
+            raise UserError(f"grid.runs has {name!r}, which is no run; {nearest(name, runs)}")
+
+
+def _untrained(ws: Workspace, dense: Artifact, seed: int, table: Table) -> Iterator[tuple[tuple, Row]]:
+    """The cells of one calibration draw that have no row yet."""
+    grid, config = ws.config["grid"], ws.config
+    cells = [(*cell, seed) for cell in itertools.product(grid["decompositions"], grid["methods"], grid["budgets"])]
+    if all(table.has(cell) for cell in cells):
+        return
+    ws = dataclasses.replace(ws, config={**config, "seed": seed})
+    layers = ranks.factorized(ws.spec.layers, config["plan"]["keep_dense"])
+    batches, _ = ws.calibration(config["factorize"]["calibration_images"])
+    moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients=True, seed=seed)
+    params, spectrum = checkpoint.host(dense.params), spectra.memo(config["cache_dir"])
+    for method, budget in itertools.product(grid["methods"], grid["budgets"]):
+        missing = [name for name in grid["decompositions"] if not table.has((name, method, budget, seed))]
+        if not missing:
+            continue
+        options = {**config["plan"], "method": method, "budget": budget}
+        measured = method in ranks.MEASURED
+        planned = ranks.make_plan(ws.spec.layers, options)
+        chosen = plan.choose(ws, dense, layers, moments, options) if measured else {}
+        planned = ranks.of_ranks(ws.spec.layers, chosen) if measured else planned
+        kept = {path: layer.rank for path, layer in planned.items() if layer.rank}
+        for name in missing:
+            made = _pairs(ws, dense, kept, name, moments, spectrum)
+            products = {
+                path: {"kernel": layer.pop("u") @ layer.pop("v")} | layer for path, layer in copy.deepcopy(made).items()
+            }
+            yield (name, method, budget, seed), _row(ws, dense, trees.replace(params, products), planned)
+
+
+def _pairs(
+    ws: Workspace,
+    dense: Artifact,
+    kept: dict[str, int],
+    name: str,
+    moments: Mapping[str, Moments],
+    spectrum: factorize.Spectrum,
+) -> dict[str, factorize.Layer]:
+    """The pairs of one decomposition, or of WR as its training starts."""
+    if name != WR:
+        return factorize.pairs(ws, dense, kept, [name], spectrum, moments)[0][name]
+    made, params = factorize.pairs(ws, dense, kept, ["svd"], spectrum, moments)[0]["svd"], checkpoint.host(dense.params)
+    rng = np.random.default_rng(0)  # WR draws nothing.
+    for path, layer in made.items():
+        layer["v"] = layer["v"] + reparam.wr(trees.get(params, path)["kernel"], kept[path], rng, spectrum).v
+    return made
+
+
+def _row(ws: Workspace, dense: Artifact, params: Any, planned: plan_lib.Plan) -> Row:
+    """Evaluates dense-shaped parameters; the costs are those of the plan."""
+    abstract = sharding.abstract_params(dense.model, ws.preprocess.size, ws.mesh)
+    score = evaluate.accuracy(
+        dense.model,
+        sharding.put(params, abstract),
+        ws.source("eval"),
+        dense.preprocess,
+        batch_size=ws.config["eval_batch_size"],
+        mesh=ws.mesh,
+    )
+    total = plan_lib.total_cost(planned, ws.spec.layers)
+    return {
+        "params": total.params + other_params(dense.params, dense.plan),
+        "linear_gflops": total.flops / 1e9,
+        "top1": score.top1,
+        "top5": score.top5,
+        "n_images": score.images,
+    }
+
+
+def _trained(ws: Workspace, name: str, method: str, budget: float, seed: int) -> Row:
+    """One run of the ladder, through the pipeline, in a work directory of its own."""
+    config = copy.deepcopy(ws.config)
+    config["weights"] = f"artifact:{ws.path('dense')}"
+    config["model"], config["seed"] = "", seed
+    config["teacher"]["steps"] = 0
+    config["plan"] |= {"method": method, "budget": budget}
+    config["runs"] = {name: config["runs"][name]}
+    config["factorize"]["baselines"] = ()
+    config["quant"] |= {"methods": {}, "source": name}
+    directory = ws.directory / "trained" / f"{name}-{method}-{budget:g}-{seed}"
+    main.run(config, str(directory), ("teacher", "plan", "factorize", "distill", "merge", "evaluate"))
+    rows = {row["name"]: row for row in results.read(directory)["rows"]}
+    return {key: rows[name][key] for key in ("params", "linear_gflops", "top1", "top5", "n_images")}
