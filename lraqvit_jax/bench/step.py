@@ -1,0 +1,151 @@
+"""bench step: what a distillation step costs, against its parts and against the arithmetic it cannot avoid.
+
+The parts (teacher forward, student forward and backward, update) are compiled on their own and timed in turn with the
+whole step, so that other load on the machine falls on all of them. A second table times the forward and backward pass
+of a layer as a plain pair, as the reparam form computes it (branch added to the factors, two products), and as Eq. 6
+reads (four products).
+"""
+
+import json
+import statistics as stats
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lraqvit_jax import layers, metrics, sharding, train, workspace
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.distill import step as losses
+from lraqvit_jax.stages import training
+from lraqvit_jax.workspace import Workspace
+
+ROUNDS = 15
+
+
+def run(config: dict[str, Any], workdir: str) -> None:
+    """Times the step of the run `quant.source`, prints both tables and writes WORKDIR/step.json."""
+    ws = workspace.open_workspace(config, workdir)
+    with sharding.use(ws.mesh):
+        step, forms = _step(ws), _forms(ws)
+    print("\n".join(f"{name:<28} {value:>10.4g}" for name, value in step.items()) + "\n")
+    print(f"{'layer, forward + backward':<28} {'pair, ms':>10} {'reparam':>10} {'four':>10}")
+    for layer, row in forms.items():
+        print(f"{layer:<28} {row['pair_ms']:>10.2f} {row['reparam']:>9.2f}x {row['four_products']:>9.2f}x")
+    path = ws.directory / "step.json"
+    metrics.write_atomically(path, json.dumps({"schema": 1, "step": step, "forms": forms}, indent=1) + "\n")
+    print(f"\n{path}")
+
+
+class _Given:
+    """A teacher whose answer is known: `frozen` is what it returns."""
+
+    def apply(self, variables: Any, images: Any, return_features: bool = True) -> Any:
+        del images, return_features
+        return variables["params"]
+
+
+def _step(ws: Workspace) -> dict[str, float]:
+    """Milliseconds of the parts and the whole, their ratio, and the floor."""
+    config = ws.config
+    options, dtype, size = config["runs"][config["quant"]["source"]], config["dtype"], ws.preprocess.size
+    form = "low_rank" if options["branch"] == "none" else "reparam"
+    student = ws.create(plan_lib.low_rank(ws.plan, form), dtype=dtype)
+    teacher = ws.create(plan_lib.dense(ws.spec.layers), dtype=dtype)
+    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized")
+    weights = {name: options[name] for name in names}
+    abstract = sharding.abstract_params(student, size, ws.mesh)
+    tx = train.optimizer(training.recipe(config["optimizer"], 10_000))
+    state_of = train.abstract_state(abstract, tx, ws.mesh)
+    frozen = sharding.init_params(teacher, jax.random.key(0), size, sharding.abstract_params(teacher, size, ws.mesh))
+    state = train.init_state(sharding.init_params(student, jax.random.key(1), size, abstract), tx, state_of)
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((config["batch_size"], size, size, 3), np.float32)
+    labels = rng.integers(0, ws.num_classes, config["batch_size"]).astype(np.int32)
+    batch = sharding.put_batch({"image": images, "label": labels}, ws.mesh)
+
+    whole: Any = train.make_step(losses.distillation(student, teacher, **weights), tx, state_of, ws.mesh)
+    answer = jax.jit(lambda params, images: teacher.apply({"params": params}, images, return_features=True))
+    given: Any = _Given()
+    student_loss = losses.distillation(student, given, **weights)
+    gradient = jax.jit(jax.grad(student_loss, has_aux=True))
+
+    def update(state: Any, gradients: Any) -> Any:
+        updates, opt_state = tx.update(gradients, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}
+
+    update_of = jax.jit(update, donate_argnums=0)
+    flops = float(whole.lower(state, frozen, batch).compile().cost_analysis()["flops"])
+    times: dict[str, list[float]] = {"teacher_ms": [], "student_ms": [], "update_ms": [], "step_ms": []}
+    for _ in range(ROUNDS + 2):
+        targets = _timed(times["teacher_ms"], answer, frozen, batch["image"])
+        gradients = _timed(times["student_ms"], gradient, state["params"], targets, batch)[0]
+        state = _timed(times["update_ms"], update_of, state, gradients)
+        state = _timed(times["step_ms"], whole, state, frozen, batch)[0]
+    found = {name: stats.median(values[2:]) for name, values in times.items()}
+    found["step_over_parts"] = found["step_ms"] / (found["teacher_ms"] + found["student_ms"] + found["update_ms"])
+    found["gflops_a_step"] = flops / 1e9
+    found["peak_gflops_a_second"] = _peak()
+    found["floor_ms"] = 1e3 * found["gflops_a_step"] / found["peak_gflops_a_second"]
+    found["step_over_floor"] = found["step_ms"] / found["floor_ms"]
+    return found
+
+
+def _timed(times: list[float], function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls, waits, and notes the milliseconds."""
+    started = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    times.append(1e3 * (time.perf_counter() - started))
+    return result
+
+
+def _peak(side: int = 2048) -> float:
+    """GFLOP/s of a square float32 product, the fastest of five: what the machine gives here and now."""
+    x = jnp.ones((side, side), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    times: list[float] = []
+    for _ in range(6):
+        _timed(times, product, x, x)
+    return 2 * side**3 / min(times[1:]) / 1e6
+
+
+def _four_products(params: layers.Params, x: jax.Array) -> jax.Array:
+    """Eq. 6 as it reads: every factor meets every other."""
+    first, second = x @ params["u"], x @ params["du"]
+    return first @ params["v"] + first @ params["dv"] + second @ params["v"] + second @ params["dv"]
+
+
+def _forms(ws: Workspace) -> dict[str, dict[str, float]]:
+    """Milliseconds of a pair, and what the other two forms cost relative to it, for each shape of layer."""
+    shapes: dict[tuple[int, ...], str] = {}
+    for info in ws.spec.layers:
+        if rank := ws.plan[info.path].rank:
+            shapes.setdefault((info.features_in, info.features_out, rank, info.tokens), info.path)
+    functions: Any = {"pair": layers.low_rank, "reparam": layers.reparam, "four_products": _four_products}
+    rng, found = np.random.default_rng(0), {}
+    for (m, n, rank, tokens), path in shapes.items():
+        draw = {"u": (m, rank), "v": (rank, n), "du": (m, rank), "dv": (rank, n)}
+        params = {name: jnp.asarray(rng.standard_normal(shape, np.float32)) for name, shape in draw.items()}
+        x = jnp.asarray(rng.standard_normal((ws.config["batch_size"] * tokens, m), np.float32))
+        calls = {name: _backward(function) for name, function in functions.items()}
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(ROUNDS + 2):
+            for name, call in calls.items():
+                _timed(times[name], call, params if name != "pair" else {key: params[key] for key in "uv"}, x)
+        ms = {name: stats.median(values[2:]) for name, values in times.items()}
+        found[path] = {"pair_ms": ms["pair"]} | {name: ms[name] / ms["pair"] for name in ("reparam", "four_products")}
+    return found
+
+
+def _backward(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles the output and the gradients of params and x, as a training step computes them."""
+
+    def call(params: Any, x: jax.Array) -> Any:
+        y, pull = jax.vjp(function, params, x)
+        return y, pull(jnp.ones_like(y))
+
+    return jax.jit(call)
