@@ -10,7 +10,8 @@ from lraqvit_jax import bench, main
 from lraqvit_jax.errors import UserError, nearest
 
 
-def _main(argv: Sequence[str]) -> None:
+def command(argv: Sequence[str]) -> None:
+    """Runs the measurement that the command line names."""
     logging.set_verbosity(logging.WARNING)
     names = [one.name for one in pkgutil.iter_modules(bench.__path__) if not one.name.startswith("_")]
     if len(argv) != 2 or argv[1] not in names:
@@ -21,4 +22,4 @@ def _main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main.cli(_main)
+    main.cli(command)

@@ -18,9 +18,12 @@ _CACHE = tempfile.mkdtemp(prefix="lraqvit_jax_tests_")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 
-def start(*arguments: str, devices: int = 1, prelude: str = "", cached: bool = True, **options) -> subprocess.Popen:
-    """Starts `python -m lraqvit_jax.main ARGUMENTS`, after the Python statements of `prelude`."""
-    code = f"import sys; sys.argv[0] = 'lraqvit_jax.main'\n{prelude}\nfrom lraqvit_jax import main\nmain.cli()"
+def start(
+    *arguments: str, devices: int = 1, prelude: str = "", cached: bool = True, module: str = "main", **options
+) -> subprocess.Popen:
+    """Starts `python -m lraqvit_jax.MODULE ARGUMENTS`, after the Python statements of `prelude`."""
+    entry = {"main": "main.cli()", "bench": "from lraqvit_jax.bench import __main__ as bench\nmain.cli(bench.command)"}
+    code = f"import sys; sys.argv[0] = 'lraqvit_jax.main'\n{prelude}\nfrom lraqvit_jax import main\n{entry[module]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),

@@ -1,0 +1,87 @@
+"""`python -m lraqvit_jax.bench`, as a user would run it."""
+
+import json
+
+import pytest
+
+from tests.integration import command
+
+GRID = (
+    "--config.grid.decompositions=('svd','wr','whitened')",
+    "--config.grid.methods=('uniform_ratio',)",
+    "--config.grid.budgets=(0.6,)",
+    "--config.plan.budget=0.6",
+)
+
+
+def bench(*arguments):
+    return command.run(*arguments, module="bench")
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """The grid of digits in a work directory in which the pipeline then runs at the same budget."""
+    workdir = tmp_path_factory.mktemp("bench")
+    fields = ("--config=configs/digits.py", f"--workdir={workdir}", *command.FAST, *GRID)
+    first = bench("lowrank", *fields, "--config.grid.runs=('rb_lra_kd',)")
+    assert first.returncode == 0, first.stderr[-3000:]
+    again = bench("lowrank", *fields, "--config.grid.runs=('rb_lra_kd',)")
+    command.run(*fields, "--stages=factorize,evaluate", check=True)
+    return workdir, first, again
+
+
+def test_every_cell_of_the_grid_has_a_row_and_a_place_in_the_table(grid):
+    workdir, first, _ = grid
+    rows = json.loads((workdir / "lowrank.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["dense", "svd", "wr", "whitened", "rb_lra_kd"]
+    assert len({row["params"] for row in rows}) == 2
+    for row in rows[1:]:
+        assert f"{row['name']} uniform_ratio 0.6 seed 0: top-1 {row['top1']:.2f} %" in first.stdout
+    assert (workdir / "lowrank.svg").read_text().startswith("<svg")
+
+
+def test_a_row_is_that_of_the_pipeline(grid):
+    """The grid evaluates products of pairs in the dense model; the pipeline the pairs themselves."""
+    workdir, _, _ = grid
+    rows = {row["name"]: row for row in json.loads((workdir / "lowrank.json").read_text())["rows"]}
+    piped = {row["name"]: row for row in json.loads((workdir / "results.json").read_text())["rows"]}
+    for name, other in (("dense", "dense"), ("svd", "lra"), ("whitened", "lra_whitened")):
+        for key in ("params", "linear_gflops", "n_images"):
+            assert rows[name][key] == piped[other][key]
+        # One image may stand on the edge between two classes.
+        assert abs(rows[name]["top1"] - piped[other]["top1"]) <= 100 / 297 + 1e-9
+    assert rows["wr"]["top1"] < rows["whitened"]["top1"]
+
+
+def test_the_same_command_again_computes_nothing(grid):
+    _, _, again = grid
+    assert again.returncode == 0
+    assert "seed 0: top-1" not in again.stdout
+    assert "uniform_ratio  whitened" in again.stdout
+
+
+def test_a_step_is_timed_against_its_parts(tmp_path):
+    done = bench("step", "--config=configs/digits.py", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "step.json").read_text())
+    parts = sum(found["step"][name] for name in ("teacher_ms", "student_ms", "update_ms"))
+    assert found["step"]["step_over_parts"] == pytest.approx(found["step"]["step_ms"] / parts)
+    assert found["step"]["gflops_a_step"] > 0
+    assert {row["reparam"] > 0 for row in found["forms"].values()} == {True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("lowrnk",), "'lowrnk'; did you mean 'lowrank'"),
+        (("lowrank", "--config.grid.methods=('logit',)"), "'logit'; did you mean 'logits'"),
+        (("lowrank", "--config.grid.runs=('rb_lra',)"), "'rb_lra', which is no run; did you mean 'rb_lra_kd'"),
+        (("lowrank", "--config.plan.unit=parms"), "'parms'; did you mean 'params'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path, arguments, says):
+    name, *fields = arguments
+    done = bench(name, "--config=configs/digits.py", f"--workdir={tmp_path}", *fields)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
