@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from lraqvit_jax.errors import UserError, nearest
 
 STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
-UNITS = ("params", "macs", "bytes")
+UNITS = ("params", "macs", "bytes", "latency")
 
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
 RUN = {
@@ -83,7 +83,8 @@ def default() -> ConfigDict:
                 # logits | sensitivity. See lowrank/ranks.py
                 "method": "uniform_ratio",
                 "budget": 0.5,  # share of what the encoder's dense linear layers cost
-                "unit": "params",  # of the budget, where calibration images decide: params | macs | bytes
+                "unit": "params",  # of the budget, where calibration images decide: params | macs | bytes | latency
+                "latency": "",  # the table that `python -m lraqvit_jax.bench layers` wrote, for that unit
                 "multiple": 8,
                 "attention_rank": 0,
                 "mlp_rank": 0,
@@ -158,6 +159,8 @@ def check(config: Mapping[str, Any]) -> None:
     _check_mix(config["mix"])
     if config["plan"]["unit"] not in UNITS:
         raise UserError(f"plan.unit is {config['plan']['unit']!r}; {nearest(config['plan']['unit'], UNITS)}")
+    if config["plan"]["unit"] == "latency" and not config["plan"]["latency"]:
+        raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
     for name, fields in config["runs"].items():
         if not fields["temperature"] > 0:
             raise UserError(f"runs.{name}.temperature is {fields['temperature']}; give a number above 0.")

@@ -28,7 +28,7 @@ ROUNDS = 15
 
 def run(config: dict[str, Any], workdir: str) -> None:
     """Times the step of the run `quant.source`, prints both tables and writes WORKDIR/step.json."""
-    ws = workspace.open_workspace(config, workdir)
+    ws = workspace.open_workspace(config, workdir, write=False)
     with sharding.use(ws.mesh):
         step, forms = _step(ws), _forms(ws)
     print("\n".join(f"{name:<28} {value:>10.4g}" for name, value in step.items()) + "\n")
@@ -36,6 +36,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
     for layer, row in forms.items():
         print(f"{layer:<28} {row['pair_ms']:>10.2f} {row['reparam']:>9.2f}x {row['four_products']:>9.2f}x")
     path = ws.directory / "step.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_atomically(path, json.dumps({"schema": 1, "step": step, "forms": forms}, indent=1) + "\n")
     print(f"\n{path}")
 
@@ -82,10 +83,10 @@ def _step(ws: Workspace) -> dict[str, float]:
     flops = float(whole.lower(state, frozen, batch).compile().cost_analysis()["flops"])
     times: dict[str, list[float]] = {"teacher_ms": [], "student_ms": [], "update_ms": [], "step_ms": []}
     for _ in range(ROUNDS + 2):
-        targets = _timed(times["teacher_ms"], answer, frozen, batch["image"])
-        gradients = _timed(times["student_ms"], gradient, state["params"], targets, batch)[0]
-        state = _timed(times["update_ms"], update_of, state, gradients)
-        state = _timed(times["step_ms"], whole, state, frozen, batch)[0]
+        targets = timed(times["teacher_ms"], answer, frozen, batch["image"])
+        gradients = timed(times["student_ms"], gradient, state["params"], targets, batch)[0]
+        state = timed(times["update_ms"], update_of, state, gradients)
+        state = timed(times["step_ms"], whole, state, frozen, batch)[0]
     found = {name: stats.median(values[2:]) for name, values in times.items()}
     found["step_over_parts"] = found["step_ms"] / (found["teacher_ms"] + found["student_ms"] + found["update_ms"])
     found["gflops_a_step"] = flops / 1e9
@@ -95,7 +96,7 @@ def _step(ws: Workspace) -> dict[str, float]:
     return found
 
 
-def _timed(times: list[float], function: Callable[..., Any], *arguments: Any) -> Any:
+def timed(times: list[float], function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls, waits, and notes the milliseconds."""
     started = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))
@@ -109,7 +110,7 @@ def _peak(side: int = 2048) -> float:
     product = jax.jit(jnp.matmul)
     times: list[float] = []
     for _ in range(6):
-        _timed(times, product, x, x)
+        timed(times, product, x, x)
     return 2 * side**3 / min(times[1:]) / 1e6
 
 
@@ -135,7 +136,7 @@ def _forms(ws: Workspace) -> dict[str, dict[str, float]]:
         times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(ROUNDS + 2):
             for name, call in calls.items():
-                _timed(times[name], call, params if name != "pair" else {key: params[key] for key in "uv"}, x)
+                timed(times[name], call, params if name != "pair" else {key: params[key] for key in "uv"}, x)
         ms = {name: stats.median(values[2:]) for name, values in times.items()}
         found[path] = {"pair_ms": ms["pair"]} | {name: ms[name] / ms["pair"] for name in ("reparam", "four_products")}
     return found

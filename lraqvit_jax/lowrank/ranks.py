@@ -119,6 +119,31 @@ def macs(layer: LinearInfo, rank: int) -> int:
     return layer.tokens * parameters(layer, rank)
 
 
+def latency(table: Mapping) -> Cost:
+    """Milliseconds of an image, by the table of `bench layers`; linear between the ranks it measured.
+
+    Raises:
+        UserError: the table lacks a layer's shape.
+    """
+    try:
+        known = {
+            (row["features_in"], row["features_out"], row["tokens"]): {int(rank): ms for rank, ms in row["ms"].items()}
+            for row in table["layers"]
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError("plan.latency is no table of bench layers; measure it again.") from error
+
+    def cost(layer: LinearInfo, rank: int) -> float:
+        ms = known.get((layer.features_in, layer.features_out, layer.tokens))
+        if ms is None:
+            shape = f"{layer.features_in} x {layer.features_out} with {layer.tokens} rows"
+            raise UserError(f"plan.latency has no layer of {shape}; run bench layers for this model and image size.")
+        points = sorted(point for point in ms if point)
+        return float(np.interp(rank, points, [ms[point] for point in points])) if rank else ms[0]
+
+    return cost
+
+
 def least_loss(
     layers: Iterable[LinearInfo], curves: Mapping[str, Curve], budget: float, multiple: int = 1, cost: Cost = parameters
 ) -> dict[str, int]:

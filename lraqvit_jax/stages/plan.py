@@ -1,6 +1,8 @@
 """Stage plan: ranks by what the dense model and calibration images say. Does nothing where the shapes alone decide."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from lraqvit_jax import checkpoint, sharding, statistics, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
+from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import kfac, ranks, spectra, whitened
 from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.plan import LinearInfo
@@ -51,7 +54,7 @@ def choose(
     found = curves(dense, layers, moments, options["method"])
     if options["method"] == "sensitivity":
         found = _scaled(ws, dense, layers, moments, found)
-    arguments = (layers, found, options["budget"], options["multiple"], cost(options["unit"], ws.plan))
+    arguments = (layers, found, options["budget"], options["multiple"], cost(options, ws.plan))
     return ranks.energy(*arguments) if options["method"] == "energy" else ranks.least_loss(*arguments)
 
 
@@ -74,15 +77,24 @@ def curves(
     return dict(zip([layer.path for layer in layers], spectra.each(curve, layers), strict=True))
 
 
-def cost(unit: str, plan: plan_lib.Plan) -> ranks.Cost:
-    """What a layer costs, in the unit of the budget; bytes are those of the form that `plan` deploys it in."""
+def cost(options: Mapping[str, Any], plan: plan_lib.Plan) -> ranks.Cost:
+    """What a layer costs in `options["unit"]`; bytes are those of the form that `plan` deploys it in."""
 
     def stored(layer: LinearInfo, rank: int) -> int:
         entry = plan[layer.path]
         form = entry.form if entry.form == "quantized" else "low_rank" if rank else "dense"
         return plan_lib.layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
 
-    return {"params": ranks.parameters, "macs": ranks.macs, "bytes": stored}[unit]
+    if options["unit"] == "latency":
+        return ranks.latency(_table(options["latency"]))
+    return {"params": ranks.parameters, "macs": ranks.macs, "bytes": stored}[options["unit"]]
+
+
+def _table(path: str) -> Any:
+    try:
+        return json.loads(pathlib.Path(path).expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"plan.latency {path!r} cannot be read ({error}); name what bench layers wrote.") from error
 
 
 def _scaled(
