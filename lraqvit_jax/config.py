@@ -13,7 +13,8 @@ UNITS = ("params", "macs", "bytes", "latency")
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
 RUN = {
     "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`: svd, asvd, whitened, aafm, rrr, kfac
-    "branch": "wr",  # wr | zero | random | small_random; none trains one pair
+    "branch": "wr",  # wr | zero | random | small_random; none trains one pair; residual, see anneal
+    "anneal": 0.7,  # share of the steps in which the gate of a residual closes, from 1 to 0
     "train_base": True,  # False freezes u and v and trains the branch alone
     "alpha": 1.0,  # weight of the cross-entropy
     "beta": 1.0,  # weight of the block distillation
@@ -161,12 +162,18 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError(f"plan.unit is {config['plan']['unit']!r}; {nearest(config['plan']['unit'], UNITS)}")
     if config["plan"]["unit"] == "latency" and not config["plan"]["latency"]:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
-    for name, fields in config["runs"].items():
-        if not fields["temperature"] > 0:
-            raise UserError(f"runs.{name}.temperature is {fields['temperature']}; give a number above 0.")
+    _check_runs(config["runs"])
     for field in ("train", "eval"):
         if not config["data"][field]:
             raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
+
+
+def _check_runs(runs: Mapping[str, Any]) -> None:
+    for name, fields in runs.items():
+        if not 0 < fields["anneal"] <= 1:
+            raise UserError(f"runs.{name}.anneal is {fields['anneal']}; it is a share of the steps, in (0, 1].")
+        if not fields["temperature"] > 0:
+            raise UserError(f"runs.{name}.temperature is {fields['temperature']}; give a number above 0.")
 
 
 def _check_mix(mix: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""The one linear layer, in its four forms: dense, reparam, low_rank, quantized.
+"""The one linear layer, in its forms: dense, low_rank, reparam and residual for training, quantized.
 
 Which form a layer has is data: `Linear` looks its own path up in the plan. A model never asks. Parameters by form,
 for a kernel of shape (m, n) = (in, out) and rank r:
@@ -6,6 +6,8 @@ for a kernel of shape (m, n) = (in, out) and rank r:
     dense      kernel (m, n)
     low_rank   u (m, r), v (r, n)                      y = (x @ u) @ v + b                         Eq. 2-3
     reparam    u, v, and the branch du (m, r), dv (r, n)   y = (x @ (u + du)) @ (v + dv) + b       Eq. 4-6
+    residual   u, v, and what they leave out, residual (m, n) behind a gate ()
+                                                       y = (x @ u) @ v + gate * (x @ residual) + b
     quantized  kernel, or u and v, as {qvalue: int8, scale: float32}, with the input scales
                `x_scale` (and `z_scale` between u and v) where they are static, and `smooth` (m,)
                where the input is divided by a vector first                                        Eq. 11
@@ -61,6 +63,12 @@ def low_rank(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"
 def reparam(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"]:
     """Eq. 4-6: the branch is added to the factors, so that training multiplies twice and not four times."""
     return low_rank({"u": params["u"] + params["du"], "v": params["v"] + params["dv"]}, x)
+
+
+def residual(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"]:
+    """The pair and, while the gate is open, the rest of the dense kernel."""
+    rest = x @ params["residual"].astype(x.dtype)
+    return low_rank(params, x) + params["gate"].astype(x.dtype) * rest
 
 
 def quantized_product(
@@ -130,6 +138,8 @@ class Linear(nn.Module):
         init["v"] = init["u"]
         if layer.form == "reparam":
             shapes |= {f"d{name}": shape for name, shape in shapes.items()}
+        if layer.form == "residual":
+            shapes |= {"residual": ((x.shape[-1], self.features), self.axes), "gate": ((), ())}
         params = {
             name: self._param(name, init.get(name, nn.initializers.zeros), shape, axes)
             for name, (shape, axes) in shapes.items()
@@ -139,7 +149,7 @@ class Linear(nn.Module):
         if layer.rank and self.is_mutable_collection("calibration"):
             first = (params["u"] + params.get("du", 0)).astype(rows.dtype)
             self._observe("z", (rows @ first).reshape(*x.shape[:-1], -1))
-        form = {"dense": dense, "low_rank": low_rank, "reparam": reparam}[layer.form]
+        form = {"dense": dense, "low_rank": low_rank, "reparam": reparam, "residual": residual}[layer.form]
         return form(params, rows).reshape(*x.shape[:-1], self.features)
 
     def _quantized(self, x: Array, layer: LayerPlan) -> Array:
@@ -160,7 +170,7 @@ class Linear(nn.Module):
             images = quantized_product(images, kernel, scale, first, layer, self.options.arithmetic)
         return images.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)
 
-    def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, int], tuple[str, str]]]:
+    def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
         if not layer.rank:
             return {"kernel": ((features_in, self.features), self.axes)}
         return {
@@ -177,7 +187,7 @@ class Linear(nn.Module):
             self.sow("calibration", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 
-def _qarray_init(shape: tuple[int, int], axes: tuple[str, str]) -> Callable[[jax.Array], dict]:
+def _qarray_init(shape: tuple[int, ...], axes: tuple[str, ...]) -> Callable[[jax.Array], dict]:
     def init(key: jax.Array) -> dict:
         del key  # A quantized layer is never initialized at random, only declared.
         boxed = nn.with_logical_partitioning

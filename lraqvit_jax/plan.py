@@ -12,7 +12,9 @@ from typing import Any
 
 from lraqvit_jax.errors import UserError, nearest
 
-FORMS = ("dense", "reparam", "low_rank", "quantized")
+FORMS = ("dense", "reparam", "residual", "low_rank", "quantized")
+TRAINING = ("reparam", "residual")
+"""Forms that `merge` turns into a pair."""
 GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
 
 
@@ -54,7 +56,7 @@ class LayerPlan:
     """How one linear layer is stored and computed.
 
     Attributes:
-        form: "dense", "reparam", "low_rank" or "quantized".
+        form: one of FORMS; see `lraqvit_jax.layers`.
         rank: rank r of the pair; 0 keeps one dense kernel.
         bits: bits of weights and activations of a quantized layer; 0 means float.
         granularity: of the activation scales: "per_tensor", "per_token" (static, by position), "per_token_dynamic".
@@ -75,7 +77,7 @@ Plan = Mapping[str, LayerPlan]
 
 
 def low_rank(plan: Plan, form: str = "low_rank") -> dict[str, LayerPlan]:
-    """Returns the float plan with every planned pair in `form` ("low_rank" or "reparam") and the rest dense."""
+    """Returns the float plan with every planned pair in `form` ("low_rank" or one of TRAINING) and the rest dense."""
     return {path: LayerPlan(form=form, rank=layer.rank) if layer.rank else LayerPlan() for path, layer in plan.items()}
 
 
@@ -110,7 +112,7 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
         )
     if not 0 < layer.clip <= 1:
         raise UserError(f"Layer {info.path!r} has clip {layer.clip}; it is a share of the range, in (0, 1].")
-    if layer.form in ("reparam", "low_rank") and not layer.rank:
+    if layer.form in (*TRAINING, "low_rank") and not layer.rank:
         raise UserError(f"Layer {info.path!r} has form {layer.form!r} but no rank; give one, or make it dense.")
     if layer.form == "dense" and layer.rank:
         raise UserError(f"Layer {info.path!r} is dense but has rank {layer.rank}; remove the rank or the form.")
@@ -174,7 +176,7 @@ class Cost:
 
 
 def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
-    """Cost of one layer in its deployed form (a reparam layer counts as the pair it merges to).
+    """Cost of one layer in its deployed form (a training form counts as the pair it merges to).
 
     FLOPs are 2 for a multiply-accumulate, the kernel products only, as the paper counts them. Bytes are those of the
     kernels, scales, smoothing vector and bias as they are stored.

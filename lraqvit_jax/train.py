@@ -55,12 +55,35 @@ def schedule(recipe: Recipe) -> optax.Schedule:
     )
 
 
-def optimizer(recipe: Recipe, frozen: Callable[[Any], Any] | None = None) -> optax.GradientTransformation:
+def gate(recipe: Recipe, anneal: float, step: Any) -> jax.Array:
+    """The gate of every residual after `step` updates: from 1 to 0 along half a cosine in the share `anneal` of all."""
+    done = jnp.minimum(1, step / max(1, int(anneal * recipe.steps)))
+    return jnp.where(done < 1, (1 + jnp.cos(jnp.pi * done)) / 2, 0)
+
+
+def _close_gates(recipe: Recipe, anneal: float) -> optax.GradientTransformation:
+    """Moves parameters named "gate" along their schedule, whatever their gradient."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        moved = jax.tree.map(lambda leaf: gate(recipe, anneal, state.count + 1).astype(leaf.dtype) - leaf, params)
+        return moved, optax.ScaleByScheduleState(state.count + 1)
+
+    def gates(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "gate", params)
+
+    start = optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+    return optax.masked(optax.GradientTransformation(lambda _: start, update), gates)
+
+
+def optimizer(
+    recipe: Recipe, frozen: Callable[[Any], Any] | None = None, anneal: float = 0.0
+) -> optax.GradientTransformation:
     """Builds the optimizer.
 
     Args:
         recipe: its constants.
         frozen: maps a parameter tree to a tree of bools; True stays as it is.
+        anneal: above 0, closes the gates of residuals; see `gate`.
     """
     keep = optax.masked(optax.set_to_zero(), frozen) if frozen else optax.identity()
     clip = optax.clip_by_global_norm(recipe.grad_clip) if recipe.grad_clip else optax.identity()
@@ -70,7 +93,8 @@ def optimizer(recipe: Recipe, frozen: Callable[[Any], Any] | None = None) -> opt
         weight_decay=recipe.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim == 2, params),
     )
-    return optax.chain(keep, clip, adamw, keep)
+    close = _close_gates(recipe, anneal) if anneal else optax.identity()
+    return optax.chain(keep, clip, adamw, keep, close)
 
 
 def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State:

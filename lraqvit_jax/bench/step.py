@@ -20,6 +20,7 @@ import optax
 from lraqvit_jax import layers, metrics, sharding, train, workspace
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.distill import step as losses
+from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.stages import training
 from lraqvit_jax.workspace import Workspace
 
@@ -53,8 +54,7 @@ def _step(ws: Workspace) -> dict[str, float]:
     """Milliseconds of the parts and the whole, their ratio, and the floor."""
     config = ws.config
     options, dtype, size = config["runs"][config["quant"]["source"]], config["dtype"], ws.preprocess.size
-    form = "low_rank" if options["branch"] == "none" else "reparam"
-    student = ws.create(plan_lib.low_rank(ws.plan, form), dtype=dtype)
+    student = ws.create(plan_lib.low_rank(ws.plan, reparam.form(options["branch"])), dtype=dtype)
     teacher = ws.create(plan_lib.dense(ws.spec.layers), dtype=dtype)
     names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized")
     weights = {name: options[name] for name in names}

@@ -72,23 +72,34 @@ def branch(
     Raises:
         UserError: unknown name.
     """
-    check_initialization(name)
+    if name not in INITIALIZATIONS:
+        raise UserError(f"There is no branch initialization {name!r}; {nearest(name, INITIALIZATIONS)}")
     return INITIALIZATIONS[name](kernel, rank, rng, spectrum)
 
 
-def check_initialization(name: str) -> None:
-    """Raises UserError where there is no initialization of that name."""
-    if name not in INITIALIZATIONS:
-        raise UserError(f"There is no branch initialization {name!r}; {nearest(name, INITIALIZATIONS)}")
+def form(name: str) -> str:
+    """The form that a run with this branch trains in: "none" trains the plain pair, "residual" the pair beside the rest
+    of the dense kernel on a gate that closes, and every initialization above the branch.
+
+    Raises:
+        UserError: unknown name.
+    """
+    other = {"none": "low_rank", "residual": "residual"}
+    if name not in (*INITIALIZATIONS, *other):
+        raise UserError(f"There is no branch {name!r}; {nearest(name, (*INITIALIZATIONS, *other))}")
+    return other.get(name, "reparam")
 
 
 def merge(params: Mapping[str, Array]) -> dict[str, Array]:
     """Eq. 6: `u + du` and `v + dv` replace all four. The sums are those the training forward makes: outputs are equal.
+    Where there is a residual, its gate must be closed, and it goes.
 
     Args:
-        params: of one reparam layer; what is not a factor (the bias) passes through.
+        params: of one layer in a training form; what is not a factor (the bias) passes through.
     """
-    merged = {name: value for name, value in params.items() if name not in ("du", "dv")}
+    merged = {name: value for name, value in params.items() if name not in ("du", "dv", "residual", "gate")}
+    if "residual" in params:
+        return merged
     return merged | {"u": params["u"] + params["du"], "v": params["v"] + params["dv"]}
 
 

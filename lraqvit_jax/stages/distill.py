@@ -1,4 +1,4 @@
-"""Stage distill: trains every run of the ladder. `RUN.start` -> `RUN.trained`, both in reparam form."""
+"""Stage distill: trains every run of the ladder. `RUN.start` -> `RUN.trained`, both in a training form."""
 
 from typing import Any
 
@@ -35,6 +35,7 @@ def run(ws: Workspace) -> None:
             normalized=options["normalized"],
             freeze_base=not options["train_base"],
             freeze=tuple(resampled),
+            anneal=options["anneal"] if options["branch"] == "residual" else 0.0,
         )
         frozen = teacher_params if options["beta"] or options["gamma"] else None
         params, checkpoints = training.fit(ws, name, objective, recipe, student_params, frozen, size)

@@ -1,7 +1,7 @@
 """Stage factorize: low-rank pairs from the dense model.
 
 Writes the untrained rows `lra` (truncated SVD) and `lra_NAME` (other decompositions), and for every run of the ladder
-its starting point `RUN.start`, in reparam form.
+its starting point `RUN.start`, in the form it trains in.
 """
 
 import inspect
@@ -39,7 +39,7 @@ def run(ws: Workspace) -> None:
     params, plan = checkpoint.host(dense.params), plan_lib.low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
     names = {*missing, *(runs[name]["decomposition"] for name in wanted)}
-    branches = {runs[name]["branch"] for name in wanted} - {"none"}
+    branches = {runs[name]["branch"] for name in wanted} & {*reparam.INITIALIZATIONS}
     spectrum = spectra.memo(ws.config["cache_dir"])
     found, drawn = pairs(ws, dense, ranks, names, spectrum)
 
@@ -64,14 +64,23 @@ def run(ws: Workspace) -> None:
     for name in wanted:
         method, initialization = runs[name]["decomposition"], runs[name]["branch"]
         changes = {path: layer | started[path].get(initialization, {}) for path, layer in found[method].items()}
+        if initialization == "residual":
+            changes = {path: _with_residual(layer, trees.get(params, path)) for path, layer in changes.items()}
         ws.save(
             f"{name}.start",
             trees.replace(params, changes),
-            plan_lib.low_rank(ws.plan, "low_rank" if initialization == "none" else "reparam"),
+            plan_lib.low_rank(ws.plan, reparam.form(initialization)),
             parent="dense",
             notes=f"{method}, branch {initialization}",
             calibration=drawn,
         )
+
+
+def _with_residual(layer: Layer, dense: Layer) -> Layer:
+    """The pair beside what it leaves out, with the gate open and the dense bias: the outputs are the dense layer's."""
+    rest = np.asarray(dense["kernel"]) - layer["u"] @ layer["v"]
+    bias = {name: value for name, value in dense.items() if name == "bias"}
+    return layer | {"residual": rest, "gate": np.float32(1)} | bias
 
 
 def pairs(

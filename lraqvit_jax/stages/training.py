@@ -31,6 +31,7 @@ class Objective:
         label_smoothing: of the cross-entropy.
         freeze_base: keep the factors u and v of reparam layers, train their branches and all else.
         freeze: paths of further parameters to keep.
+        anneal: share of the steps in which the gates of residuals close; 0 where there are none.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Objective:
     label_smoothing: float = 0.0
     freeze_base: bool = False
     freeze: tuple[str, ...] = ()
+    anneal: float = 0.0
 
 
 class Compiled(NamedTuple):
@@ -57,7 +59,7 @@ class Compiled(NamedTuple):
 def kept(objective: Objective, params: Any) -> Any:
     """True at the parameters that are not trained."""
     flat = tensors.flatten(params)
-    keep = {path: path in objective.freeze for path in flat}
+    keep = {path: path in objective.freeze or path.endswith("/residual") for path in flat}
     if objective.freeze_base:
         for path in flat:
             where, _, name = path.rpartition("/")
@@ -68,8 +70,8 @@ def kept(objective: Objective, params: Any) -> Any:
 @functools.lru_cache(maxsize=4)
 def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
-    keep = functools.partial(kept, objective) if objective.freeze_base or objective.freeze else None
-    tx = train.optimizer(recipe, keep)
+    some = objective.freeze_base or objective.freeze or objective.anneal
+    tx = train.optimizer(recipe, functools.partial(kept, objective) if some else None, objective.anneal)
     state = train.abstract_state(abstract, tx, mesh)
     if objective.teacher is None:
         loss_fn = losses.supervised(objective.model, objective.label_smoothing)

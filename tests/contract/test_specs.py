@@ -157,7 +157,7 @@ def test_the_names_in_a_config_are_names_of_something(path):
         lowrank.decomposition(name)
     for run in fields["runs"].values():
         lowrank.decomposition(run["decomposition"])
-        reparam.check_initialization(run["branch"])
+        reparam.form(run["branch"])
     for method in fields["quant"]["methods"].values():
         quantize.method(method["method"])
         assert method["granularity"] in ("", *plan.GRANULARITIES)

@@ -10,9 +10,12 @@ from lraqvit_jax import layers, plan, trees
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import reparam, svd
 from lraqvit_jax.lowrank.svd import Pair
+from lraqvit_jax.stages import training
+from lraqvit_jax.train import Recipe, optimizer
 from tests.unit import small
 
 # k - r below, at and above r, tall and wide.
+SHAPES = {"u": (5, 2), "v": (2, 4), "residual": (5, 4)}
 CASES = [((20, 16), 12), ((20, 16), 8), ((20, 16), 5), ((7, 30), 3), ((7, 30), 6)]
 
 
@@ -179,3 +182,46 @@ def test_a_global_norm_clip_breaks_the_identity(rng):
 
         assert clipped(0.7 * start) > 1e-3
         assert clipped(1e-2 * start) < 1e-5
+
+
+# --- a residual behind a gate ---
+
+
+def test_an_open_gate_gives_the_dense_layer_and_a_closed_one_the_pair(rng):
+    kernel = rng.standard_normal((12, 9)).astype(np.float32)
+    x = rng.standard_normal((7, 12)).astype(np.float32)
+    u, v = (factor.astype(np.float32) for factor in svd.decompose(kernel, 4))
+    params = {"u": u, "v": v, "residual": kernel - u @ v}
+    for gate, want in ((1.0, x @ kernel), (0.0, x @ u @ v), (0.25, 0.25 * x @ kernel + 0.75 * (x @ u @ v))):
+        got = layers.residual(params | {"gate": jnp.float32(gate)}, x)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_gates_close_on_schedule_and_residuals_stay_whatever_the_gradient(rng):
+    recipe = Recipe(steps=10, learning_rate=0.1, weight_decay=0.5)
+    params = {
+        "fc": {name: jnp.asarray(rng.standard_normal(shape, np.float32)) for name, shape in SHAPES.items()},
+        "other": {"kernel": jnp.ones((3, 3))},
+    }
+    params["fc"]["gate"] = jnp.float32(1)
+    objective = training.Objective(small.model(), anneal=0.5)
+    tx = optimizer(recipe, lambda tree: training.kept(objective, tree), 0.5)
+    state, start, gates = tx.init(params), params, []
+    for _ in range(10):
+        gradients = jax.tree.map(lambda leaf: jnp.ones_like(leaf) * 3, params)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        gates.append(float(params["fc"]["gate"]))
+    want = [(1 + np.cos(np.pi * step / 5)) / 2 for step in range(1, 6)] + [0] * 5
+    np.testing.assert_allclose(gates, want, atol=1e-6)
+    assert gates[4:] == [0] * 6
+    np.testing.assert_array_equal(params["fc"]["residual"], start["fc"]["residual"])
+    assert np.abs(params["fc"]["u"] - start["fc"]["u"]).min() > 0.1
+    merged = reparam.merge(params["fc"])
+    assert set(merged) == {"u", "v"}
+
+
+def test_an_unknown_branch_is_named_with_the_nearest():
+    assert [reparam.form(name) for name in ("none", "zero", "residual")] == ["low_rank", "reparam", "residual"]
+    with pytest.raises(UserError, match=r"'residuals'; did you mean 'residual'"):
+        reparam.form("residuals")
