@@ -150,7 +150,8 @@ def least_loss(
     """The ranks with the least sum of losses whose costs stay within the share `budget` of the dense layers' cost.
 
     Each layer's choices (every multiple, or dense, which loses nothing) are thinned to their lower convex hull, and
-    the steps along all hulls taken in the order of loss saved per cost: optimal but for the last step of each layer.
+    the steps along all hulls taken in the order of loss saved per cost, which is optimal up to the first that does not
+    fit. What the budget then leaves over goes to the choices between, again by loss saved per cost.
 
     Args:
         layers: those to factorize.
@@ -164,7 +165,8 @@ def least_loss(
     """
     _check_budget(budget, multiple)
     layers = list(layers)
-    hulls = {layer.path: _hull(layer, curves[layer.path], multiple, cost) for layer in layers}
+    choices = {layer.path: _choices(layer, curves[layer.path], multiple, cost) for layer in layers}
+    hulls = {path: _hull(some) for path, some in choices.items()}
     left = budget * sum(cost(layer, 0) for layer in layers) - sum(hull[0].cost for hull in hulls.values())
     if left < 0:
         raise UserError(
@@ -172,14 +174,27 @@ def least_loss(
         )
     steps = [(after, before, path) for path, hull in hulls.items() for before, after in itertools.pairwise(hull)]
     steps.sort(key=lambda step: (step[0].loss - step[1].loss) / (step[0].cost - step[1].cost))
-    ranks, full = {path: hull[0].rank for path, hull in hulls.items()}, set()
+    now, full = {path: hull[0] for path, hull in hulls.items()}, set()
     for after, before, path in steps:
         if path in full or after.cost - before.cost > left:
             full.add(path)
             continue
         left -= after.cost - before.cost
-        ranks[path] = after.rank
-    return ranks
+        now[path] = after
+
+    def better() -> list[tuple[float, str, _Choice]]:
+        return [
+            (_slope(now[path], one), path, one)
+            for path, some in choices.items()
+            for one in some
+            if 0 < one.cost - now[path].cost <= left and one.loss < now[path].loss
+        ]
+
+    while found := better():
+        _, path, one = min(found)
+        left -= one.cost - now[path].cost
+        now[path] = one
+    return {path: one.rank for path, one in now.items()}
 
 
 class _Choice(NamedTuple):
@@ -188,13 +203,18 @@ class _Choice(NamedTuple):
     rank: int
 
 
-def _hull(layer: LinearInfo, curve: Curve, multiple: int, cost: Cost) -> list[_Choice]:
-    """The choices of a layer by rising cost, without those that two others beat together."""
+def _choices(layer: LinearInfo, curve: Curve, multiple: int, cost: Cost) -> list[_Choice]:
+    """What a layer can be, by rising cost, dense last; nothing that costs more than dense."""
     dense = _Choice(cost(layer, 0), 0.0, 0)
     ranks = range(multiple, min(len(curve), int(layer.break_even) + 1), multiple)
     pairs = [_Choice(cost(layer, rank), float(curve[rank]), rank) for rank in ranks if rank < layer.break_even]
+    return [*sorted(pair for pair in pairs if pair.cost < dense.cost), dense]
+
+
+def _hull(choices: list[_Choice]) -> list[_Choice]:
+    """The choices without those that two others beat together."""
     hull: list[_Choice] = []
-    for one in [*sorted(pair for pair in pairs if pair.cost < dense.cost), dense]:
+    for one in choices:
         if hull and one.loss >= hull[-1].loss:
             continue
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], one):
