@@ -1,0 +1,95 @@
+"""Ranks by what calibration images say, through the command."""
+
+import json
+
+import pytest
+
+from lraqvit_jax import checkpoint, models, plan
+from lraqvit_jax.lowrank import ranks
+from tests.integration import command
+
+FIELDS = (*command.FAST, "--config.plan.method=logits", "--config.plan.budget=0.6")
+SPEC = models.spec("vit_pico", num_classes=10, image_size=8)
+
+
+def chosen(workdir):
+    return {path: layer.rank for path, layer in plan.read(workdir / "plan.json").items()}
+
+
+def share(found):
+    layers = [info for info in SPEC.layers if info.compressible]
+    spent, dense = (
+        sum(ranks.parameters(info, rank) for info, rank in ((info, by(info)) for info in layers))
+        for by in (lambda info: found[info.path], lambda info: 0)
+    )
+    return spent / dense
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """Teacher, plan, and then runs of every kind of pair and branch to the end."""
+    workdir = tmp_path_factory.mktemp("planned")
+    early = command.digits(workdir, *FIELDS, "--stages=teacher,factorize")
+    before = chosen(workdir)
+    command.digits(workdir, *FIELDS, "--stages=plan", check=True)
+    after = chosen(workdir)
+    command.digits(workdir, *FIELDS, "--stages=plan,factorize,distill,merge", check=True)
+    return workdir, early, before, after
+
+
+def test_ranks_that_are_to_be_measured_cannot_be_used_before(planned):
+    _, early, _, _ = planned
+    assert early.returncode == 2
+    assert "run --stages=plan first" in early.stderr
+    assert "Traceback" not in early.stderr
+
+
+def test_the_stage_chooses_other_ranks_within_the_budget_and_keeps_them(planned):
+    workdir, _, before, after = planned
+    assert before != after
+    assert len({rank for rank in after.values() if rank}) > 1
+    assert 0.5 < share(after) <= 0.6
+    assert all(rank % 4 == 0 for rank in after.values())
+    assert chosen(workdir) == after
+    pair = checkpoint.read_meta(workdir / "checkpoints" / "rb_lra_kd")["plan"]
+    assert {path: layer["rank"] for path, layer in pair.items()} == after
+
+
+def test_a_plan_that_the_user_edited_stands(tmp_path):
+    command.digits(tmp_path, *FIELDS, "--stages=teacher", check=True)
+    edited = json.loads((tmp_path / "plan.json").read_text())
+    edited["blocks_0/mlp/fc1"]["rank"] = 8
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    command.digits(tmp_path, *FIELDS, "--stages=plan,factorize", check=True)
+    assert json.loads((tmp_path / "plan.json").read_text())["blocks_0/mlp/fc1"]["rank"] == 8
+    assert checkpoint.read_meta(tmp_path / "checkpoints" / "lra")["plan"]["blocks_0/mlp/fc1"]["rank"] == 8
+
+
+RUNS = """
+from configs import digits
+from lraqvit_jax import config as base
+def get_config():
+    config = digits.get_config()
+    config.runs = {
+        "plain": base.run(decomposition="kfac", branch="none", weight_decay=0.0, learning_rate=1e-3),
+        "gated": base.run(decomposition="aafm", branch="residual"),
+        "rb_lra_kd": base.run(decomposition="rrr", branch="zero"),
+    }
+    return config
+"""
+
+
+def test_every_decomposition_and_training_form_goes_to_the_end(tmp_path):
+    (tmp_path / "config.py").write_text(RUNS)
+    fields = (f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}", *command.FAST)
+    command.run(*fields, "--config.quant.methods={}", "--stages=teacher,factorize,distill,merge", check=True)
+    artifacts = tmp_path / "run" / "checkpoints"
+    forms = {
+        name: {layer["form"] for layer in checkpoint.read_meta(artifacts / f"{name}.trained")["plan"].values()}
+        for name in ("plain", "gated", "rb_lra_kd")
+    }
+    assert forms == {"plain": {"dense", "low_rank"}, "gated": {"dense", "residual"}, "rb_lra_kd": {"dense", "reparam"}}
+    for name in forms:
+        meta = checkpoint.read_meta(artifacts / name)
+        assert {layer["form"] for layer in meta["plan"].values()} == {"dense", "low_rank"}
+        assert meta["merge_difference"] <= 1e-5
