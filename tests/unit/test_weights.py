@@ -85,7 +85,7 @@ def small_stream():
         {"bias": "mlp.fc1.bias"},
         {"bias": "norm1.bias"},
     ],
-    ids=lambda wrong: " ".join(map(str, *wrong.items())),
+    ids=lambda wrong: " ".join(getattr(item, "__name__", str(item)) for item in next(iter(wrong.items()))),
 )
 def test_a_wrong_eps_gelu_head_count_or_bias_is_seen(small_stream, wrong):
     """The tolerance of 1e-4 is tight enough to tell, by a margin."""
