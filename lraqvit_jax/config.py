@@ -13,8 +13,8 @@ UNITS = ("params", "macs", "bytes", "latency")
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
 RUN = {
     "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`: svd, asvd, whitened, aafm, rrr, kfac
-    "branch": "wr",  # wr | zero | random | small_random; none trains one pair; residual, see anneal
-    "anneal": 0.7,  # share of the steps in which the gate of a residual closes, from 1 to 0
+    "branch": "wr",  # wr | zero | random | small_random; none trains one pair; wide, residual: see anneal
+    "anneal": 0.7,  # share of the steps in which the gates close on what the pair cannot hold
     "train_base": True,  # False freezes u and v and trains the branch alone
     "alpha": 1.0,  # weight of the cross-entropy
     "beta": 1.0,  # weight of the block distillation
@@ -22,6 +22,7 @@ RUN = {
     "normalized": False,  # True divides each block's error by the mean square of the teacher's output
     "gamma": 0.0,  # weight of KL(teacher || student) of the logits
     "temperature": 1.0,  # of that divergence
+    "delta": 0.0,  # weight of KL(teacher || student) of the attention maps
     "image_size": 0,  # of training; 0 is the model's. Smaller is faster: positions are resampled for it, not trained
     "steps": 0,  # 0 takes the config's `steps`
     "learning_rate": 0.0,  # 0 takes optimizer.learning_rate

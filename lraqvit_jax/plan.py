@@ -12,8 +12,8 @@ from typing import Any
 
 from lraqvit_jax.errors import UserError, nearest
 
-FORMS = ("dense", "reparam", "residual", "low_rank", "quantized")
-TRAINING = ("reparam", "residual")
+FORMS = ("dense", "reparam", "wide", "residual", "low_rank", "quantized")
+TRAINING = ("reparam", "wide", "residual")
 """Forms that `merge` turns into a pair."""
 GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
 
@@ -74,6 +74,11 @@ class LayerPlan:
 
 DENSE = LayerPlan()
 Plan = Mapping[str, LayerPlan]
+
+
+def extra(rank: int, features_in: int, features_out: int) -> int:
+    """Directions that a layer in the form "wide" trains beyond its rank: as many again, where the kernel has them."""
+    return min(rank, min(features_in, features_out) - rank)
 
 
 def low_rank(plan: Plan, form: str = "low_rank") -> dict[str, LayerPlan]:

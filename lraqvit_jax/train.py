@@ -56,23 +56,29 @@ def schedule(recipe: Recipe) -> optax.Schedule:
 
 
 def gate(recipe: Recipe, anneal: float, step: Any) -> jax.Array:
-    """The gate of every residual after `step` updates: from 1 to 0 along half a cosine in the share `anneal` of all."""
+    """What of the gates is open after `step` updates: from 1 to 0 along half a cosine in the share `anneal` of all."""
     done = jnp.minimum(1, step / max(1, int(anneal * recipe.steps)))
     return jnp.where(done < 1, (1 + jnp.cos(jnp.pi * done)) / 2, 0)
+
+
+def gates(share: Any, shape: tuple[int, ...]) -> jax.Array:
+    """The gates of one layer: of a residual, () the share itself; of further directions, the last closes first."""
+    return jnp.clip(share * shape[0] - jnp.arange(shape[0]), 0, 1) if shape else jnp.asarray(share)
 
 
 def _close_gates(recipe: Recipe, anneal: float) -> optax.GradientTransformation:
     """Moves parameters named "gate" along their schedule, whatever their gradient."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        moved = jax.tree.map(lambda leaf: gate(recipe, anneal, state.count + 1).astype(leaf.dtype) - leaf, params)
+        share = gate(recipe, anneal, state.count + 1)
+        moved = jax.tree.map(lambda leaf: gates(share, leaf.shape).astype(leaf.dtype) - leaf, params)
         return moved, optax.ScaleByScheduleState(state.count + 1)
 
-    def gates(params: Any) -> Any:
+    def named(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "gate", params)
 
     start = optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
-    return optax.masked(optax.GradientTransformation(lambda _: start, update), gates)
+    return optax.masked(optax.GradientTransformation(lambda _: start, update), named)
 
 
 def optimizer(
@@ -83,7 +89,7 @@ def optimizer(
     Args:
         recipe: its constants.
         frozen: maps a parameter tree to a tree of bools; True stays as it is.
-        anneal: above 0, closes the gates of residuals; see `gate`.
+        anneal: above 0, closes the gates; see `gate`.
     """
     keep = optax.masked(optax.set_to_zero(), frozen) if frozen else optax.identity()
     clip = optax.clip_by_global_norm(recipe.grad_clip) if recipe.grad_clip else optax.identity()

@@ -11,7 +11,9 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 import statistics as stats
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,6 +33,7 @@ from lraqvit_jax.workspace import Workspace
 WR = "wr"
 """Not a decomposition: truncated SVD with the paper's weight reconstruction merged into it, as training starts."""
 KEYS = ("name", "method", "budget", "seed")
+COLUMNS = ("params", "linear_gflops", "top1", "top5", "n_images")
 Row = dict[str, Any]
 
 
@@ -50,9 +53,10 @@ def run(config: dict[str, Any], workdir: str) -> None:
     for seed in grid["seeds"]:
         for key, row in _untrained(ws, dense, seed, table):
             table.add(key, row)
-    for cell in itertools.product(grid["runs"], grid["methods"], grid["budgets"], grid["seeds"]):
-        if not table.has(cell):
-            table.add(cell, _trained(ws, *cell))
+    for cell in itertools.product(grid["methods"], grid["budgets"], grid["seeds"]):
+        missing = [name for name in grid["runs"] if not table.has((name, *cell))]
+        for name, row in _trained(ws, missing, *cell).items() if missing else ():
+            table.add((name, *cell), row)
     print(table.text())
     metrics.write_atomically(ws.directory / "lowrank.svg", figures.pareto(table.rows))
     print(f"\n{ws.directory / 'lowrank.json'}\n{ws.directory / 'lowrank.svg'}")
@@ -171,17 +175,18 @@ def _row(ws: Workspace, dense: Artifact, params: Any, planned: plan_lib.Plan) ->
     }
 
 
-def _trained(ws: Workspace, name: str, method: str, budget: float, seed: int) -> Row:
-    """One run of the ladder, through the pipeline, in a work directory of its own."""
+def _trained(ws: Workspace, names: list[str], method: str, budget: float, seed: int) -> dict[str, Row]:
+    """Runs of the ladder from one calibration draw, through the pipeline, in a work directory of their own."""
     config = copy.deepcopy(ws.config)
     config["weights"] = f"artifact:{ws.path('dense')}"
     config["model"], config["seed"] = "", seed
     config["teacher"]["steps"] = 0
     config["plan"] |= {"method": method, "budget": budget}
-    config["runs"] = {name: config["runs"][name]}
+    config["runs"] = {name: config["runs"][name] for name in names}
     config["factorize"]["baselines"] = ()
-    config["quant"] |= {"methods": {}, "source": name}
-    directory = ws.directory / "trained" / f"{name}-{method}-{budget:g}-{seed}"
+    config["quant"] |= {"methods": {}, "source": names[0]}
+    directory = ws.directory / "trained" / f"{method}-{budget:g}-{seed}-{zlib.crc32(' '.join(names).encode()):08x}"
     main.run(config, str(directory), ("teacher", "plan", "factorize", "distill", "merge", "evaluate"))
     rows = {row["name"]: row for row in results.read(directory)["rows"]}
-    return {key: rows[name][key] for key in ("params", "linear_gflops", "top1", "top5", "n_images")}
+    shutil.rmtree(directory / "checkpoints")  # A grid of them fills a disk.
+    return {name: {key: rows[name][key] for key in COLUMNS} for name in names}

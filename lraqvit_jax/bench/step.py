@@ -45,8 +45,8 @@ def run(config: dict[str, Any], workdir: str) -> None:
 class _Given:
     """A teacher whose answer is known: `frozen` is what it returns."""
 
-    def apply(self, variables: Any, images: Any, return_features: bool = True) -> Any:
-        del images, return_features
+    def apply(self, variables: Any, images: Any, **options: Any) -> Any:
+        del images, options
         return variables["params"]
 
 
@@ -56,7 +56,7 @@ def _step(ws: Workspace) -> dict[str, float]:
     options, dtype, size = config["runs"][config["quant"]["source"]], config["dtype"], ws.preprocess.size
     student = ws.create(plan_lib.low_rank(ws.plan, reparam.form(options["branch"])), dtype=dtype)
     teacher = ws.create(plan_lib.dense(ws.spec.layers), dtype=dtype)
-    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized")
+    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized", "delta")
     weights = {name: options[name] for name in names}
     abstract = sharding.abstract_params(student, size, ws.mesh)
     tx = train.optimizer(training.recipe(config["optimizer"], 10_000))
@@ -69,7 +69,8 @@ def _step(ws: Workspace) -> dict[str, float]:
     batch = sharding.put_batch({"image": images, "label": labels}, ws.mesh)
 
     whole: Any = train.make_step(losses.distillation(student, teacher, **weights), tx, state_of, ws.mesh)
-    answer = jax.jit(lambda params, images: teacher.apply({"params": params}, images, return_features=True))
+    collect = ["attention"] if options["delta"] else False
+    answer = jax.jit(lambda params, x: teacher.apply({"params": params}, x, return_features=True, mutable=collect))
     given: Any = _Given()
     student_loss = losses.distillation(student, given, **weights)
     gradient = jax.jit(jax.grad(student_loss, has_aux=True))

@@ -1,4 +1,4 @@
-"""Losses: cross-entropy, the block-level distillation of Eq. 9-10, and the distillation of logits."""
+"""Losses: cross-entropy, the block-level distillation of Eq. 9-10, and those of logits and attention maps."""
 
 from collections.abc import Sequence
 
@@ -63,6 +63,24 @@ def block_mse(
     return errors / jnp.stack([jnp.mean(jnp.square(t)) for t, _ in wide]) if normalized else errors
 
 
+def attention_kl(
+    teacher: Sequence[Float[Array, "... tokens tokens"]], student: Sequence[Float[Array, "... tokens tokens"]]
+) -> Float[Array, ""]:
+    """`KL(softmax(teacher) || softmax(student))` of the attention maps, in nats, mean over blocks, heads and queries.
+
+    Args:
+        teacher: attention of its blocks, before the softmax.
+        student: likewise.
+    """
+    return jnp.mean(jnp.stack([_kl(t, s) for t, s in zip(teacher, student, strict=True)]))
+
+
+def _kl(teacher: Float[Array, "... classes"], student: Float[Array, "... classes"]) -> Float[Array, ""]:
+    """Divergence of softmax(student) from softmax(teacher), in float32, mean over the leading axes."""
+    log_p, log_q = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (teacher, student))
+    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1))
+
+
 def logits_kl(
     teacher: Float[Array, "batch classes"], student: Float[Array, "batch classes"], temperature: float = 1.0
 ) -> Float[Array, ""]:
@@ -70,5 +88,4 @@ def logits_kl(
 
     Hinton et al. 2015; T^2 keeps the size of the gradient whatever the temperature T.
     """
-    log_p, log_q = (jax.nn.log_softmax(logits.astype(jnp.float32) / temperature) for logits in (teacher, student))
-    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1))
+    return temperature**2 * _kl(*(logits.astype(jnp.float32) / temperature for logits in (teacher, student)))

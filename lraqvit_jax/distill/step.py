@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lraqvit_jax.distill.losses import block_mse, cross_entropy, logits_kl, mixed_cross_entropy
+from lraqvit_jax.distill.losses import attention_kl, block_mse, cross_entropy, logits_kl, mixed_cross_entropy
 from lraqvit_jax.train import LossFn
 
 
@@ -22,6 +22,12 @@ def supervised(model: nn.Module, label_smoothing: float = 0.0) -> LossFn:
     return loss_fn
 
 
+def outputs(model: nn.Module, params: Any, images: Any, attention: bool) -> Any:
+    """`((logits, outputs of the blocks), attention maps before their softmax)`; no maps where none are asked for."""
+    found = model.apply({"params": params}, images, return_features=True, mutable=["attention"] if attention else False)
+    return found if attention else (found, {})
+
+
 def distillation(
     student: nn.Module,
     teacher: nn.Module,
@@ -32,36 +38,36 @@ def distillation(
     temperature: float = 1.0,
     teacher_forced: bool = False,
     normalized: bool = False,
+    delta: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> LossFn:
-    """Eq. 10: `alpha * CE + beta * L_kd`, L_kd the mean over blocks of Eq. 9; and `gamma * KL`, which is ours.
+    """Eq. 10: `alpha * CE + beta * L_kd`, L_kd the mean over blocks of Eq. 9; and, which are ours,
+    `gamma * KL` of the logits and `delta * KL` of the attention maps.
 
     Args:
         student: the compressed model; its parameters are trained.
         teacher: the dense model; its parameters come as the step's `frozen` argument.
         alpha: weight of the cross-entropy.
-        beta: weight of the block distillation. Where beta and gamma are 0, the teacher does not run.
+        beta: weight of the block distillation. Where beta, gamma and delta are 0, the teacher does not run.
         gamma: weight of the divergence of the student's logits from the teacher's; see `losses.logits_kl`.
         temperature: of that divergence.
         teacher_forced: False compares the two networks each on its own stream; True feeds each student block the
             teacher's input of that block.
         normalized: makes each block's term a relative error; see `losses.block_mse`.
+        delta: weight of the divergence of the attention maps, each network on its own stream; see
+            `losses.attention_kl`.
         label_smoothing: of the cross-entropy.
     """
 
     def loss_fn(params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         variables, images = {"params": params}, batch["image"]
-        logits: Any
-        features: Any
-        logits, features = student.apply(variables, images, return_features=True)
+        (logits, features), maps = outputs(student, params, images, delta > 0)
         ce = _cross_entropy(logits, batch, label_smoothing)
         metrics = {"ce": ce, "accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["label"])}
         loss = alpha * ce
-        if not beta and not gamma:
+        if not (beta or gamma or delta):
             return loss, metrics
-        wanted: Any
-        targets: Any
-        wanted, targets = jax.lax.stop_gradient(teacher.apply({"params": frozen}, images, return_features=True))
+        (wanted, targets), attended = jax.lax.stop_gradient(outputs(teacher, frozen, images, delta > 0))
         if beta:
             if teacher_forced:
                 features = student.apply(variables, images, targets, method="forced")
@@ -71,6 +77,9 @@ def distillation(
         if gamma:
             metrics["kl"] = logits_kl(wanted, logits, temperature)
             loss += gamma * metrics["kl"]
+        if delta:
+            metrics["attention_kl"] = attention_kl(jax.tree.leaves(attended), jax.tree.leaves(maps))
+            loss += delta * metrics["attention_kl"]
         return loss, metrics
 
     return loss_fn

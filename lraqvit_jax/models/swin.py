@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from lraqvit_jax import models
 from lraqvit_jax.layers import Linear, LinearOptions
-from lraqvit_jax.models.vit import MLP_RATIO, Mlp, layer_norm, patches
+from lraqvit_jax.models.vit import MLP_RATIO, Mlp, layer_norm, patches, show
 from lraqvit_jax.plan import LinearInfo
 
 NORM_EPS = 1e-5
@@ -93,6 +93,7 @@ class WindowAttention(nn.Module):
         logits = logits + table[bias_index(self.window)].transpose(2, 0, 1)
         if self.shift:
             logits = logits + attention_mask(self.side, self.window, self.shift)[:, None]
+        show(self, logits)
         weights = jax.nn.softmax(logits).astype(value.dtype)
         mixed = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value)
         mixed = _image(mixed.reshape(*mixed.shape[:3], dim), self.side, self.window)

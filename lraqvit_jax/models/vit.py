@@ -44,6 +44,12 @@ def layer_norm(name: str | None = None, epsilon: float = NORM_EPS) -> nn.LayerNo
     )
 
 
+def show(module: nn.Module, logits: Float[Array, "... heads tokens tokens"]) -> None:
+    """Leaves the attention map, before its softmax, in the collection "attention" for whoever distills it."""
+    if module.is_mutable_collection("attention"):
+        module.sow("attention", "logits", logits, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused qkv layer. Softmax in float32."""
 
@@ -56,6 +62,7 @@ class Attention(nn.Module):
         qkv = Linear(3 * dim, self.options, ("embed", "heads"), name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads), 2, 0)
         logits = jnp.einsum("bqhd,bkhd->bhqk", query * (dim // self.heads) ** -0.5, key)
+        show(self, logits)
         weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, tokens, dim)
         return Linear(dim, self.options, ("heads", "embed"), name="proj")(mixed)

@@ -33,11 +33,12 @@ def run(ws: Workspace) -> None:
             temperature=options["temperature"],
             teacher_forced=options["teacher_forced"],
             normalized=options["normalized"],
+            delta=options["delta"],
             freeze_base=not options["train_base"],
             freeze=tuple(resampled),
-            anneal=options["anneal"] if options["branch"] == "residual" else 0.0,
+            anneal=options["anneal"] if options["branch"] in ("wide", "residual") else 0.0,
         )
-        frozen = teacher_params if options["beta"] or options["gamma"] else None
+        frozen = teacher_params if options["beta"] or options["gamma"] or options["delta"] else None
         params, checkpoints = training.fit(ws, name, objective, recipe, student_params, frozen, size)
         params = tensors.nest(tensors.flatten(params) | {path: own[path] for path in resampled})
         notes = (
@@ -45,6 +46,7 @@ def run(ws: Workspace) -> None:
             f"{options['alpha']:g} CE + {options['beta']:g} {'relative ' if options['normalized'] else ''}block MSE"
             f"{' (teacher-forced)' if options['teacher_forced'] else ''}"
             f"{' + {gamma:g} KL at T={temperature:g}'.format(**options) if options['gamma'] else ''}"
+            f"{' + {delta:g} attention KL'.format(**options) if options['delta'] else ''}"
         )
         ws.save(f"{name}.trained", params, start.plan, parent=f"{name}.start", notes=notes)
         checkpoints.delete()

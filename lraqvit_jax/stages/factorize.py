@@ -39,9 +39,16 @@ def run(ws: Workspace) -> None:
     params, plan = checkpoint.host(dense.params), plan_lib.low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
     names = {*missing, *(runs[name]["decomposition"] for name in wanted)}
+    wide = {runs[name]["decomposition"] for name in wanted if runs[name]["branch"] == "wide"}
     branches = {runs[name]["branch"] for name in wanted} & {*reparam.INITIALIZATIONS}
     spectrum = spectra.memo(ws.config["cache_dir"])
     found, drawn = pairs(ws, dense, ranks, names, spectrum)
+    infos = {info.path: info for info in ws.spec.layers}
+    further = {
+        path: rank + plan_lib.extra(rank, infos[path].features_in, infos[path].features_out)
+        for path, rank in ranks.items()
+    }
+    wider = pairs(ws, dense, further, wide, spectrum)[0] if wide else {}
 
     def branch(path: str) -> dict[str, dict[str, np.ndarray]]:
         kernel = trees.get(params, path)["kernel"]
@@ -64,6 +71,8 @@ def run(ws: Workspace) -> None:
     for name in wanted:
         method, initialization = runs[name]["decomposition"], runs[name]["branch"]
         changes = {path: layer | started[path].get(initialization, {}) for path, layer in found[method].items()}
+        if initialization == "wide":
+            changes = {path: _split(layer, ranks[path]) for path, layer in wider[method].items()}
         if initialization == "residual":
             changes = {path: _with_residual(layer, trees.get(params, path)) for path, layer in changes.items()}
         ws.save(
@@ -74,6 +83,13 @@ def run(ws: Workspace) -> None:
             notes=f"{method}, branch {initialization}",
             calibration=drawn,
         )
+
+
+def _split(layer: Layer, rank: int) -> Layer:
+    """A wide pair as a pair of this rank, its leading directions, and the rest behind open gates."""
+    u, v = layer["u"], layer["v"]
+    parts = {"u": u[:, :rank], "v": v[:rank], "du": u[:, rank:], "dv": v[rank:]}
+    return layer | parts | {"gate": np.ones(len(v) - rank, np.float32)}
 
 
 def _with_residual(layer: Layer, dense: Layer) -> Layer:

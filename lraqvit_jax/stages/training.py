@@ -28,10 +28,11 @@ class Objective:
         temperature: of the distillation of logits.
         teacher_forced: see `losses.distillation`.
         normalized: likewise.
+        delta: weight of the distillation of attention maps.
         label_smoothing: of the cross-entropy.
         freeze_base: keep the factors u and v of reparam layers, train their branches and all else.
         freeze: paths of further parameters to keep.
-        anneal: share of the steps in which the gates of residuals close; 0 where there are none.
+        anneal: share of the steps in which the gates close; 0 where there are none.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Objective:
     temperature: float = 1.0
     teacher_forced: bool = False
     normalized: bool = False
+    delta: float = 0.0
     label_smoothing: float = 0.0
     freeze_base: bool = False
     freeze: tuple[str, ...] = ()
@@ -67,7 +69,7 @@ def kept(objective: Objective, params: Any) -> Any:
     return tensors.nest(keep)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
     some = objective.freeze_base or objective.freeze or objective.anneal
@@ -85,6 +87,7 @@ def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -
             temperature=objective.temperature,
             teacher_forced=objective.teacher_forced,
             normalized=objective.normalized,
+            delta=objective.delta,
             label_smoothing=objective.label_smoothing,
         )
     return Compiled(train.make_step(loss_fn, tx, state, mesh), tx, state)
