@@ -21,21 +21,8 @@ def get_config():
     config.steps = 100
     config.checkpoint_every = 0
     config.log_every = 10
-    config.optimizer.update(learning_rate=1e-4, warmup=10)
+    config.optimizer.update(warmup=10)
     config.plan.update(method="logits", budget=0.9)
     config.factorize.calibration_images = 128
-    kd = {"alpha": 0.0, "beta": 10.0, "normalized": True, "gamma": 1.0}
-    config.runs = {
-        "lra": base.run(branch="none", beta=0.0),
-        "rb_lra": base.run(branch="wr", beta=0.0),
-        "lra_kd": base.run(branch="none", **kd),
-        "lra_kd_lr": base.run(branch="none", learning_rate=2e-4, **kd),
-        "rb_wr_kd": base.run(branch="wr", **kd),
-        "rb_zero_kd": base.run(branch="zero", **kd),
-        "whitened_kd": base.run(decomposition="whitened", branch="none", **kd),
-        "kfac_kd": base.run(decomposition="kfac", branch="none", **kd),
-        "rb_lra_kd": base.run(decomposition="kfac", branch="zero", **kd),
-        "wide_kd": base.run(decomposition="kfac", branch="wide", **kd),
-        "residual_kd": base.run(decomposition="kfac", branch="residual", **kd),
-    }
+    config.runs = base.ladder(1e-4, alpha=0.0, beta=10.0, normalized=True, gamma=1.0)
     return config

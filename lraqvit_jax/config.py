@@ -44,6 +44,32 @@ def run(**fields: Any) -> ConfigDict:
     return ConfigDict({**RUN, **fields})
 
 
+def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:
+    """The paper's ladder, LRA, RB-LRA and RB-LRA+KD, and what tells its parts from each other.
+
+    Args:
+        learning_rate: of every row but `lra_kd_lr`, one pair at twice the rate: what a branch that starts at zero does
+            to a step of Adam. (There is no weight decay; where there is, it is to be halved.)
+        distillation: fields of the rows that end in _kd; the others train on labels alone.
+    """
+    labels, kd = {"beta": 0.0, "learning_rate": learning_rate}, {"learning_rate": learning_rate, **distillation}
+    return ConfigDict(
+        {
+            "lra": run(branch="none", **labels),
+            "rb_lra": run(branch="wr", **labels),
+            "lra_kd": run(branch="none", **kd),
+            "lra_kd_lr": run(branch="none", **kd | {"learning_rate": 2 * learning_rate}),
+            "rb_wr_kd": run(branch="wr", **kd),
+            "rb_zero_kd": run(branch="zero", **kd),
+            "whitened_kd": run(decomposition="whitened", branch="none", **kd),
+            "kfac_kd": run(decomposition="kfac", branch="none", **kd),
+            "rb_lra_kd": run(decomposition="kfac", branch="zero", **kd),
+            "wide_kd": run(decomposition="kfac", branch="wide", **kd),
+            "residual_kd": run(decomposition="kfac", branch="residual", **kd),
+        }
+    )
+
+
 def quantizer(**fields: Any) -> ConfigDict:
     """One int8 row."""
     return ConfigDict({**METHOD, **fields})

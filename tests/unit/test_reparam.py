@@ -222,6 +222,11 @@ def test_gates_close_on_schedule_and_residuals_stay_whatever_the_gradient(rng):
 
 
 def test_an_unknown_branch_is_named_with_the_nearest():
-    assert [reparam.form(name) for name in ("none", "zero", "wide", "residual")] == ["low_rank", "reparam", "wide", "residual"]
+    assert [reparam.form(name) for name in ("none", "zero", "wide", "residual")] == [
+        "low_rank",
+        "reparam",
+        "wide",
+        "residual",
+    ]
     with pytest.raises(UserError, match=r"'residuals'; did you mean 'residual'"):
         reparam.form("residuals")
