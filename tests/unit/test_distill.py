@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from lraqvit_jax import train
+from lraqvit_jax import models, train
 from lraqvit_jax.distill import losses, step
-from tests.unit import small
+from tests.unit import numpy_vit, small
 
 
 def student_and_teacher(rng):
@@ -184,6 +184,48 @@ def test_gamma_alone_runs_the_teacher_for_its_logits(rng):
     np.testing.assert_allclose(loss, 1.5 * special.rel_entr(p, q).sum(-1).mean(), rtol=1e-4)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
     assert np.any(gradient["head"]["kernel"])
+
+
+def attention(model, params, images):
+    """The attention of every block, (blocks, batch, heads, tokens, tokens), from the blocks' inputs in float64."""
+    _, features = model.apply({"params": params}, images, return_features=True)
+    maps, inputs = [], [model.apply({"params": params}, images, method="embed"), *features[:-1]]
+    for index, entering in enumerate(inputs):
+        norm, qkv = params[f"blocks_{index}"]["norm1"], params[f"blocks_{index}"]["attn"]["qkv"]
+        x = numpy_vit.layer_norm(np.asarray(entering, np.float64), norm["scale"], norm["bias"], 1e-6)
+        kernel = qkv["kernel"] if "kernel" in qkv else (qkv["u"] + qkv["du"]) @ (qkv["v"] + qkv["dv"])
+        out = (x @ kernel + qkv["bias"]).reshape(*x.shape[:2], 3, 2, -1)
+        query, key = (np.moveaxis(out[:, :, part], 2, 1) for part in (0, 1))
+        maps.append(special.softmax(query @ np.swapaxes(key, -1, -2) / np.sqrt(query.shape[-1]), -1))
+    return np.stack(maps)
+
+
+def test_attention_maps_are_distilled_on_request(rng):
+    student, params, teacher, frozen = student_and_teacher(rng)
+    rows = batch(rng, [-1] * 6)
+    loss, metrics = step.distillation(student, teacher, beta=0.0, delta=0.5)(params, frozen, rows)
+    assert set(metrics) == {"ce", "accuracy", "attention_kl"}
+    p, q = attention(teacher, frozen, rows["image"]), attention(student, params, rows["image"])
+    np.testing.assert_allclose(loss, 0.5 * special.rel_entr(p, q).sum(-1).mean(), rtol=1e-4)
+    gradient = jax.grad(
+        lambda params: step.distillation(student, teacher, beta=0.0, delta=1.0)(params, frozen, rows)[0]
+    )
+    found = gradient(params)["blocks_1"]["attn"]
+    assert np.any(found["qkv"]["du"])
+    assert not np.any(found["proj"]["du"])  # nothing attends after the last block
+
+
+def test_a_swins_attention_maps_are_those_of_its_windows_and_no_mask_counts(rng):
+    model = models.create("swin_pico", num_classes=10, image_size=8)
+    images = small.images(rng, 2)
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    other = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.1, leaf.shape).astype(np.float32), params)
+    loss = step.distillation(model, model, alpha=0.0, beta=0.0, delta=1.0)
+    rows = {"image": images, "label": np.zeros(2, np.int32)}
+    assert loss(params, params, rows)[0] == 0
+    value = loss(other, params, rows)[0]
+    assert np.isfinite(value)
+    assert value > 1e-4
 
 
 def test_teacher_forcing_changes_only_later_blocks_and_nothing_for_a_perfect_student(rng):
