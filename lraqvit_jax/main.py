@@ -13,6 +13,7 @@ import importlib
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -49,7 +50,9 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
     for name in config_lib.STAGES:
         if name in wanted:
             print(f"-- {name}", flush=True)
+            started = time.perf_counter()
             ws = importlib.import_module(f"lraqvit_jax.stages.{name}").run(ws) or ws
+            print(f"-- {name}: {time.perf_counter() - started:.1f} s", flush=True)
             if name not in ("export", "report"):
                 evaluate.add_rows(ws)
     if (ws.directory / "results.json").exists():

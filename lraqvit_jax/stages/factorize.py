@@ -4,6 +4,7 @@ Writes the untrained rows `lra` (truncated SVD) and `lra_NAME` (other decomposit
 its starting point `RUN.start`, in the form it trains in.
 """
 
+import dataclasses
 import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -27,12 +28,12 @@ def row_name(name: str) -> str:
     return "lra" if name == "svd" else f"lra_{name}"
 
 
-def run(ws: Workspace) -> None:
+def run(ws: Workspace) -> Workspace:
     baselines, runs = ws.config["factorize"]["baselines"], ws.config["runs"]
     missing = [name for name in baselines if not ws.has(row_name(name))]
     wanted = [name for name in runs if not any(ws.has(f"{name}{end}") for end in (".start", ".trained", ""))]
     if not missing and not wanted:
-        return
+        return dataclasses.replace(ws, moments={})
     if ws.provisional:
         raise UserError(f"The ranks of {ws.directory} are not chosen yet; run --stages=plan first.")
     dense = ws.load("dense", "teacher")
@@ -42,13 +43,13 @@ def run(ws: Workspace) -> None:
     wide = {runs[name]["decomposition"] for name in wanted if runs[name]["branch"] == "wide"}
     branches = {runs[name]["branch"] for name in wanted} & {*reparam.INITIALIZATIONS}
     spectrum = spectra.memo(ws.config["cache_dir"])
-    found, drawn = pairs(ws, dense, ranks, names, spectrum)
+    found, drawn = pairs(ws, dense, ranks, names, spectrum, ws.moments)
     infos = {info.path: info for info in ws.spec.layers}
     further = {
         path: rank + plan_lib.extra(rank, infos[path].features_in, infos[path].features_out)
         for path, rank in ranks.items()
     }
-    wider = pairs(ws, dense, further, wide, spectrum)[0] if wide else {}
+    wider = pairs(ws, dense, further, wide, spectrum, ws.moments)[0] if wide else {}
 
     def branch(path: str) -> dict[str, dict[str, np.ndarray]]:
         kernel = trees.get(params, path)["kernel"]
@@ -83,6 +84,7 @@ def run(ws: Workspace) -> None:
             notes=f"{method}, branch {initialization}",
             calibration=drawn,
         )
+    return dataclasses.replace(ws, moments={})
 
 
 def _split(layer: Layer, rank: int) -> Layer:
@@ -115,7 +117,7 @@ def pairs(
         ranks: by path.
         names: of the decompositions.
         spectrum: computes SVDs, or remembers them.
-        moments: where they are known already.
+        moments: where they are known already. Without the gradients that a name wants, they are taken again.
 
     Returns:
         The layers, and the calibration images that were drawn; none where no decomposition wants them.
@@ -126,10 +128,11 @@ def pairs(
     images = ws.config["factorize"]["calibration_images"]
     known = dict(moments or {})
     drawn: list[int] = []
-    if {"inputs", "gradients"} & {*wants.values()} and not known:
+    if {"inputs", "gradients"} & {*wants.values()}:
         batches, drawn = ws.calibration(images)
         gradients, seed = "gradients" in wants.values(), ws.config["seed"]
-        known = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
+        if not known or (gradients and any(one.gradient is None for one in known.values())):
+            known = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     single = [name for name, kind in wants.items() if kind != "sequential"]
 
     def each(path: str) -> dict[str, Layer]:

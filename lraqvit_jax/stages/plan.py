@@ -32,7 +32,7 @@ def run(ws: Workspace) -> Workspace:
     seed = ws.config["seed"]
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     chosen = choose(ws, dense, layers, moments, options)
-    return ws.with_plan(ranks.of_ranks(ws.spec.layers, chosen))
+    return dataclasses.replace(ws.with_plan(ranks.of_ranks(ws.spec.layers, chosen)), moments=moments)
 
 
 def choose(

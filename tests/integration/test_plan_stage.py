@@ -2,11 +2,13 @@
 
 import json
 
+import chex
 import pytest
 
 from lraqvit_jax import checkpoint, models, plan
 from lraqvit_jax.lowrank import ranks
 from tests.integration import command
+from tests.unit import small
 
 FIELDS = (*command.FAST, "--config.plan.method=logits", "--config.plan.budget=0.6")
 SPEC = models.spec("vit_pico", num_classes=10, image_size=8)
@@ -53,6 +55,16 @@ def test_the_stage_chooses_other_ranks_within_the_budget_and_keeps_them(planned)
     assert chosen(workdir) == after
     pair = checkpoint.read_meta(workdir / "checkpoints" / "rb_lra_kd")["plan"]
     assert {path: layer["rank"] for path, layer in pair.items()} == after
+
+
+def test_plan_and_factorize_in_one_call_share_their_statistics_and_change_nothing(planned, tmp_path):
+    command.digits(tmp_path, *FIELDS, "--stages=teacher,plan,factorize", check=True)
+    assert chosen(tmp_path) == planned[3]
+    one, two = (
+        checkpoint.load_artifact(where / "checkpoints" / "lra_whitened", small.MESH).params
+        for where in (tmp_path, planned[0])
+    )
+    chex.assert_trees_all_equal(one, two)
 
 
 def test_a_plan_that_the_user_edited_stands(tmp_path):
