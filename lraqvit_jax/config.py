@@ -20,9 +20,11 @@ RUN = {
     "beta": 1.0,  # weight of the block distillation
     "teacher_forced": False,
     "normalized": False,  # True divides each block's error by the mean square of the teacher's output
+    "last_block": False,  # True compares the outputs of the last block alone
     "gamma": 0.0,  # weight of KL(teacher || student) of the logits
     "temperature": 1.0,  # of that divergence
     "delta": 0.0,  # weight of KL(teacher || student) of the attention maps
+    "bound": 0.0,  # weight of PELA's penalty, mean over pairs of (max |u v - W|)²
     "image_size": 0,  # of training; 0 is the model's. Smaller is faster: positions are resampled for it, not trained
     "steps": 0,  # 0 takes the config's `steps`
     "learning_rate": 0.0,  # 0 takes optimizer.learning_rate
@@ -45,7 +47,7 @@ def run(**fields: Any) -> ConfigDict:
 
 
 def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:
-    """The paper's ladder, LRA, RB-LRA and RB-LRA+KD, and what tells its parts from each other.
+    """The paper's ladder, LRA, RB-LRA and RB-LRA+KD, what tells its parts from each other, and two rivals' recipes.
 
     Args:
         learning_rate: of every row but `lra_kd_lr`, one pair at twice the rate: what a branch that starts at zero does
@@ -66,6 +68,10 @@ def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:
             "rb_lra_kd": run(decomposition="kfac", branch="zero", **kd),
             "wide_kd": run(decomposition="kfac", branch="wide", **kd),
             "residual_kd": run(decomposition="kfac", branch="residual", **kd),
+            "pela": run(branch="none", alpha=1.0, beta=1.0, bound=1.0, learning_rate=learning_rate),
+            "aafm_gfm": run(
+                decomposition="aafm", branch="none", alpha=0.0, last_block=True, learning_rate=learning_rate
+            ),
         }
     )
 

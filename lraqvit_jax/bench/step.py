@@ -56,7 +56,7 @@ def _step(ws: Workspace) -> dict[str, float]:
     options, dtype, size = config["runs"][config["quant"]["source"]], config["dtype"], ws.preprocess.size
     student = ws.create(plan_lib.low_rank(ws.plan, reparam.form(options["branch"])), dtype=dtype)
     teacher = ws.create(plan_lib.dense(ws.spec.layers), dtype=dtype)
-    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized", "delta")
+    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized", "last_block", "delta")
     weights = {name: options[name] for name in names}
     abstract = sharding.abstract_params(student, size, ws.mesh)
     tx = train.optimizer(training.recipe(config["optimizer"], 10_000))

@@ -1,12 +1,15 @@
 """Losses: cross-entropy, the block-level distillation of Eq. 9-10, and those of logits and attention maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+from lraqvit_jax import tensors
 
 
 def cross_entropy(
@@ -61,6 +64,22 @@ def block_mse(
     wide = [(t.astype(jnp.float32), s.astype(jnp.float32)) for t, s in pairs]
     errors = jnp.stack([jnp.mean(jnp.square(t - s)) for t, s in wide])
     return errors / jnp.stack([jnp.mean(jnp.square(t)) for t, _ in wide]) if normalized else errors
+
+
+def perturbation(student: Any, teacher: Any) -> Float[Array, ""]:
+    """PELA's penalty (Guo et al. 2024) with its bound at 0: mean over pairs of `(max |u v - W|)²`, in float32.
+
+    Args:
+        student: parameters; a branch (du, dv) counts with its factors, what is behind a gate does not.
+        teacher: parameters, W among them.
+    """
+    flat, kernels = tensors.flatten(student), tensors.flatten(teacher)
+    worst = []
+    for path in [name.removesuffix("/u") for name in flat if name.endswith("/u")]:
+        branch = {} if f"{path}/gate" in flat else flat
+        u, v = (flat[f"{path}/{name}"] + branch.get(f"{path}/d{name}", 0) for name in "uv")
+        worst.append(jnp.max(jnp.abs(u @ v - kernels[f"{path}/kernel"])))
+    return jnp.mean(jnp.square(jnp.stack(worst)))
 
 
 def attention_kl(

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lraqvit_jax.distill.losses import attention_kl, block_mse, cross_entropy, logits_kl, mixed_cross_entropy
+from lraqvit_jax.distill.losses import (
+    attention_kl,
+    block_mse,
+    cross_entropy,
+    logits_kl,
+    mixed_cross_entropy,
+    perturbation,
+)
 from lraqvit_jax.train import LossFn
 
 
@@ -38,7 +45,9 @@ def distillation(
     temperature: float = 1.0,
     teacher_forced: bool = False,
     normalized: bool = False,
+    last_block: bool = False,
     delta: float = 0.0,
+    bound: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> LossFn:
     """Eq. 10: `alpha * CE + beta * L_kd`, L_kd the mean over blocks of Eq. 9; and, which are ours,
@@ -54,8 +63,10 @@ def distillation(
         teacher_forced: False compares the two networks each on its own stream; True feeds each student block the
             teacher's input of that block.
         normalized: makes each block's term a relative error; see `losses.block_mse`.
+        last_block: compares the outputs of the last block alone, as GFM does (Yu and Wu 2023).
         delta: weight of the divergence of the attention maps, each network on its own stream; see
             `losses.attention_kl`.
+        bound: weight of the distance of the pairs from the teacher's kernels; see `losses.perturbation`.
         label_smoothing: of the cross-entropy.
     """
 
@@ -65,12 +76,17 @@ def distillation(
         ce = _cross_entropy(logits, batch, label_smoothing)
         metrics = {"ce": ce, "accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["label"])}
         loss = alpha * ce
+        if bound:
+            metrics["perturbation"] = perturbation(params, jax.lax.stop_gradient(frozen))
+            loss += bound * metrics["perturbation"]
         if not (beta or gamma or delta):
             return loss, metrics
         (wanted, targets), attended = jax.lax.stop_gradient(outputs(teacher, frozen, images, delta > 0))
         if beta:
             if teacher_forced:
                 features = student.apply(variables, images, targets, method="forced")
+            if last_block:
+                targets, features = targets[-1:], features[-1:]
             kd = block_mse(targets, features, normalized)
             metrics |= {"kd": jnp.mean(kd)} | {f"kd_{index}": value for index, value in enumerate(kd)}
             loss += beta * metrics["kd"]

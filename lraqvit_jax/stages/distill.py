@@ -33,12 +33,14 @@ def run(ws: Workspace) -> None:
             temperature=options["temperature"],
             teacher_forced=options["teacher_forced"],
             normalized=options["normalized"],
+            last_block=options["last_block"],
             delta=options["delta"],
+            bound=options["bound"],
             freeze_base=not options["train_base"],
             freeze=tuple(resampled),
             anneal=options["anneal"] if options["branch"] in ("wide", "residual") else 0.0,
         )
-        frozen = teacher_params if options["beta"] or options["gamma"] or options["delta"] else None
+        frozen = teacher_params if any(options[name] for name in ("beta", "gamma", "delta", "bound")) else None
         params, checkpoints = training.fit(ws, name, objective, recipe, student_params, frozen, size)
         params = tensors.nest(tensors.flatten(params) | {path: own[path] for path in resampled})
         notes = (
@@ -46,6 +48,8 @@ def run(ws: Workspace) -> None:
             f"{options['alpha']:g} CE + {options['beta']:g} {'relative ' if options['normalized'] else ''}block MSE"
             f"{' (teacher-forced)' if options['teacher_forced'] else ''}"
             f"{' + {gamma:g} KL at T={temperature:g}'.format(**options) if options['gamma'] else ''}"
+            f"{' of the last block' if options['last_block'] else ''}"
+            f"{' + {bound:g} perturbation'.format(**options) if options['bound'] else ''}"
             f"{' + {delta:g} attention KL'.format(**options) if options['delta'] else ''}"
         )
         ws.save(f"{name}.trained", params, start.plan, parent=f"{name}.start", notes=notes)

@@ -28,7 +28,9 @@ class Objective:
         temperature: of the distillation of logits.
         teacher_forced: see `losses.distillation`.
         normalized: likewise.
+        last_block: see `losses.distillation`.
         delta: weight of the distillation of attention maps.
+        bound: weight of the distance from the teacher's kernels.
         label_smoothing: of the cross-entropy.
         freeze_base: keep the factors u and v of reparam layers, train their branches and all else.
         freeze: paths of further parameters to keep.
@@ -43,7 +45,9 @@ class Objective:
     temperature: float = 1.0
     teacher_forced: bool = False
     normalized: bool = False
+    last_block: bool = False
     delta: float = 0.0
+    bound: float = 0.0
     label_smoothing: float = 0.0
     freeze_base: bool = False
     freeze: tuple[str, ...] = ()
@@ -87,7 +91,9 @@ def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -
             temperature=objective.temperature,
             teacher_forced=objective.teacher_forced,
             normalized=objective.normalized,
+            last_block=objective.last_block,
             delta=objective.delta,
+            bound=objective.bound,
             label_smoothing=objective.label_smoothing,
         )
     return Compiled(train.make_step(loss_fn, tx, state, mesh), tx, state)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from lraqvit_jax import models, train
+from lraqvit_jax import models, train, trees
 from lraqvit_jax.distill import losses, step
 from tests.unit import numpy_vit, small
 
@@ -184,6 +184,29 @@ def test_gamma_alone_runs_the_teacher_for_its_logits(rng):
     np.testing.assert_allclose(loss, 1.5 * special.rel_entr(p, q).sum(-1).mean(), rtol=1e-4)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
     assert np.any(gradient["head"]["kernel"])
+
+
+def test_pelas_penalty_is_the_largest_deviation_of_each_pair_squared(rng):
+    student, params, teacher, frozen = student_and_teacher(rng)
+    rows = batch(rng)
+    worst = []
+    for path in (info.path for info in small.LAYERS if info.compressible):
+        pair = {name: np.asarray(value, np.float64) for name, value in trees.get(params, path).items()}
+        product = (pair["u"] + pair["du"]) @ (pair["v"] + pair["dv"])
+        worst.append(np.abs(product - trees.get(frozen, path)["kernel"]).max())
+    plain, bound = (
+        step.distillation(student, teacher, bound=weight)(params, frozen, rows)[0] for weight in (0.0, 0.25)
+    )
+    np.testing.assert_allclose(bound - plain, 0.25 * np.mean(np.square(worst)), rtol=1e-3)
+
+
+def test_the_last_block_alone_can_be_compared(rng):
+    student, params, teacher, frozen = student_and_teacher(rng)
+    rows = batch(rng)
+    every = step.distillation(student, teacher)(params, frozen, rows)[1]
+    last = step.distillation(student, teacher, last_block=True)(params, frozen, rows)[1]
+    np.testing.assert_allclose(last["kd"], every["kd_1"], rtol=1e-6)
+    assert "kd_1" not in last
 
 
 def attention(model, params, images):
