@@ -33,6 +33,13 @@ RUN = {
 METHOD = {
     "method": "naive",  # a module of lraqvit_jax.quant with `smooth`
     "granularity": "",  # per_tensor | per_token | per_token_dynamic; "" takes the plan's
+    "bits": 0,  # of the activations, 8 | 6 | 4; 0 takes the plan's
+    "weight_bits": 0,  # of the kernels; 0 is those of the activations
+    "group": 0,  # input channels that share a scale of the kernel; 0 is all
+    "asymmetric": False,  # True gives the activations a zero point
+    "calibration": "minmax",  # of the activations: minmax | percentile | mse
+    "rounding": "nearest",  # of the kernels: nearest | gptq | ridge
+    "between": "none",  # put between the factors of a pair: none | hadamard | learned
     "penalty": "printed",  # WADS: printed | weight_error | none
     "select": "below_mean",  # WADS: below_mean (Eq. 13) | all
     "iterations": 300,  # WADS

@@ -10,9 +10,10 @@ for a kernel of shape (m, n) = (in, out) and rank r:
                                                        y = (x @ u) @ v + ((x @ du) * gate) @ dv + b
     residual   u, v, and what they leave out, residual (m, n) behind a gate ()
                                                        y = (x @ u) @ v + gate * (x @ residual) + b
-    quantized  kernel, or u and v, as {qvalue: int8, scale: float32}, with the input scales
-               `x_scale` (and `z_scale` between u and v) where they are static, and `smooth` (m,)
-               where the input is divided by a vector first                                        Eq. 11
+    quantized  kernel, or u and v, as {qvalue, scale} (`quant.qarray`), with the input scales `x_scale`
+               (and `z_scale` between u and v) where they are static, the centres `x_center` and
+               `z_center` where they are asymmetric too, and `smooth` (m,) where the input is divided
+               by a vector first                                                                   Eq. 11
 
 and bias (n,) in every form, where the layer has one. The
 paper's V1 (n, r) is our v transposed: both factors are ordinary kernels.
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from lraqvit_jax.plan import DENSE, LayerPlan, extra
+from lraqvit_jax.plan import DENSE, LayerPlan, extra, packed_rows
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import fake_codes
 
@@ -83,6 +84,7 @@ def quantized_product(
     x: Float[Array, "... tokens m"],
     kernel: qarray.QArray,
     scale: Float[Array, "..."] | None,
+    center: Float[Array, "..."] | None,
     smooth: Float[Array, " m"] | None,
     layer: LayerPlan,
     arithmetic: str,
@@ -94,22 +96,37 @@ def quantized_product(
 
     Args:
         x: float activations.
-        kernel: int8 kernel with its scales, already multiplied by `smooth`.
+        kernel: integer kernel with its scales, already multiplied by `smooth`.
         scale: static input scale of x / smooth, () or (tokens, 1); None computes one for each token.
+        center: of the grid of x / smooth, likewise; None is 0, or one for each token where the layer is asymmetric.
         smooth: what each input channel is divided by; None is 1.
         layer: gives bits and, for the dynamic scale, the clipping share.
         arithmetic: "integer" or "fake".
     """
-    chex.assert_axis_dimension(kernel["qvalue"], 0, x.shape[-1])
+    m = x.shape[-1]
+    chex.assert_axis_dimension(kernel["qvalue"], 0, packed_rows(m, layer.kernel_bits))
+    values = qarray.unpack(kernel["qvalue"], layer.kernel_bits, m)
     if scale is None:
         x = x if smooth is None else x * (1 / smooth)
-        scale = smooth_scale = qarray.input_scale(x, "per_token_dynamic", layer.clip, layer.bits)
+        if layer.asymmetric:
+            scale, center = qarray.input_center(x, "per_token_dynamic", layer.clip, layer.bits)
+        else:
+            scale = qarray.input_scale(x, "per_token_dynamic", layer.clip, layer.bits)
+        smooth_scale, middle = scale, center
     else:
         smooth_scale = scale if smooth is None else scale * smooth
-    rounded = (fake_codes if arithmetic == "fake" else qarray.codes)(x, smooth_scale, layer.bits)
+        middle = center if center is None or smooth is None else center * smooth
+    shifted = x if middle is None else x - middle
+    rounded = (fake_codes if arithmetic == "fake" else qarray.codes)(shifted, smooth_scale, layer.bits)
     dot = qarray.float_dot if arithmetic == "fake" else qarray.integer_dot
-    total = dot(rounded.reshape(-1, x.shape[-1]), kernel["qvalue"])
-    return total.reshape(*x.shape[:-1], -1) * (scale * kernel["scale"])
+    rows = rounded.reshape(-1, m)
+    if layer.group:
+        total = qarray.scaled_dot(rows, values, kernel["scale"], layer.group, dot).reshape(*x.shape[:-1], -1) * scale
+    else:
+        total = dot(rows, values).reshape(*x.shape[:-1], -1) * (scale * kernel["scale"])
+    if center is None:
+        return total
+    return total + center * qarray.scaled_dot(jnp.ones((1, m)), values, kernel["scale"], layer.group, dot)[0]
 
 
 class Linear(nn.Module):
@@ -174,14 +191,16 @@ class Linear(nn.Module):
             smooth = self._param("smooth", nn.initializers.ones, (x.shape[-1],), self.axes[:1])
         images = x if x.ndim > 2 else x[:, None]
         for name, (shape, axes) in self._factor_shapes(x.shape[-1], layer).items():
-            kernel: Any = self.param(name, _qarray_init(shape, axes))
-            scale = None
+            kernel: Any = self.param(name, _qarray_init(shape, axes, layer))
+            scale = center = None
             if layer.granularity != "per_token_dynamic":
                 positions = (tokens, 1) if layer.granularity == "per_token" else ()
-                scale_name = "z_scale" if name == "v" else "x_scale"
-                scale = self._param(scale_name, nn.initializers.ones, positions, (None,) * len(positions))
+                part, names = "z" if name == "v" else "x", (None,) * len(positions)
+                scale = self._param(f"{part}_scale", nn.initializers.ones, positions, names)
+                if layer.asymmetric:
+                    center = self._param(f"{part}_center", nn.initializers.zeros, positions, names)
             first = smooth if name != "v" else None
-            images = quantized_product(images, kernel, scale, first, layer, self.options.arithmetic)
+            images = quantized_product(images, kernel, scale, center, first, layer, self.options.arithmetic)
         return images.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)
 
     def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
@@ -201,13 +220,17 @@ class Linear(nn.Module):
             self.sow("calibration", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 
-def _qarray_init(shape: tuple[int, ...], axes: tuple[str, ...]) -> Callable[[jax.Array], dict]:
+def _qarray_init(shape: tuple[int, ...], axes: tuple[str, ...], layer: LayerPlan) -> Callable[[jax.Array], dict]:
+    (m, n), bits = shape, layer.kernel_bits
+    stored = (axes, (m, n), jnp.int8) if bits == 8 else ((None, axes[1]), (packed_rows(m, bits), n), jnp.uint8)
+    scales = ((None, axes[1]), (-(-m // layer.group), n)) if layer.group else (axes[1:], (n,))
+
     def init(key: jax.Array) -> dict:
         del key  # A quantized layer is never initialized at random, only declared.
         boxed = nn.with_logical_partitioning
         return {
-            "qvalue": boxed(nn.initializers.zeros, axes)(None, shape, jnp.int8),
-            "scale": boxed(nn.initializers.ones, axes[1:])(None, shape[1:], jnp.float32),
+            "qvalue": boxed(nn.initializers.zeros, stored[0])(None, *stored[1:]),
+            "scale": boxed(nn.initializers.ones, scales[0])(None, scales[1], jnp.float32),
         }
 
     return init

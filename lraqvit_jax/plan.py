@@ -6,6 +6,7 @@ travels with every artefact, and is all that a model needs to know its own shape
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from lraqvit_jax.errors import UserError, nearest
 FORMS = ("dense", "reparam", "wide", "residual", "low_rank", "quantized")
 TRAINING = ("reparam", "wide", "residual")
 """Forms that `merge` turns into a pair."""
+BITS = (4, 6, 8)
 GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
 
 
@@ -58,10 +60,13 @@ class LayerPlan:
     Attributes:
         form: one of FORMS; see `lraqvit_jax.layers`.
         rank: rank r of the pair; 0 keeps one dense kernel.
-        bits: bits of weights and activations of a quantized layer; 0 means float.
+        bits: of the activations of a quantized layer, 4, 6 or 8; 0 means float.
         granularity: of the activation scales: "per_tensor", "per_token" (static, by position), "per_token_dynamic".
         clip: share of the observed activation range that the int8 grid spans, in (0, 1].
         smoothed: whether the input is divided by a stored vector before it is quantized.
+        weight_bits: of its kernels; 0 is `bits`.
+        group: input channels that share a scale of the kernel; 0 is all of them.
+        asymmetric: whether the grid of the activations has a zero point.
     """
 
     form: str = "dense"
@@ -70,6 +75,13 @@ class LayerPlan:
     granularity: str = "per_tensor"
     clip: float = 1.0
     smoothed: bool = False
+    weight_bits: int = 0
+    group: int = 0
+    asymmetric: bool = False
+
+    @property
+    def kernel_bits(self) -> int:
+        return self.weight_bits or self.bits
 
 
 DENSE = LayerPlan()
@@ -110,11 +122,13 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
     if layer.granularity not in GRANULARITIES:
         known = nearest(layer.granularity, GRANULARITIES)
         raise UserError(f"Layer {info.path!r} has granularity {layer.granularity!r}; {known}")
-    if layer.bits not in (0, 8) or (layer.form == "quantized") != (layer.bits == 8):
+    if (layer.bits in BITS) != (layer.form == "quantized") or layer.kernel_bits not in (BITS if layer.bits else (0,)):
         raise UserError(
-            f"Layer {info.path!r} has form {layer.form!r} with {layer.bits} bits; "
-            "a quantized layer has 8 and every other form has 0."
+            f"Layer {info.path!r} has form {layer.form!r} with {layer.bits} bits, {layer.kernel_bits} of them for the "
+            "kernel; a quantized layer has 4, 6 or 8 and every other form has 0."
         )
+    if layer.group < 0:
+        raise UserError(f"Layer {info.path!r} has group {layer.group}; give a number of input channels, or 0 for all.")
     if not 0 < layer.clip <= 1:
         raise UserError(f"Layer {info.path!r} has clip {layer.clip}; it is a share of the range, in (0, 1].")
     if layer.form in (*TRAINING, "low_rank") and not layer.rank:
@@ -180,6 +194,12 @@ class Cost:
         return Cost(self.params + other.params, self.flops + other.flops, self.bytes + other.bytes)
 
 
+def packed_rows(rows: int, bits: int) -> int:
+    """Bytes in a column of a kernel of integers: rows * bits / 8, rows rounded up to what fills whole bytes."""
+    word = math.lcm(bits, 8)
+    return -(-rows // (word // bits)) * (word // 8)
+
+
 def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
     """Cost of one layer in its deployed form (a training form counts as the pair it merges to).
 
@@ -190,9 +210,12 @@ def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
     weights, bias = r * (m + n) if r else m * n, n * info.bias
     if layer.form != "quantized":
         return Cost(weights + bias, 2 * info.tokens * weights, 4 * (weights + bias))
+    shapes = ((m, r), (r, n)) if r else ((m, n),)
     positions = {"per_tensor": 1, "per_token": info.tokens, "per_token_dynamic": 0}[layer.granularity]
-    scales = (r + n + 2 * positions if r else n + positions) + m * layer.smoothed
-    return Cost(weights + bias, 2 * info.tokens * weights, weights + 4 * (scales + bias))
+    scales = m * layer.smoothed + len(shapes) * positions * (1 + layer.asymmetric)
+    scales += sum(-(-rows // (layer.group or rows)) * columns for rows, columns in shapes)
+    stored = sum(packed_rows(rows, layer.kernel_bits) * columns for rows, columns in shapes)
+    return Cost(weights + bias, 2 * info.tokens * weights, stored + 4 * (scales + bias))
 
 
 def total_cost(plan: Plan, layers: Iterable[LinearInfo]) -> Cost:
@@ -216,7 +239,7 @@ def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
         layer, cost = plan[info.path], layer_cost(info, plan[info.path])
         shape = f"{info.features_in}x{info.features_out}"
         lines.append(
-            f"{info.path:<{width}}  {layer.form:<9} {shape:>11} {layer.rank or '-':>5} {layer.bits or 32:>4} "
+            f"{info.path:<{width}}  {layer.form:<9} {shape:>11} {layer.rank or '-':>5} {_width(layer):>4} "
             f"{cost.params:>11,} {cost.flops / 1e6:>9.2f} {cost.bytes / 1e6:>8.3f}"
         )
     for name, one in (("dense", dense(layers)), ("planned", plan)):
@@ -229,6 +252,13 @@ def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
     share = _kernels(plan, encoder) / _kernels(dense(layers), encoder)
     lines.append(f"The pairs hold {100 * share:.1f} % of the encoder's linear parameters.")
     return "\n".join(lines)
+
+
+def _width(layer: LayerPlan) -> str:
+    """Bits, of the kernel and of the activations where they differ."""
+    if not layer.bits or layer.kernel_bits == layer.bits:
+        return str(layer.bits or 32)
+    return f"{layer.kernel_bits}/{layer.bits}"
 
 
 def _kernels(plan: Plan, layers: Iterable[LinearInfo]) -> int:

@@ -257,7 +257,7 @@ def _check_names(config: Mapping[str, Any]) -> None:
         decomposition(run["decomposition"])
         reparam.form(run["branch"])
     for options in config["quant"]["methods"].values():
-        quantize.method(options["method"])
+        quantize.check(options)
 
 
 def _check_same(config: Mapping[str, Any], directory: pathlib.Path) -> None:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lraqvit_jax.plan import LayerPlan
+from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.qarray import qmax
 
 
@@ -30,3 +32,12 @@ def fake_quant(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8
         bits: width of the grid.
     """
     return fake_codes(x, scale, bits) * scale
+
+
+def fake_quant_input(x: Float[Array, "... tokens m"], layer: LayerPlan) -> Float[Array, "... tokens m"]:
+    """Activations on the grid of their own range, as a layer of that plan rounds them; differentiable."""
+    arguments = (layer.granularity, layer.clip, layer.bits)
+    if not layer.asymmetric:
+        return fake_quant(x, qarray.input_scale(x, *arguments), layer.bits)
+    scale, center = qarray.input_center(x, *arguments)
+    return fake_quant(x - center, scale, layer.bits) + center

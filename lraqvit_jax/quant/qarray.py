@@ -1,24 +1,30 @@
 """Symmetric integer arrays: `x ~= qvalue * scale`, with qvalue in [-qmax, qmax] and qmax = 2**(bits - 1) - 1.
 
 The grid leaves out -2**(bits - 1), so that a value and its negative round alike. Rounding is to nearest, ties to even.
-A quantized weight is a plain dict `{"qvalue": int8 (m, n), "scale": float32 (n,)}`: one scale an output channel.
+A quantized weight is a plain dict `{"qvalue", "scale"}`: int8 (m, n) with a float32 scale for each output channel (n,),
+or for each group of input channels and output channel (groups, n). Below 8 bits it is stored packed; see `pack`.
+
+An asymmetric grid of activations is a symmetric one about a centre c: `x ~= qvalue * scale + c`. Then
+`x W ~= scale * (qvalue @ W) + c * sum_j W_j`, what runtimes compute with a zero point of -c / scale.
 """
 
-from typing import TypedDict
+import math
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int8, UInt8
 
 SMALLEST = 2.0**-100
 """Ranges below this count as zero: their scale, or its reciprocal, would leave float32."""
 
 
 class QArray(TypedDict):
-    """An int8 matrix with one scale for each output channel."""
+    """An integer matrix, packed below 8 bits, with one scale for each output channel, or each group and channel."""
 
-    qvalue: Int8[Array, "m n"]
-    scale: Float[Array, " n"]
+    qvalue: Int8[Array, "m n"] | UInt8[Array, "packed n"]
+    scale: Float[Array, " n"] | Float[Array, "groups n"]
 
 
 def qmax(bits: int) -> int:
@@ -45,14 +51,72 @@ def codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> 
     return jnp.round(jnp.clip(x.astype(jnp.float32) * (1 / scale), -limit, limit))
 
 
-def quantize_kernel(kernel: Float[Array, "m n"], bits: int = 8) -> QArray:
-    """Rounds a kernel to int8, one scale an output channel (max |w| over the inputs)."""
-    scale = max_scale(kernel, axis=0, bits=bits)
-    return QArray(qvalue=codes(kernel, scale, bits).astype(jnp.int8), scale=scale[0])
+def kernel_scale(kernel: Float[Array, "m n"], bits: int = 8, group: int = 0) -> Float[Array, "..."]:
+    """The scales of a kernel from max |w| over the inputs: (n,), or (groups, n) where `group` inputs share one."""
+    if not group:
+        return max_scale(kernel, axis=0, bits=bits)[0]
+    return max_scale(_grouped(kernel, group), axis=1, bits=bits)[:, 0]
 
 
-def dequantize_kernel(kernel: QArray) -> Float[Array, "m n"]:
-    return kernel["qvalue"].astype(jnp.float32) * kernel["scale"]
+def each_row(scale: Any, rows: int, group: int = 0) -> Any:
+    """The scale of every entry of a kernel with that many rows, as it broadcasts."""
+    return scale if scale.ndim == 1 else jnp.repeat(scale, group, axis=0)[:rows]
+
+
+def quantize_kernel(
+    kernel: Float[Array, "m n"], bits: int = 8, group: int = 0, scale: Float[Array, "..."] | None = None
+) -> QArray:
+    """Rounds a kernel to integers.
+
+    Args:
+        kernel: float.
+        bits: 4, 6 or 8.
+        group: how many input channels share a scale; 0 is all of them.
+        scale: given, or by `kernel_scale`.
+    """
+    scale = kernel_scale(kernel, bits, group) if scale is None else scale
+    rounded = codes(kernel, each_row(scale, len(kernel), group), bits).astype(jnp.int8)
+    return QArray(qvalue=pack(rounded, bits), scale=scale)
+
+
+def dequantize_kernel(kernel: QArray, bits: int = 8, group: int = 0, rows: int = 0) -> Float[Array, "m n"]:
+    """The kernel that a QArray stands for; `rows` is m, needed where it is packed."""
+    values = unpack(kernel["qvalue"], bits, rows)
+    return values.astype(jnp.float32) * each_row(kernel["scale"], len(values), group)
+
+
+def pack(values: Int8[Array, "m n"], bits: int) -> Array:
+    """Packs integers of 4 or 6 bits into bytes along the rows; 8 bits stay int8.
+
+    With 4 bits a byte holds two rows, with 6 bits three bytes hold four: row i of the first half (quarter) has the
+    lowest bits, the same row of the next half (quarter) those above. Stored are values plus 2**(bits - 1); rows that
+    fill up are 0.
+    """
+    if bits == 8:
+        return values
+    word, each = math.lcm(bits, 8), math.lcm(bits, 8) // bits
+    unsigned = values.astype(jnp.uint32) + 2 ** (bits - 1) & (2**bits - 1)
+    unsigned = jnp.pad(unsigned, ((0, -len(values) % each), (0, 0)), constant_values=2 ** (bits - 1))
+    parts = unsigned.reshape(each, -1, values.shape[1])
+    words = sum(part << (bits * index) for index, part in enumerate(parts))
+    return jnp.concatenate([(words >> shift & 255).astype(jnp.uint8) for shift in range(0, word, 8)])
+
+
+def unpack(packed: Array, bits: int, rows: int) -> Int8[Array, "m n"]:
+    """The inverse of `pack`; `rows` is m."""
+    if bits == 8:
+        return packed
+    word, each = math.lcm(bits, 8), math.lcm(bits, 8) // bits
+    parts = packed.astype(jnp.uint32).reshape(word // 8, -1, packed.shape[1])
+    words = sum(part << (8 * index) for index, part in enumerate(parts))
+    values = jnp.concatenate([words >> (bits * index) & (2**bits - 1) for index in range(each)])
+    return (values[:rows].astype(jnp.int32) - 2 ** (bits - 1)).astype(jnp.int8)
+
+
+def _grouped(rows: Array, group: int) -> Array:
+    """(m, ...) -> (groups, group, ...), filled up with zeros."""
+    rows = jnp.pad(rows, ((0, -len(rows) % group), *[(0, 0)] * (rows.ndim - 1)))
+    return rows.reshape(-1, group, *rows.shape[1:])
 
 
 def input_scale(x: Float[Array, "... tokens m"], granularity: str, clip: float = 1.0, bits: int = 8) -> Array:
@@ -73,16 +137,53 @@ def input_scale(x: Float[Array, "... tokens m"], granularity: str, clip: float =
     return scale.reshape(scale.shape[-2:]) if granularity == "per_token" else scale
 
 
-def integer_dot(x: Float[Array, "rows m"], kernel: Int8[Array, "m n"]) -> Float[Array, "rows n"]:
+def input_center(
+    x: Float[Array, "... tokens m"], granularity: str, clip: float = 1.0, bits: int = 8
+) -> tuple[Array, Array]:
+    """The scale and centre of an asymmetric grid, as `input_scale` gives that of a symmetric one.
+
+    The centre is a whole multiple of the scale, so that a runtime's integer zero point says the same.
+    """
+    axes = {"per_tensor": None, "per_token": (*range(x.ndim - 2), x.ndim - 1), "per_token_dynamic": -1}[granularity]
+    high, low = (end(x, axis=axes, keepdims=axes is not None) for end in (jnp.max, jnp.min))
+    center = (high + low) / 2
+    scale = max_scale(jnp.stack([high - center, low - center]), axis=0, bits=bits)[0] * clip
+    center = jnp.round(center / scale) * scale
+    if granularity == "per_token":
+        return scale.reshape(scale.shape[-2:]), center.reshape(center.shape[-2:])
+    return scale, center
+
+
+def integer_dot(x: Float[Array, "... m"], kernel: Int8[Array, "... m n"]) -> Float[Array, "... n"]:
     """Multiplies integers held in float by an int8 kernel: int8 x int8 -> int32, exact, returned as float32."""
-    dimensions = (((1,), (0,)), ((), ()))
-    total = jax.lax.dot_general(x.astype(jnp.int8), kernel, dimensions, preferred_element_type=jnp.int32)
+    total = jnp.matmul(x.astype(jnp.int8), kernel, preferred_element_type=jnp.int32)
     return total.astype(jnp.float32)
 
 
-def float_dot(x: Float[Array, "rows m"], kernel: Int8[Array, "m n"]) -> Float[Array, "rows n"]:
+def float_dot(x: Float[Array, "... m"], kernel: Int8[Array, "... m n"]) -> Float[Array, "... n"]:
     """The differentiable twin of `integer_dot`: the same integers in float32.
 
     Equal to it bit for bit while every partial sum stays below 2**24, which 127 * 127 * m does for m <= 1040.
     """
     return jnp.matmul(x, kernel.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+
+
+Dot = Callable[[Array, Array], Array]
+
+
+def scaled_dot(
+    x: Float[Array, "rows m"], kernel: Int8[Array, "m n"], scale: Float[Array, "..."], group: int, dot: Dot
+) -> Float[Array, "rows n"]:
+    """Sums of integers times the kernel's scales: one product, or one for each group of input channels.
+
+    Args:
+        x: integers held in float.
+        kernel: unpacked.
+        scale: (n,) or (groups, n).
+        group: input channels that share a scale; 0 is all.
+        dot: `integer_dot` or `float_dot`.
+    """
+    if not group:
+        return dot(x, kernel) * scale
+    parts = dot(jnp.swapaxes(_grouped(x.T, group), 1, 2), _grouped(kernel, group))
+    return jnp.sum(parts * scale[:, None], axis=0)

@@ -1,7 +1,15 @@
-"""Turns a float model into an int8 one: scales from calibration inputs, smoothing vectors folded where that is free.
+"""Turns a float model into an integer one: scales from calibration inputs, smoothing vectors folded where that is free.
 
-A method is a module of this package with `smooth(products, options) -> {key: alpha}`; a product is one matrix product
-of the model, keyed "layer/path:x" (kernel, or u of a pair) or "layer/path:z" (v of a pair).
+A product is one matrix product of the model, keyed "layer/path:x" (kernel, or u of a pair) or "layer/path:z" (v of a
+pair). Four choices make a quantized model, each a module of this package, or several, found by name:
+
+* `method`: `smooth(products, options) -> {key: alpha}`, what divides the inputs and multiplies the kernel's rows, and
+  where there is a function `shift(products, options) -> {key: c}`, what is taken from the inputs before that;
+* `between`: what is put between the factors of a pair and folded into both; see `between`;
+* `calibration`: `ranges(x, layer) -> Grid`, the grid of the activations;
+* `rounding`: `round_kernel(kernel, rounded, wanted, layer) -> QArray`, given what the product reads once it is rounded.
+
+The second factor is calibrated and rounded on what the quantized first factor puts out.
 """
 
 import importlib
@@ -9,58 +17,86 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from lraqvit_jax import quant, trees
 from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.plan import LayerPlan, LinearInfo, Plan
-from lraqvit_jax.quant import qarray
+from lraqvit_jax.quant import between, qarray
 
 
 class Product(NamedTuple):
-    """One product to quantize: what it reads, by what it multiplies, and how its inputs will be rounded."""
+    """One product to quantize: what it reads, by what it multiplies, how, and whether a LayerNorm comes before it."""
 
     x: Float[np.ndarray, "images tokens m"]
     kernel: Float[np.ndarray, "m n"]
-    granularity: str
-    clip: float
+    layer: LayerPlan
+    after_norm: bool = False
+
+
+class Grid(NamedTuple):
+    """The grid of a product's inputs: scale, and centre where it is asymmetric; () or (tokens, 1), or an image and
+    token each where it is dynamic."""
+
+    scale: Float[Array, "..."]
+    center: Float[Array, "..."] | None = None
 
 
 class Quantized(NamedTuple):
-    """An int8 model: its parameters, its plan, and the smoothing vector of every smoothed product."""
+    """An integer model: its parameters and plan, the smoothing vector of every smoothed product, and the relative
+    error of every product, `||got - wanted|| / ||wanted||`, on the calibration images."""
 
     params: dict[str, Any]
     plan: dict[str, LayerPlan]
     alphas: dict[str, np.ndarray]
+    errors: dict[str, float]
 
 
-def method(name: str) -> Any:
-    """The module of a method; UserError if there is none of that name."""
+CHOICES = {"method": "smooth", "calibration": "ranges", "rounding": "round_kernel"}
+"""Fields of `config.METHOD` that name a module of this package, and the function that such a module has."""
+
+
+def choice(field: str, name: str) -> Any:
+    """The module of that name; UserError if there is none."""
     modules = [module.name for module in pkgutil.iter_modules(quant.__path__)]
-    known = {one for one in modules if hasattr(importlib.import_module(f"{quant.__name__}.{one}"), "smooth")}
+    known = {one for one in modules if hasattr(importlib.import_module(f"{quant.__name__}.{one}"), CHOICES[field])}
     if name not in known:
-        raise UserError(f"There is no quantization method {name!r}; {nearest(name, known)}")
+        raise UserError(f"There is no quantization {field} {name!r}; {nearest(name, known)}")
     return importlib.import_module(f"{quant.__name__}.{name}")
 
 
-def products(params: Any, plan: Plan, seen: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Product]:
+def check(options: Mapping[str, Any]) -> None:
+    """Raises UserError for a name in the options of a method that is none."""
+    for field in CHOICES:
+        choice(field, options[field])
+    if options["between"] not in between.KINDS:
+        raise UserError(f"quant between is {options['between']!r}; {nearest(options['between'], between.KINDS)}")
+
+
+def products(
+    params: Any, plan: Plan, layers: list[LinearInfo], seen: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Product]:
     """The products of every layer that the plan quantizes.
 
     Args:
         params: of the float model.
         plan: with form "quantized" where a layer is to be.
+        layers: the model's linear layers.
         seen: inputs of every product, from `statistics.inputs`.
     """
     found = {}
-    for path, layer in plan.items():
+    for info in layers:
+        layer = plan[info.path]
         if layer.form != "quantized":
             continue
-        weights, values = trees.get(params, path), seen[path]
+        weights, values = trees.get(params, info.path), seen[info.path]
         names = {"x": "u", "z": "v"} if layer.rank else {"x": "kernel"}
         for name, kernel in names.items():
-            found[f"{path}:{name}"] = Product(values[name], np.asarray(weights[kernel]), layer.granularity, layer.clip)
+            after_norm = name == "x" and bool(info.norm)
+            found[f"{info.path}:{name}"] = Product(values[name], np.asarray(weights[kernel]), layer, after_norm)
     return found
 
 
@@ -69,7 +105,6 @@ def quantize(
     plan: Plan,
     layers: list[LinearInfo],
     seen: Mapping[str, Mapping[str, np.ndarray]],
-    name: str,
     options: Mapping[str, Any],
 ) -> Quantized:
     """Quantizes a float model.
@@ -79,59 +114,84 @@ def quantize(
         plan: what to quantize and how.
         layers: the model's linear layers.
         seen: inputs of every product on the calibration images.
-        name: of the method, a module of this package.
-        options: the method's.
+        options: fields of `config.METHOD`.
     """
-    all_products = products(params, plan, seen)
-    alphas = method(name).smooth(all_products, options)
+    check(options)
+    turned = between.apply(options["between"], products(params, plan, layers, seen))
+    method = choice("method", options["method"])
+    alphas = method.smooth(turned, options)
+    shifts = method.shift(turned, options) if hasattr(method, "shift") else {}
     changes, new_plan = {}, dict(plan)
+    errors: dict[str, float] = {}
     for info in layers:
         layer = plan[info.path]
         if layer.form != "quantized":
             continue
-        alpha = alphas.get(f"{info.path}:x")
-        if alpha is not None and info.norm:
-            # A LayerNorm with one consumer takes the division for nothing.
-            changes[info.norm] = {key: value / alpha for key, value in trees.get(params, info.norm).items()}
+        alpha, shift = (found.get(f"{info.path}:x") for found in (alphas, shifts))
+        if info.norm and (alpha is not None or shift is not None):
+            # A LayerNorm with one consumer takes both for nothing.
+            norm, divisor = trees.get(params, info.norm), 1 if alpha is None else alpha
+            moved = {"bias": norm["bias"] - (0 if shift is None else shift)}
+            changes[info.norm] = {key: value / divisor for key, value in (norm | moved).items()}
         explicit = alpha is not None and not info.norm
         new_plan[info.path] = LayerPlan(**{**layer.__dict__, "smoothed": explicit})
-        pair = {part: all_products[key] for part in "xz" if (key := f"{info.path}:{part}") in all_products}
-        weights = _quantize_layer(pair, {part: alphas.get(f"{info.path}:{part}") for part in pair})
+        pair = {part: turned[key] for part in "xz" if (key := f"{info.path}:{part}") in turned}
+        scaled = {part: alphas.get(f"{info.path}:{part}") for part in pair}
+        weights, found = _quantize_layer(pair, scaled, shift, options)
+        errors |= {f"{info.path}:{part}": value for part, value in found.items()}
         if explicit:
             weights["smooth"] = jnp.asarray(alpha, jnp.float32)
         if info.bias:
             weights["bias"] = trees.get(params, info.path)["bias"]
+            if shift is not None:
+                weights["bias"] = weights["bias"] + shift @ np.asarray(_whole(trees.get(params, info.path)))
         changes[info.path] = weights
-    return Quantized(trees.replace(params, changes), new_plan, alphas)
+    return Quantized(trees.replace(params, changes), new_plan, alphas, errors)
 
 
-def _quantize_layer(pair: Mapping[str, Product], alphas: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
-    """Kernels and input scales of one layer. Between two factors, `1/alpha` folds into the scales of the first."""
+def _whole(weights: Mapping[str, Any]) -> Any:
+    return weights["kernel"] if "kernel" in weights else weights["u"] @ weights["v"]
+
+
+def _quantize_layer(
+    pair: Mapping[str, Product],
+    alphas: Mapping[str, np.ndarray | None],
+    shift: np.ndarray | None,
+    options: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Kernels, scales and centres of one layer, and the relative error of each product. Between two factors, `1/alpha`
+    folds into the scales of the first."""
     weights: dict[str, Any] = {}
+    errors: dict[str, float] = {}
+    ranges = choice("calibration", options["calibration"]).ranges
+    rounding = choice("rounding", options["rounding"]).round_kernel
     names = {"x": "u", "z": "v"} if len(pair) == 2 else {"x": "kernel"}
+    put_out = None
     for part, product in pair.items():
-        x, kernel, alpha = jnp.asarray(product.x), jnp.asarray(product.kernel, jnp.float32), alphas[part]
+        layer, alpha = product.layer, alphas[part]
+        x, kernel = jnp.asarray(product.x), jnp.asarray(product.kernel, jnp.float32)
+        x = x - shift if part == "x" and shift is not None else x
+        wanted = x @ kernel
+        x = x if put_out is None else put_out
         if alpha is not None:
             x, kernel = x / alpha, kernel * alpha[:, None]
-        weights[names[part]] = dict(qarray.quantize_kernel(kernel))
-        if product.granularity != "per_token_dynamic":
-            weights[f"{part}_scale"] = qarray.input_scale(x, product.granularity, product.clip)
+        grid = ranges(x, layer)
+        rounded = on_grid(x, grid, layer.bits)
+        rows = (-1, x.shape[-1])
+        array = rounding(kernel, rounded.reshape(rows), wanted.reshape(-1, kernel.shape[1]), layer)
+        weights[names[part]] = dict(array)
+        if layer.granularity != "per_token_dynamic":
+            weights[f"{part}_scale"] = grid.scale
+            weights |= {} if grid.center is None else {f"{part}_center": grid.center}
         if part == "z" and alpha is not None:
             weights["u"]["scale"] = weights["u"]["scale"] / alpha
-    return weights
+        put_out = rounded @ qarray.dequantize_kernel(array, layer.kernel_bits, layer.group, x.shape[-1])
+        errors[part] = float(jnp.linalg.norm(put_out - wanted) / jnp.maximum(jnp.linalg.norm(wanted), 1e-30))
+    return weights, errors
 
 
-def error(
-    quantized: Quantized, float_params: Any, plan: Plan, seen: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, float]:
-    """Relative error of each product, `||Q(X/alpha) Q(alpha W) - X W|| / ||X W||`, on the calibration images."""
-    errors = {}
-    for key, product in products(float_params, plan, seen).items():
-        alpha = quantized.alphas.get(key, np.ones(product.x.shape[-1], np.float32))
-        x, kernel = jnp.asarray(product.x) / alpha, jnp.asarray(product.kernel) * alpha[:, None]
-        scale = qarray.input_scale(x, product.granularity, product.clip)
-        rounded = qarray.codes(x, scale) * scale
-        exact = jnp.asarray(product.x) @ jnp.asarray(product.kernel)
-        got = rounded @ qarray.dequantize_kernel(qarray.quantize_kernel(kernel))
-        errors[key] = float(jnp.linalg.norm(got - exact) / jnp.maximum(jnp.linalg.norm(exact), 1e-30))
-    return errors
+@jax.jit(static_argnames="bits")
+def on_grid(x: Float[Array, "images tokens m"], grid: Grid, bits: int) -> Float[Array, "images tokens m"]:
+    """The inputs as a product on that grid sees them."""
+    center = 0 if grid.center is None else grid.center
+    return qarray.codes(x - center, grid.scale, bits) * grid.scale + center

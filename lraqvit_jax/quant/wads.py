@@ -13,8 +13,9 @@ import optax
 from jaxtyping import Array, Float
 
 from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.quant import qarray
-from lraqvit_jax.quant.fake_quant import fake_quant
+from lraqvit_jax.plan import LayerPlan
+from lraqvit_jax.quant.between import fake_kernel
+from lraqvit_jax.quant.fake_quant import fake_quant_input
 from lraqvit_jax.quant.quantize import Product
 from lraqvit_jax.quant.smoothquant import factors
 
@@ -26,9 +27,8 @@ def objective(
     log_alpha: Float[Array, " m"],
     x: Float[Array, "images tokens m"],
     kernel: Float[Array, "m n"],
-    granularity: str,
+    layer: LayerPlan,
     penalty: str,
-    clip: float = 1.0,
 ) -> Float[Array, ""]:
     """Eq. 14, differentiable: the output error of the quantized product plus a penalty on the quantized weight.
 
@@ -36,15 +36,13 @@ def objective(
         log_alpha: alpha = exp(log_alpha), so that it stays positive.
         x: the layer's inputs.
         kernel: its weight.
-        granularity: of the input scales.
+        layer: bits, group and granularity.
         penalty: "printed", `||Q(alpha W) - W||²` as in the paper, which also pulls alpha to 1; "weight_error",
             `||Q(alpha W)/alpha - W||²`, the rounding error alone, which no common factor of alpha changes; or "none".
-        clip: share of the input range that the grid spans.
     """
     alpha = jnp.exp(log_alpha)
     scaled, weight = x / alpha, alpha[:, None] * kernel
-    rounded = fake_quant(scaled, qarray.input_scale(scaled, granularity, clip))
-    weight_rounded = fake_quant(weight, qarray.max_scale(weight, axis=0))
+    rounded, weight_rounded = fake_quant_input(scaled, layer), fake_kernel(weight, layer)
     rows = (-1, x.shape[-1])
     error = jnp.sum(jnp.square(rounded.reshape(rows) @ weight_rounded - x.reshape(rows) @ kernel))
     if penalty == "printed":
@@ -57,22 +55,23 @@ def objective(
 def optimize(
     x: Float[Array, "images tokens m"],
     kernel: Float[Array, "m n"],
-    granularity: str,
+    layer: LayerPlan,
     penalty: str,
-    clip: float,
     iterations: int,
     learning_rate: float,
+    grid: bool = True,
 ) -> Float[Array, " m"]:
     """The best alpha met: from alpha = 1, from SmoothQuant's grid, and along Adam steps from the best of those.
 
-    From alpha = 1 alone 300 steps do not converge for per-tensor activations.
+    From alpha = 1 alone (`grid` False) 300 steps do not converge for per-tensor activations.
     """
     x_max, w_max = jnp.max(jnp.abs(x), axis=(0, 1)), jnp.max(jnp.abs(kernel), axis=1)
 
     def loss(log_alpha: Array) -> Array:
-        return objective(log_alpha, x, kernel, granularity, penalty, clip)
+        return objective(log_alpha, x, kernel, layer, penalty)
 
-    starts = jnp.stack([jnp.zeros_like(x_max), *(jnp.log(factors(x_max, w_max, a)) for a in GRID)])
+    more = [jnp.log(factors(x_max, w_max, a)) for a in GRID] if grid else []
+    starts = jnp.stack([jnp.zeros_like(x_max), *more])
     losses = jax.lax.map(loss, starts)
     first = starts[jnp.argmin(losses)]
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, max(1, iterations)))
@@ -94,7 +93,7 @@ def chosen(products: Mapping[str, Product]) -> list[str]:
     """Eq. 13: the products whose weight-rounding error `||Q(W) - W||²` is below the mean over all of them."""
     errors = {}
     for key, product in products.items():
-        rounded = qarray.dequantize_kernel(qarray.quantize_kernel(jnp.asarray(product.kernel)))
+        rounded = fake_kernel(jnp.asarray(product.kernel), product.layer)
         errors[key] = float(jnp.sum(jnp.square(rounded - product.kernel)))
     mean = sum(errors.values()) / max(1, len(errors))
     return [key for key, error in errors.items() if error < mean]
@@ -117,16 +116,11 @@ def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[
     groups: dict[Any, list[str]] = {}
     for key in keys:
         product = products[key]
-        groups.setdefault((product.x.shape, product.kernel.shape, product.granularity, product.clip), []).append(key)
+        groups.setdefault((product.x.shape, product.kernel.shape, product.layer), []).append(key)
     alphas: dict[str, np.ndarray] = {}
-    for (_, _, granularity, clip), members in groups.items():
-        run = jax.jit(
-            jax.vmap(
-                lambda x, kernel, granularity=granularity, clip=clip: optimize(
-                    x, kernel, granularity, options["penalty"], clip, options["iterations"], options["learning_rate"]
-                )
-            )
-        )
+    rest = (options["penalty"], options["iterations"], options["learning_rate"], options.get("grid", True))
+    for (_, _, layer), members in groups.items():
+        run = jax.jit(jax.vmap(lambda x, kernel, layer=layer: optimize(x, kernel, layer, *rest)))
         stacked = (np.stack([getattr(products[key], name) for key in members]) for name in ("x", "kernel"))
         alphas |= dict(zip(members, np.asarray(run(*stacked)), strict=True))
     return alphas

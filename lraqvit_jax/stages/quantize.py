@@ -1,6 +1,8 @@
 """Stage quantize: int8 models from one merged run, a row for each method. Writes also what the report draws."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +23,10 @@ def run(ws: Workspace) -> None:
     seen = statistics.inputs(source.model, source.params, ws.spec.layers, batches, ws.mesh)
     for name in missing:
         method = options["methods"][name]
-        plan = {
-            path: dataclasses.replace(layer, granularity=method["granularity"] or layer.granularity)
-            if layer.form == "quantized"
-            else layer
-            for path, layer in ws.plan.items()
-        }
+        plan = {path: with_options(layer, method) for path, layer in ws.plan.items()}
         plan_lib.check(plan, ws.spec.layers)
-        result = quantize.quantize(params, plan, list(ws.spec.layers), seen, method["method"], method)
-        errors = quantize.error(result, params, plan, seen)
+        result = quantize.quantize(params, plan, list(ws.spec.layers), seen, method)
+        errors = result.errors
         _save_surfaces(ws, name, result.alphas, seen)
         scaled = f", {len(result.alphas)} of {len(errors)} products scaled" if result.alphas else ""
         granularity = method["granularity"] or options["granularity"]
@@ -42,6 +39,14 @@ def run(ws: Workspace) -> None:
             calibration=drawn,
             errors=errors,
         )
+
+
+def with_options(layer: plan_lib.LayerPlan, method: Mapping[str, Any]) -> plan_lib.LayerPlan:
+    """A quantized layer of the plan with what a method sets otherwise."""
+    if layer.form != "quantized":
+        return layer
+    fields = {name: method[name] for name in ("granularity", "bits", "weight_bits", "group") if method[name]}
+    return dataclasses.replace(layer, asymmetric=method["asymmetric"] or layer.asymmetric, **fields)
 
 
 def _save_surfaces(ws: Workspace, name: str, alphas: dict, seen: dict) -> None:

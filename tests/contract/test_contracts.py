@@ -40,8 +40,8 @@ def test_a_quantizer_gives_positive_vectors_for_products_it_knows(rng, name):
         f"layer_{index}:x": Product(
             rng.standard_normal((3, 4, 6)).astype(np.float32),
             rng.standard_normal((6, 5)).astype(np.float32),
-            granularity,
-            1.0,
+            plan.LayerPlan("quantized", 0, 8, granularity=granularity),
+            after_norm=index == 0,
         )
         for index, granularity in enumerate(plan.GRANULARITIES)
     }

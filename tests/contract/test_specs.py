@@ -159,7 +159,7 @@ def test_the_names_in_a_config_are_names_of_something(path):
         lowrank.decomposition(run["decomposition"])
         reparam.form(run["branch"])
     for method in fields["quant"]["methods"].values():
-        quantize.method(method["method"])
+        quantize.check(method)
         assert method["granularity"] in ("", *plan.GRANULARITIES)
     rows = {"dense", *fields["runs"], *fields["quant"]["methods"]}
     assert set(fields["export"]["artifacts"]) <= rows

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from qwix._src.core.qarray import quantize_with_scale_zero_point
 
+from lraqvit_jax.plan import packed_rows
 from lraqvit_jax.quant import qarray
 
 property_test = settings(max_examples=30, deadline=None, derandomize=True)
@@ -74,8 +75,48 @@ def test_rounding_is_to_nearest_with_ties_to_even():
 @pytest.mark.parametrize(("bits", "limit"), [(8, 127), (6, 31), (4, 7), (2, 1)])
 def test_narrower_grids_are_symmetric_too(rng, bits, limit):
     assert qarray.qmax(bits) == limit
-    values = np.asarray(qarray.quantize_kernel(rng.standard_normal((50, 6)).astype(np.float32), bits)["qvalue"])
+    array = qarray.quantize_kernel(rng.standard_normal((50, 6)).astype(np.float32), bits)
+    values = np.asarray(qarray.unpack(array["qvalue"], bits, 50), np.int32)
     assert np.abs(values).max() == limit
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 50])
+def test_packing_keeps_every_value_in_as_many_bytes_as_bits_need(rng, bits, rows):
+    limit = qarray.qmax(bits)
+    values = rng.integers(-limit, limit + 1, (rows, 5)).astype(np.int8)
+    packed = qarray.pack(jnp.asarray(values), bits)
+    assert packed.nbytes == packed_rows(rows, bits) * 5
+    assert packed.nbytes * 8 < (rows * bits + 24) * 5
+    np.testing.assert_array_equal(qarray.unpack(packed, bits, rows), values)
+
+
+@pytest.mark.parametrize(("rows", "group"), [(12, 4), (10, 4), (5, 8)])
+def test_groups_of_input_channels_have_scales_of_their_own(rng, rows, group):
+    kernel = (rng.standard_normal((rows, 6)) * np.geomspace(0.1, 10, rows)[:, None]).astype(np.float32)
+    array = qarray.quantize_kernel(kernel, 4, group)
+    parts = [kernel[start : start + group] for start in range(0, rows, group)]
+    np.testing.assert_allclose(array["scale"], np.stack([np.abs(part).max(0) / 7 for part in parts]), rtol=1e-6)
+    steps = np.repeat(array["scale"], group, 0)[:rows]
+    found = qarray.dequantize_kernel(array, 4, group, rows)
+    assert np.all(np.abs(found - kernel) <= steps * 0.5001)
+    x = rng.integers(-127, 128, (9, rows)).astype(np.float32)
+    for dot in (qarray.integer_dot, qarray.float_dot):
+        got = qarray.scaled_dot(x, qarray.unpack(array["qvalue"], 4, rows), array["scale"], group, dot)
+        np.testing.assert_allclose(got, x @ np.asarray(found, np.float64), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_token", "per_token_dynamic"])
+def test_an_asymmetric_grid_spans_the_values_about_a_whole_zero_point(rng, granularity):
+    x = (rng.gamma(0.5, 1, (3, 5, 40)) - 0.17).astype(np.float32)
+    axes = {"per_tensor": None, "per_token": (0, 2), "per_token_dynamic": 2}[granularity]
+    scale, center = qarray.input_center(jnp.asarray(x), granularity)
+    width = x.max(axes, keepdims=True) - x.min(axes, keepdims=True)
+    np.testing.assert_allclose(np.ravel(scale), np.ravel(width) / 254, rtol=1e-5)
+    np.testing.assert_allclose(center / scale, np.round(center / scale), atol=1e-3)
+    found = qarray.codes(x - center, scale) * scale + center
+    assert np.all(np.abs(found - x) <= np.asarray(scale) * 1.001)  # half a step, and half more at the ends
+    assert np.mean(np.abs(found - x)) < 0.3 * np.mean(scale)
 
 
 @pytest.mark.parametrize(

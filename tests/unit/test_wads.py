@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lraqvit_jax import trees
+from lraqvit_jax import config, trees
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.plan import GRANULARITIES, LayerPlan
 from lraqvit_jax.quant import qarray, quantize, smoothquant, wads
 from lraqvit_jax.quant.quantize import Product
 from tests.unit import small
 
-OPTIONS = {"penalty": "printed", "select": "all", "iterations": 40, "learning_rate": 0.01, "strength": 0.5}
+OPTIONS = {**config.METHOD, "penalty": "printed", "select": "all", "iterations": 40}
 AXES = {"per_tensor": (0, 1, 2), "per_token": (0, 2), "per_token_dynamic": 2}
 CHANNELS = 24
 
@@ -44,7 +44,15 @@ def eq_14(alpha, x, kernel, granularity, penalty, clip=1.0):
     return error
 
 
-objective = jax.jit(wads.objective, static_argnames=("granularity", "penalty", "clip"))
+compiled = jax.jit(wads.objective, static_argnames=("layer", "penalty"))
+
+
+def int8(granularity, clip=1.0):
+    return LayerPlan("quantized", 0, 8, granularity=granularity, clip=clip)
+
+
+def objective(log_alpha, x, kernel, granularity, penalty, clip=1.0):
+    return compiled(log_alpha, x, kernel, int8(granularity, clip), penalty)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -90,7 +98,7 @@ def test_the_printed_penalty_does_see_a_common_factor(rng, factor):
 
 
 def minimize(x, kernel, granularity, penalty, **options):
-    alpha = wads.smooth({"fc:x": Product(x, kernel, granularity, 1.0)}, {**OPTIONS, "penalty": penalty, **options})
+    alpha = wads.smooth({"fc:x": Product(x, kernel, int8(granularity))}, {**OPTIONS, "penalty": penalty, **options})
     return alpha["fc:x"]
 
 
@@ -139,7 +147,7 @@ def test_alpha_is_one_where_nothing_is_better():
 
 def test_products_of_one_shape_are_optimized_as_if_alone(rng):
     pairs = [outliers(rng, loud) for loud in (5, 40)]
-    products = {f"layer{i}:x": Product(*pair, "per_token", 1.0) for i, pair in enumerate(pairs)}
+    products = {f"layer{i}:x": Product(*pair, int8("per_token")) for i, pair in enumerate(pairs)}
     together = wads.smooth(products, {**OPTIONS, "iterations": 5})
     for key, product in products.items():
         alone = wads.smooth({key: product}, {**OPTIONS, "iterations": 5})[key]
@@ -155,7 +163,7 @@ def test_only_products_that_round_better_than_the_mean_are_scaled(rng):
         name: (size * rng.standard_normal((8, 4))).astype(np.float32)
         for name, size in {"a": 1.0, "b": 0.01, "c": 0.5, "d": 0.9}.items()
     }
-    products = {name: Product(x, kernel, "per_tensor", 1.0) for name, kernel in kernels.items()}
+    products = {name: Product(x, kernel, int8("per_tensor")) for name, kernel in kernels.items()}
     errors = {
         name: np.sum((rounded(kernel.astype(np.float64), np.abs(kernel).max(0)) - kernel) ** 2)
         for name, kernel in kernels.items()
@@ -168,14 +176,14 @@ def test_only_products_that_round_better_than_the_mean_are_scaled(rng):
 
 def test_equal_products_are_none_of_them_below_their_mean(rng):
     x, kernel = outliers(rng)
-    products = {name: Product(x, kernel, "per_tensor", 1.0) for name in ("a", "b")}
+    products = {name: Product(x, kernel, int8("per_tensor")) for name in ("a", "b")}
     assert wads.smooth(products, {**OPTIONS, "select": "below_mean"}) == {}
 
 
 @pytest.mark.parametrize(("field", "value"), [("penalty", "print"), ("select", "some")])
 def test_unknown_options_are_named(rng, field, value):
     with pytest.raises(UserError, match=f"{field} is '{value}'"):
-        wads.smooth({"a": Product(*outliers(rng), "per_tensor", 1.0)}, {**OPTIONS, field: value})
+        wads.smooth({"a": Product(*outliers(rng), int8("per_tensor"))}, {**OPTIONS, field: value})
 
 
 # --- SmoothQuant ---
@@ -184,7 +192,7 @@ def test_unknown_options_are_named(rng, field, value):
 @pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
 def test_smoothquant_is_its_formula(rng, strength):
     x, kernel = outliers(rng)
-    alpha = smoothquant.smooth({"fc:x": Product(x, kernel, "per_tensor", 1.0)}, {"strength": strength})["fc:x"]
+    alpha = smoothquant.smooth({"fc:x": Product(x, kernel, int8("per_tensor"))}, {"strength": strength})["fc:x"]
     want = np.abs(x).max((0, 1)) ** strength / np.abs(kernel).max(1) ** (1 - strength)
     np.testing.assert_allclose(alpha, normalized(want), rtol=1e-5)
 
@@ -192,7 +200,7 @@ def test_smoothquant_is_its_formula(rng, strength):
 def test_smoothquant_stays_positive_on_dead_channels(rng):
     x, kernel = outliers(rng)
     x[..., 0], kernel[1] = 0, 0
-    alpha = smoothquant.smooth({"fc:x": Product(x, kernel, "per_tensor", 1.0)}, {"strength": 0.5})["fc:x"]
+    alpha = smoothquant.smooth({"fc:x": Product(x, kernel, int8("per_tensor"))}, {"strength": 0.5})["fc:x"]
     assert np.isfinite(alpha).all()
     assert alpha.min() > 0
 
@@ -220,14 +228,15 @@ def planted(monkeypatch, choose):
             del options
             return {key: choose(key, product.x.shape[-1]).astype(np.float32) for key, product in products.items()}
 
-    monkeypatch.setattr(quantize, "method", lambda name: Planted)
+    known = quantize.choice
+    monkeypatch.setattr(quantize, "choice", lambda field, name: Planted if name == "planted" else known(field, name))
 
 
 def run(plan, params, batch):
     return np.asarray(jax.jit(small.model(plan).apply)({"params": params}, batch))
 
 
-def unrounded(kernel, bits=8):
+def unrounded(kernel, bits=8, group=0):
     scale = jnp.max(jnp.abs(kernel), axis=0) / qarray.qmax(bits)
     return {"qvalue": kernel / scale, "scale": scale}
 
@@ -254,8 +263,8 @@ def test_folding_leaves_the_float_function(rng, monkeypatch, plan):
     seen = small.seen(float_plan, params, batch)
     monkeypatch.setattr(qarray, "quantize_kernel", unrounded)
     planted(monkeypatch, lambda key, channels: np.exp(rng.normal(0, 1, channels)))
-    result = quantize.quantize(params, plan, small.LAYERS, seen, "planted", {})
-    assert set(result.alphas) == set(quantize.products(params, plan, seen))
+    result = quantize.quantize(params, plan, small.LAYERS, seen, {**OPTIONS, "method": "planted"})
+    assert set(result.alphas) == set(quantize.products(params, plan, small.LAYERS, seen))
     want, got = run(float_plan, params, batch), run(float_plan, as_float(result), batch)
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
 
@@ -267,10 +276,10 @@ def test_a_power_of_two_for_all_channels_changes_not_one_bit(rng, monkeypatch, g
     float_plan = small.float_plan(plan)
     params, batch = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, batch)
-    naive = quantize.quantize(params, plan, small.LAYERS, seen, "naive", {})
+    naive = quantize.quantize(params, plan, small.LAYERS, seen, OPTIONS)
     powers = {"qkv:x": 4.0, "fc1:x": 0.5, "fc1:z": 8.0, "fc2:x": 0.25}
     planted(monkeypatch, lambda key, channels: np.full(channels, powers[key.split("/")[-1]]))
-    moved = quantize.quantize(params, plan, small.LAYERS, seen, "planted", {})
+    moved = quantize.quantize(params, plan, small.LAYERS, seen, {**OPTIONS, "method": "planted"})
     assert np.array_equal(run(moved.plan, moved.params, batch), run(naive.plan, naive.params, batch))
     for info in small.LAYERS:
         layer = trees.get(moved.params, info.path)
@@ -306,9 +315,11 @@ def test_wads_undoes_planted_channel_outliers_in_a_whole_model(rng):
     seen = small.seen(float_plan, params, batch)
     errors, products = {}, {}
     for name in ("naive", "wads"):
-        result = quantize.quantize(params, plan, small.LAYERS, seen, name, {**OPTIONS, "penalty": "weight_error"})
+        result = quantize.quantize(
+            params, plan, small.LAYERS, seen, {**OPTIONS, "method": name, "penalty": "weight_error"}
+        )
         errors[name] = np.linalg.norm(run(result.plan, result.params, batch) - exact) / np.linalg.norm(exact)
-        products[name] = quantize.error(result, params, plan, seen)
+        products[name] = result.errors
     assert errors["wads"] < 0.4 * errors["naive"]
     assert errors["wads"] < 0.05
     for key in ("blocks_0/mlp/fc1:x", "blocks_1/mlp/fc1:z"):
@@ -316,16 +327,22 @@ def test_wads_undoes_planted_channel_outliers_in_a_whole_model(rng):
 
 
 def test_product_errors_are_those_of_the_products(rng):
-    """Against the float64 transcription, for smoothed and plain products."""
+    """Against the float64 transcription, for smoothed and plain products; the second factor reads what the first one
+    puts out."""
     plan = with_granularity(mixed_plan(), "per_token")
     float_plan = small.float_plan(plan)
     params, batch = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, batch)
-    result = quantize.quantize(params, plan, small.LAYERS, seen, "smoothquant", OPTIONS)
-    errors = quantize.error(result, params, plan, seen)
-    products = quantize.products(params, plan, seen)
-    assert set(errors) == set(products)
+    result = quantize.quantize(params, plan, small.LAYERS, seen, {**OPTIONS, "method": "smoothquant"})
+    products = quantize.products(params, plan, small.LAYERS, seen)
+    assert set(result.errors) == set(products)
+    put_out = {}
     for key, product in products.items():
-        squared = eq_14(result.alphas[key], product.x, product.kernel, "per_token", "none")
-        exact = np.sum((product.x.astype(np.float64) @ product.kernel) ** 2)
-        assert errors[key] == pytest.approx(np.sqrt(squared / exact), rel=2e-3)
+        exact = product.x.astype(np.float64) @ product.kernel
+        alpha = result.alphas[key].astype(np.float64)
+        x = (put_out[f"{key[:-1]}x"] if key.endswith(":z") else product.x) / alpha
+        kernel = alpha[:, None] * product.kernel
+        inputs = rounded(x, np.abs(x).max((0, 2), keepdims=True))
+        put_out[key] = inputs @ rounded(kernel, np.abs(kernel).max(0))
+        want = np.linalg.norm(put_out[key] - exact) / np.linalg.norm(exact)
+        assert result.errors[key] == pytest.approx(want, rel=2e-3)

@@ -1,0 +1,40 @@
+"""RepQ-ViT's scale reparameterization (Li et al. 2023): after a LayerNorm, one range for all channels at no cost.
+
+Where a LayerNorm comes before, activations are calibrated by channel, asymmetrically: scale s_c and centre z_c.
+Dividing by `s_c / mean(s)` and moving by the difference of centres, both folded into the LayerNorm and the next kernel
+and bias, makes one scale and one centre serve all channels. Other products stay as they are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lraqvit_jax.quant.quantize import Product
+
+SMALLEST = 1e-8
+
+
+def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """`s_c / mean(s)` of every product after a LayerNorm."""
+    del options
+    scales = {key: _channels(product)[0] for key, product in products.items() if product.after_norm}
+    return {key: np.asarray(scale / scale.mean(), np.float32) for key, scale in scales.items()}
+
+
+def shift(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What is taken from each channel so that after the division all have one centre."""
+    del options
+    found = {}
+    for key, product in products.items():
+        if product.after_norm:
+            scale, center = _channels(product)
+            found[key] = np.asarray(center - scale * np.mean(center / scale), np.float32)
+    return found
+
+
+def _channels(product: Product) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Half the range and the centre of every channel."""
+    high, low = product.x.max((0, 1)).astype(np.float64), product.x.min((0, 1)).astype(np.float64)
+    return np.maximum((high - low) / 2, SMALLEST), (high + low) / 2
