@@ -7,18 +7,25 @@ A layer X of timm's model, with m features in and n out, is stored in the form t
                torch.nn.Sequential(nn.Linear(m, r, bias=False), nn.Linear(r, n))
     int8       the names of the compressed-tensors format: X.weight int8 (n, m), X.weight_scale float32 (n, 1),
                X.input_scale float32 () or (tokens, 1) where it is static; and of ours X.input_smooth (m,), where the
-               input is divided by a vector first. A pair has these under X.0 and X.1.
+               input is divided by a vector first, and X.input_center, like input_scale, where the grid of the
+               activations is asymmetric. A pair has these under X.0 and X.1. With groups of g input channels,
+               weight_scale is (n, m / g rounded up).
+    int4, int6 X.weight_packed uint8 (n, bytes) for X.weight: m integers plus 8 (int6: plus 32), of which a byte holds
+               two: the first half of the row in the low bits, the second half in the high bits. Three bytes hold four
+               integers of 6 bits, one of each quarter, the first lowest; first all first bytes, then all second ones.
 
-With sums over integers exact and rounding to nearest, ties to even, an int8 matrix computes
+With sums over integers exact and rounding to nearest, ties to even, such a matrix computes
 
-    q = clip(round(x / (input_smooth * input_scale)), -127, 127)
-    y = (q @ weight.T) * input_scale * weight_scale.T + bias
+    q = clip(round((x / input_smooth - input_center) / input_scale), -127, 127)     7 for int4, 31 for int6 activations
+    y = (q @ weight.T) * input_scale * weight_scale.T + input_center * (weight * weight_scale).sum(1) + bias
 
-where a missing input_smooth is 1, a missing bias 0, and a missing input_scale, for each token,
-`clip * max|x / input_smooth| / 127` with the plan's `clip` (a token of zeros has q = 0).
+where a missing input_smooth is 1, a missing bias or input_center 0, and a missing input_scale, for each token,
+`clip * max|x / input_smooth| / 127` with the plan's `clip` (a token of zeros has q = 0). Where the plan says asymmetric
+without a stored centre, it is the middle of the token's range, rounded to a whole multiple of the scale.
 
-What reads pixels is a convolution, as in timm: patch_embed.proj.weight is (n, 3, p, p) in every form, and its
-input_smooth goes by the same (3, p, p). timm's DeiT-III gives the class token no position: `cls_token` has it added.
+What reads pixels is a convolution, as in timm: patch_embed.proj.weight is (n, 3, p, p) and its input_smooth goes by the
+same (3, p, p); but where it is packed both go by (p, p, 3). timm's DeiT-III gives the class token no position:
+`cls_token` has it added.
 
 Metadata, all strings: `format` ("lraqvit_jax 1"), `model`, `num_classes`, and as JSON `plan` (by our parameter paths),
 `preprocess` and `class_names`.
@@ -87,15 +94,18 @@ def _linear(name: str, weights: Mapping[str, Any], pixels: bool) -> dict[str, np
     where = {"u": f"{name}.0", "v": f"{name}.1"} if "u" in weights else {"kernel": name}
     for key, one in where.items():
         kernel, first = weights[key], key != "v"
+        packed = isinstance(kernel, Mapping) and kernel["qvalue"].dtype == np.uint8
+        by_pixel = pixels and not packed
         if isinstance(kernel, Mapping):
-            named[f"{one}.weight_scale"] = kernel["scale"][:, None]
-            scale = weights.get("x_scale" if first else "z_scale")
-            named |= {} if scale is None else {f"{one}.input_scale": scale}
+            named[f"{one}.weight_scale"] = kernel["scale"].T if kernel["scale"].ndim > 1 else kernel["scale"][:, None]
+            for stored in ("scale", "center"):
+                value = weights.get(f"{'x' if first else 'z'}_{stored}")
+                named |= {} if value is None else {f"{one}.input_{stored}": value}
             if first and "smooth" in weights:
                 smooth = weights["smooth"]
-                named[f"{one}.input_smooth"] = _channels_first(smooth).reshape(-1) if pixels else smooth
+                named[f"{one}.input_smooth"] = _channels_first(smooth).reshape(-1) if by_pixel else smooth
             kernel = kernel["qvalue"]
-        named[f"{one}.weight"] = _channels_first(kernel) if pixels and first else kernel.T
+        named[f"{one}.weight{'_packed' * packed}"] = _channels_first(kernel) if by_pixel and first else kernel.T
     if "bias" in weights:
         named[f"{one}.bias"] = weights["bias"]
     return named

@@ -20,24 +20,43 @@ def tanh_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, clip=1.0):
+def unpacked(packed, bits):
+    """Integers (n, m) of bytes (n, m bits / 8): bit by bit."""
+    if bits == 4:
+        return np.concatenate([packed & 15, packed >> 4], 1).astype(np.float64) - 8
+    stacked = np.stack(np.split(packed, 3, 1), -1)
+    bitwise = np.unpackbits(stacked, axis=-1, bitorder="little").reshape(*stacked.shape[:2], 4, 6)
+    quarters = (bitwise * 2 ** np.arange(6)).sum(-1)
+    return np.concatenate(list(np.moveaxis(quarters, -1, 0)), 1).astype(np.float64) - 32
+
+
+def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, clip=1.0, bits=8, weight_bits=8, group=0):
     """Logits (batch, classes) of images (batch, size, size, 3); `clip` is that of dynamic input scales."""
     t = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
-    p = t.get("patch_embed.proj.weight", t.get("patch_embed.proj.0.weight")).shape[-1]
+    patch = t.get("patch_embed.proj.weight", t.get("patch_embed.proj.0.weight"))
+    # Packed, it has no shape to tell: as many patches as positions behind the class token.
+    p = images.shape[1] // int((t["pos_embed"].shape[1] - 1) ** 0.5) if patch is None else patch.shape[-1]
     dim = t["cls_token"].shape[-1]
     batch, size = images.shape[:2]
 
     def linear(x, name):
-        if f"{name}.0.weight" in t:
+        if f"{name}.0.weight" in t or f"{name}.0.weight_packed" in t:
             return linear(linear(x, f"{name}.0"), f"{name}.1")
-        weight, bias = t[f"{name}.weight"], t.get(f"{name}.bias", 0)
+        weight, bias = t.get(f"{name}.weight"), t.get(f"{name}.bias", 0)
+        if weight is None:
+            weight = unpacked(tensors[f"{name}.weight_packed"], weight_bits)[:, : x.shape[-1]]
+            if name.startswith("patch_embed.proj") and x.shape[-1] == 3 * p * p:  # pixels go by (p, p, 3)
+                x = np.moveaxis(x.reshape(*x.shape[:2], 3, p, p), 2, 4).reshape(x.shape)
         weight = weight.reshape(len(weight), -1)
         if f"{name}.weight_scale" not in t:
             return x @ weight.T + bias
-        x = x / t.get(f"{name}.input_smooth", 1)
-        scale = t.get(f"{name}.input_scale", clip * np.abs(x).max(-1, keepdims=True) / 127)
-        codes = np.clip(np.round(x / scale), -127, 127)
-        return codes @ weight.T * scale * t[f"{name}.weight_scale"].T + bias
+        scales = t[f"{name}.weight_scale"]
+        weight = weight * np.repeat(scales, group or weight.shape[1], 1)[:, : weight.shape[1]]
+        x, limit = x / t.get(f"{name}.input_smooth", 1), 2 ** (bits - 1) - 1
+        center = t.get(f"{name}.input_center", 0)
+        scale = t.get(f"{name}.input_scale", clip * np.abs(x).max(-1, keepdims=True) / limit)
+        codes = np.clip(np.round((x - center) / scale), -limit, limit)
+        return codes @ weight.T * scale + center * weight.sum(1) + bias
 
     def norm(x, name):
         return layer_norm(x, t[f"{name}.weight"], t[f"{name}.bias"], eps)

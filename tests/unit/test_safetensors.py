@@ -1,5 +1,6 @@
 """Exported tensors, read back by our reader of timm's files and by a float64 transcription that knows names alone."""
 
+import dataclasses
 import json
 
 import jax
@@ -106,7 +107,7 @@ def quantized(rng, plan, method):
     float_plan = plan_lib.low_rank(plan)
     params, images = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, images)
-    made = quantize.quantize(params, plan, small.LAYERS, seen, method, METHOD)
+    made = quantize.quantize(params, plan, small.LAYERS, seen, {**METHOD, "method": method})
     return artifact(made.plan, checkpoint.host(made.params)), images
 
 
@@ -133,6 +134,33 @@ def test_int8_layers_follow_the_documented_formula(rng, tmp_path, granularity, r
     named[f"{first}.weight_scale"] *= 1.05
     changed = numpy_vit.logits(named, images, heads=2, clip=0.9)
     assert np.abs(changed - logits(one, images)).max() > 3e-3 * np.abs(changed).max()
+
+
+NARROW = [
+    {"weight_bits": 4},
+    {"bits": 6, "asymmetric": True},
+    {"bits": 4, "group": 8},
+    {"weight_bits": 6, "group": 16, "asymmetric": True},
+]
+
+
+@pytest.mark.parametrize("fields", NARROW, ids=str)
+@pytest.mark.parametrize("rank", [0, small.RANK], ids=["dense", "pairs"])
+def test_packed_and_asymmetric_layers_follow_the_documented_formula(rng, tmp_path, rank, fields):
+    plan = {
+        path: dataclasses.replace(layer, **fields) for path, layer in small.quantized_plan(rank, "per_token").items()
+    }
+    one, images = quantized(rng, plan, "smoothquant")
+    options = {"bits": fields.get("bits", 8), "group": fields.get("group", 0)}
+    options["weight_bits"] = fields.get("weight_bits", options["bits"])
+    path = tmp_path / "narrow.safetensors"
+    assert error(one, path, images, **options) < 1e-3
+    named = safetensors.numpy.load_file(path)
+    packed = [name for name in named if name.endswith("weight_packed")]
+    assert len(packed) == sum(2 if layer.rank else 1 for layer in plan.values())
+    assert ("blocks.0.attn.proj.input_center" in named or "blocks.0.attn.proj.0.input_center" in named) == (
+        "asymmetric" in fields
+    )
 
 
 def test_the_metadata_rebuilds_the_model(rng, tmp_path):
