@@ -83,6 +83,24 @@ def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:
     )
 
 
+QUANTIZERS = {
+    "naive": {**METHOD, "granularity": "per_tensor"},
+    "smoothquant": {**METHOD, "method": "smoothquant", "granularity": "per_tensor"},
+    "repq": {
+        **METHOD,
+        "method": "repq",
+        "granularity": "per_tensor",
+        "asymmetric": True,
+        "calibration": "percentile",
+    },
+    "qads": {**METHOD, "method": "qads", "granularity": "per_tensor", "iterations": 1000},
+    "per_token": {**METHOD, "granularity": "per_token"},
+    "wads": {**METHOD, "method": "wads", "granularity": "per_token"},
+    "wads_weight_error": {**METHOD, "method": "wads", "granularity": "per_token", "penalty": "weight_error"},
+}
+"""The rows of the paper's Tables 2 and 9, and of their rivals."""
+
+
 def quantizer(**fields: Any) -> ConfigDict:
     """One int8 row."""
     return ConfigDict({**METHOD, **fields})
@@ -153,6 +171,12 @@ def default() -> ConfigDict:
                 "seeds": (0,),
                 "runs": (),  # of `runs`, trained at every method, budget and seed
             },
+            "quant_grid": {  # of `python -m lraqvit_jax.bench quant`
+                "sources": ("dense",),  # float artefacts: names in WORKDIR/checkpoints, or paths
+                "widths": ("w8a8",),  # bits of kernels and of activations
+                "methods": {**QUANTIZERS},
+                "seeds": (0, 1, 2),  # of the calibration draw
+            },
             "export": {"artifacts": ("rb_lra_kd", "int8_wads"), "platforms": ("cpu", "cuda", "tpu")},
         }
     )
@@ -179,7 +203,7 @@ def imagenet(model: str, weights: str) -> ConfigDict:
     return config
 
 
-FREE = ("grid", "mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
+FREE = ("grid", "quant_grid", "mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
 """Fields that may change between two calls in one work directory: they do not change what is computed."""
 
 
@@ -224,6 +248,10 @@ def _check_mix(mix: Mapping[str, float]) -> None:
         raise UserError(f"mix.switch is {mix['switch']}; it is a probability, in [0, 1].")
 
 
+LISTS = {"runs.": RUN, "quant.methods.": METHOD, "quant_grid.methods.": METHOD}
+"""Where the names are the user's, and the fields that each has."""
+
+
 def leaves(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Every field that holds a value, by its dotted name."""
     found: dict[str, Any] = {}
@@ -238,8 +266,8 @@ def leaves(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     for name, value in given.items():
         path = f"{where}{name}"
-        if where in ("runs.", "quant.methods."):
-            _check_tree(value, RUN if where == "runs." else METHOD, f"{path}.")
+        if where in LISTS:
+            _check_tree(value, LISTS[where], f"{path}.")
             continue
         if name not in known:
             raise UserError(f"The config has no field {path!r}; {nearest(name, known)}")
@@ -251,6 +279,6 @@ def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], where: str) 
         elif not isinstance(value, type(expected)) and not (type(expected) is float and type(value) is int):
             kind = type(expected).__name__
             raise UserError(f"The config field {path!r} is {value!r}; give a {kind} such as {expected!r}.")
-    for name in known if where not in ("runs.", "quant.methods.") else ():
+    for name in known if where not in LISTS else ():
         if name not in given:
             raise UserError(f"The config lacks the field '{where}{name}'; start from lraqvit_jax.config.default().")

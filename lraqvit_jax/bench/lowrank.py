@@ -65,17 +65,17 @@ def run(config: dict[str, Any], workdir: str) -> None:
 class Table:
     """The rows so far, on disk after each."""
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
+    def __init__(self, path: pathlib.Path, keys: tuple[str, ...] = KEYS) -> None:
+        self.path, self._keys = path, keys
         self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
 
     def has(self, key: tuple) -> bool:
-        return any(tuple(row[name] for name in KEYS) == key for row in self.rows)
+        return any(tuple(row[name] for name in self._keys) == key for row in self.rows)
 
     def add(self, key: tuple, row: Row) -> None:
-        self.rows.append(dict(zip(KEYS, key, strict=True)) | row)
-        metrics.write_atomically(self._path, json.dumps({"schema": 1, "rows": self.rows}, indent=1) + "\n")
-        print("{name} {method} {budget} seed {seed}: top-1 {top1:.2f} %".format(**self.rows[-1]), flush=True)
+        self.rows.append(dict(zip(self._keys, key, strict=True)) | row)
+        metrics.write_atomically(self.path, json.dumps({"schema": 1, "rows": self.rows}, indent=1) + "\n")
+        print(f"{' '.join(map(str, key[:-1]))} seed {key[-1]}: top-1 {row['top1']:.2f} %", flush=True)
 
     def text(self) -> str:
         """Top-1 by method, name and budget; mean and, over several seeds, the sample standard deviation."""

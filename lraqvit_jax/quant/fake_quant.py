@@ -34,10 +34,26 @@ def fake_quant(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8
     return fake_codes(x, scale, bits) * scale
 
 
-def fake_quant_input(x: Float[Array, "... tokens m"], layer: LayerPlan) -> Float[Array, "... tokens m"]:
-    """Activations on the grid of their own range, as a layer of that plan rounds them; differentiable."""
+def fake_quant_input(
+    x: Float[Array, "... tokens m"], layer: LayerPlan, ends: Float[Array, "2 tokens m"] | None = None
+) -> Float[Array, "... tokens m"]:
+    """Activations on the grid of their range, as a layer of that plan rounds them; differentiable.
+
+    Args:
+        x: activations.
+        layer: bits, granularity, clip, asymmetric.
+        ends: of the range where x is only a sample: the largest and smallest value of each token and channel. A dynamic
+            scale does not need them.
+    """
     arguments = (layer.granularity, layer.clip, layer.bits)
+    range_of = x if ends is None or layer.granularity == "per_token_dynamic" else ends
     if not layer.asymmetric:
-        return fake_quant(x, qarray.input_scale(x, *arguments), layer.bits)
-    scale, center = qarray.input_center(x, *arguments)
+        return fake_quant(x, qarray.input_scale(range_of, *arguments), layer.bits)
+    scale, center = qarray.input_center(range_of, *arguments)
     return fake_quant(x - center, scale, layer.bits) + center
+
+
+def ends(x: Float[Array, "images tokens m"]) -> Float[Array, "2 tokens m"]:
+    """The largest and smallest value of each token and channel: all that a static range depends on, whatever positive
+    vector the channels are divided by."""
+    return jnp.stack([jnp.max(x, 0), jnp.min(x, 0)])

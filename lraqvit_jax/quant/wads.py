@@ -15,12 +15,13 @@ from jaxtyping import Array, Float
 from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant.between import fake_kernel
-from lraqvit_jax.quant.fake_quant import fake_quant_input
+from lraqvit_jax.quant.fake_quant import ends, fake_quant_input
 from lraqvit_jax.quant.quantize import Product
 from lraqvit_jax.quant.smoothquant import factors
 
 PENALTIES = ("printed", "weight_error", "none")
 GRID = np.linspace(0, 1, 11)
+ROWS, CHECKS = 400, 10
 
 
 def objective(
@@ -29,26 +30,30 @@ def objective(
     kernel: Float[Array, "m n"],
     layer: LayerPlan,
     penalty: str,
+    range_ends: Float[Array, "2 tokens m"] | None = None,
+    weight: float = 1.0,
 ) -> Float[Array, ""]:
     """Eq. 14, differentiable: the output error of the quantized product plus a penalty on the quantized weight.
 
     Args:
         log_alpha: alpha = exp(log_alpha), so that it stays positive.
-        x: the layer's inputs.
+        x: the layer's inputs, or a sample of them.
         kernel: its weight.
         layer: bits, group and granularity.
         penalty: "printed", `||Q(alpha W) - W||²` as in the paper, which also pulls alpha to 1; "weight_error",
             `||Q(alpha W)/alpha - W||²`, the rounding error alone, which no common factor of alpha changes; or "none".
+        range_ends: of all inputs, where x is a sample; see `fake_quant.ends`.
+        weight: of the error of the sample: how many images there are for each in x.
     """
     alpha = jnp.exp(log_alpha)
-    scaled, weight = x / alpha, alpha[:, None] * kernel
-    rounded, weight_rounded = fake_quant_input(scaled, layer), fake_kernel(weight, layer)
-    rows = (-1, x.shape[-1])
-    error = jnp.sum(jnp.square(rounded.reshape(rows) @ weight_rounded - x.reshape(rows) @ kernel))
+    scaled, weights = x / alpha, alpha[:, None] * kernel
+    rounded = fake_quant_input(scaled, layer, None if range_ends is None else range_ends / alpha)
+    weights_rounded, rows = fake_kernel(weights, layer), (-1, x.shape[-1])
+    error = weight * jnp.sum(jnp.square(rounded.reshape(rows) @ weights_rounded - x.reshape(rows) @ kernel))
     if penalty == "printed":
-        error += jnp.sum(jnp.square(weight_rounded - kernel))
+        error += jnp.sum(jnp.square(weights_rounded - kernel))
     elif penalty == "weight_error":
-        error += jnp.sum(jnp.square(weight_rounded / alpha[:, None] - kernel))
+        error += jnp.sum(jnp.square(weights_rounded / alpha[:, None] - kernel))
     return error
 
 
@@ -61,32 +66,50 @@ def optimize(
     learning_rate: float,
     grid: bool = True,
 ) -> Float[Array, " m"]:
-    """The best alpha met: from alpha = 1, from SmoothQuant's grid, and along Adam steps from the best of those.
+    """The best alpha met: of alpha = 1, SmoothQuant's grid, and CHECKS points along Adam's way from the best of those.
 
-    From alpha = 1 alone (`grid` False) 300 steps do not converge for per-tensor activations.
+    A step sees ROWS tokens or so, of images drawn anew; the range is always that of all inputs, and so is the error
+    that candidates are compared by. From alpha = 1 alone (`grid` False) 300 steps do not converge for per-tensor
+    activations.
     """
-    x_max, w_max = jnp.max(jnp.abs(x), axis=(0, 1)), jnp.max(jnp.abs(kernel), axis=1)
+    images, tokens, m = x.shape
+    sample = min(images, -(-ROWS // tokens))
+    x_max, w_max, range_ends = jnp.max(jnp.abs(x), (0, 1)), jnp.max(jnp.abs(kernel), 1), ends(x)
 
-    def loss(log_alpha: Array) -> Array:
-        return objective(log_alpha, x, kernel, layer, penalty)
+    def whole(log_alpha: Array) -> Array:
+        def some(part: Array) -> Array:
+            return objective(log_alpha, part, kernel, layer, "none", range_ends)
+
+        penalized = objective(log_alpha, jnp.zeros((1, tokens, m)), kernel, layer, penalty, range_ends)
+        return penalized + jnp.sum(jax.lax.map(some, x[:, None]))
 
     more = [jnp.log(factors(x_max, w_max, a)) for a in GRID] if grid else []
     starts = jnp.stack([jnp.zeros_like(x_max), *more])
-    losses = jax.lax.map(loss, starts)
+    losses = jax.lax.map(whole, starts)
     first = starts[jnp.argmin(losses)]
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, max(1, iterations)))
 
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        log_alpha, state, best, best_loss = carry
-        value, gradient = jax.value_and_grad(loss)(log_alpha)
-        better = value < best_loss
-        best, best_loss = jnp.where(better, log_alpha, best), jnp.where(better, value, best_loss)
+    def step(carry: Any, key: Array) -> tuple[Any, None]:
+        log_alpha, state = carry
+        part = x[jax.random.permutation(key, images)[:sample]]
+        gradient = jax.grad(objective)(log_alpha, part, kernel, layer, penalty, range_ends, images / sample)
         updates, state = adam.update(gradient, state)
-        return (log_alpha + updates, state, best, best_loss), None
+        return (log_alpha + updates, state), None
 
-    carry = (first, adam.init(first), first, jnp.min(losses))
-    (last, _, best, best_loss), _ = jax.lax.scan(step, carry, length=iterations)
-    return jnp.exp(jnp.where(loss(last) < best_loss, last, best))
+    def stretch(carry: Any, keys: Array) -> tuple[Any, None]:
+        (log_alpha, state), best, best_loss = carry
+        (log_alpha, state), _ = jax.lax.scan(step, (log_alpha, state), keys)
+        value = whole(log_alpha)
+        best = jnp.where(value < best_loss, log_alpha, best)
+        return ((log_alpha, state), best, jnp.minimum(value, best_loss)), None
+
+    checks = min(CHECKS, iterations)
+    carry = ((first, adam.init(first)), first, jnp.min(losses))
+    if checks:
+        # Where they do not divide, a few steps follow the last one, with a learning rate of zero.
+        keys = jax.random.split(jax.random.key(0), (checks, -(-iterations // checks)))
+        carry, _ = jax.lax.scan(stretch, carry, keys)
+    return jnp.exp(carry[1])
 
 
 def chosen(products: Mapping[str, Product]) -> list[str]:

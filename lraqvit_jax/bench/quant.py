@@ -1,0 +1,132 @@
+"""bench quant: quantizers x bits x models x calibration draws, evaluated on the differentiable twin of the integers.
+
+Every cell of the grid `config.quant_grid` becomes a row of WORKDIR/quant.json, at once: the same command goes on where
+it stopped. Nothing else is kept of a model. The twin (`arithmetic="fake"`) computes the integers' sums in float32,
+which CPUs do faster; the suite proves the two equal.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+import statistics as stats
+import time
+from typing import Any
+
+from lraqvit_jax import checkpoint, evaluate, models, sharding, statistics, workspace
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.bench.lowrank import Table
+from lraqvit_jax.errors import UserError
+from lraqvit_jax.quant import quantize
+from lraqvit_jax.stages import teacher
+from lraqvit_jax.stages.evaluate import other_params
+from lraqvit_jax.stages.quantize import with_options
+from lraqvit_jax.workspace import Workspace
+
+KEYS = ("source", "width", "name", "seed")
+Row = dict[str, Any]
+
+
+def run(config: dict[str, Any], workdir: str) -> None:
+    """Fills the grid, then prints a table for each model.
+
+    Raises:
+        UserError: bad input; a model that is not there, a name in the grid that is none.
+    """
+    ws = workspace.open_workspace(config, workdir)
+    grid = ws.config["quant_grid"]
+    widths = {name: bits_of(name) for name in grid["widths"]}
+    for options in grid["methods"].values():
+        quantize.check(options)
+    teacher.run(ws)
+    table = Table(ws.directory / "quant.json", KEYS)
+    for source in grid["sources"]:
+        found = _load(ws, source)
+        if not table.has((source, "float", "float", 0)):
+            table.add((source, "float", "float", 0), _row(ws, found, found.params, found.plan))
+        for seed in grid["seeds"]:
+            cells = [(source, width, name, seed) for width, name in itertools.product(widths, grid["methods"])]
+            cells = [cell for cell in cells if not table.has(cell)]
+            if not cells:
+                continue
+            drawn = dataclasses.replace(ws, config={**ws.config, "seed": seed})
+            batches, _ = drawn.calibration(ws.config["quant"]["calibration_images"])
+            seen = statistics.inputs(found.model, found.params, ws.spec.layers, batches, ws.mesh)
+            params = checkpoint.host(found.params)
+            for cell in cells:
+                options = {**grid["methods"][cell[2]], **widths[cell[1]]}
+                started = time.perf_counter()
+                made = quantize.quantize(params, _planned(ws, found.plan, options), list(ws.spec.layers), seen, options)
+                row = {"seconds": round(time.perf_counter() - started, 1), "errors": made.errors}
+                table.add(cell, _row(ws, found, made.params, made.plan) | row)
+    print(text(table.rows))
+    print(f"\n{table.path}")
+
+
+def bits_of(width: str) -> dict[str, int]:
+    """Fields of `config.METHOD` for "w4a8", 4 bits for kernels and 8 for activations; UserError for anything else."""
+    weights, _, activations = width.removeprefix("w").partition("a")
+    if width != f"w{weights}a{activations}" or not {weights, activations} <= {str(bits) for bits in plan_lib.BITS}:
+        raise UserError(f"quant_grid.widths has {width!r}; write w and a with 4, 6 or 8 each, such as 'w4a8'.")
+    return {"weight_bits": int(weights), "bits": int(activations)}
+
+
+def text(rows: list[Row]) -> str:
+    """Top-1 against the float model by method and width, mean and standard deviation over draws; megabytes."""
+    lines = []
+    for source in dict.fromkeys(row["source"] for row in rows):
+        mine = [row for row in rows if row["source"] == source]
+        whole = next(row for row in mine if row["width"] == "float")
+        widths = list(dict.fromkeys(row["width"] for row in mine if row["width"] != "float"))
+        lines += [f"{source}: top-1 {whole['top1']:.2f} on {whole['n_images']:,} images, {whole['size_mb']:.2f} MB", ""]
+        lines.append(f"{'difference':<22}" + "".join(f"{width:>18}" for width in widths))
+        for name in dict.fromkeys(row["name"] for row in mine if row["width"] != "float"):
+            line = f"{name:<22}"
+            for width in widths:
+                top1 = [row["top1"] - whole["top1"] for row in mine if (row["width"], row["name"]) == (width, name)]
+                spread = f" +- {stats.stdev(top1):.2f}" if len(top1) > 1 else ""
+                line += f"{stats.fmean(top1):+.2f}{spread}".rjust(18) if top1 else " " * 18
+            lines.append(line.rstrip())
+        sizes = {width: [row["size_mb"] for row in mine if row["width"] == width] for width in widths}
+        lines.append(f"{'MB':<22}" + "".join(f"{max(sizes[width]):>18.3f}" for width in widths))
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _load(ws: Workspace, source: str) -> checkpoint.Artifact:
+    """An artefact by its name here, or by its path; float, of the same model."""
+    path = ws.path(source) if ws.has(source) else pathlib.Path(source).expanduser()
+    found = checkpoint.load_artifact(path, ws.mesh)
+    if any(layer.form not in ("dense", "low_rank") for layer in found.plan.values()):
+        raise UserError(f"{path} is not a finished float model; name one that `merge` wrote, or dense.")
+    if found.meta["model"] != ws.model or found.meta["num_classes"] != ws.num_classes:
+        raise UserError(f"{path} is a {found.meta['model']}, and this work directory is for a {ws.model}.")
+    return found
+
+
+def _planned(ws: Workspace, plan: plan_lib.Plan, options: dict[str, Any]) -> dict[str, plan_lib.LayerPlan]:
+    return {path: with_options(layer, options) for path, layer in workspace.quantized(ws.config, ws.spec, plan).items()}
+
+
+def _row(ws: Workspace, found: checkpoint.Artifact, params: Any, plan: plan_lib.Plan) -> Row:
+    model = models.create(
+        ws.model, num_classes=ws.num_classes, image_size=found.preprocess.size, plan=plan, arithmetic="fake"
+    )
+    abstract = sharding.abstract_params(model, found.preprocess.size, ws.mesh)
+    score = evaluate.accuracy(
+        model,
+        sharding.put(params, abstract),
+        ws.source("eval"),
+        found.preprocess,
+        batch_size=ws.config["eval_batch_size"],
+        mesh=ws.mesh,
+    )
+    cost = plan_lib.total_cost(plan, ws.spec.layers)
+    rest = other_params(found.params, found.plan)
+    return {
+        "params": cost.params + rest,
+        "linear_gflops": cost.flops / 1e9,
+        "size_mb": (cost.bytes + 4 * rest) / 1e6,
+        "top1": score.top1,
+        "top5": score.top5,
+        "n_images": score.images,
+    }
