@@ -14,6 +14,8 @@ from jaxtyping import Float
 from lraqvit_jax.quant.quantize import Product
 
 SMALLEST = 1e-8
+CONSTANT = 1e-3
+"""A channel with a smaller share of the mean range counts as constant: it has no say in the common centre."""
 
 
 def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -30,11 +32,13 @@ def shift(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[s
     for key, product in products.items():
         if product.after_norm:
             scale, center = _channels(product)
-            found[key] = np.asarray(center - scale * np.mean(center / scale), np.float32)
+            varied = scale > CONSTANT * scale.mean()
+            found[key] = np.asarray(center - scale * np.mean((center / scale)[varied]), np.float32)
     return found
 
 
 def _channels(product: Product) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
     """Half the range and the centre of every channel."""
     high, low = product.x.max((0, 1)).astype(np.float64), product.x.min((0, 1)).astype(np.float64)
-    return np.maximum((high - low) / 2, SMALLEST), (high + low) / 2
+    scale = (high - low) / 2
+    return np.maximum(scale, max(CONSTANT * scale.mean(), SMALLEST)), (high + low) / 2

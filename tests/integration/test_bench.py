@@ -85,3 +85,52 @@ def test_a_mistake_is_one_sentence(tmp_path, arguments, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+QUANTIZERS = """
+from configs import digits
+from lraqvit_jax import config as base
+def get_config():
+    config = digits.get_config()
+    config.quant_grid.methods = {
+        "naive": base.quantizer(granularity="per_tensor"),
+        "ours": base.quantizer(granularity="per_token_dynamic", asymmetric=True, rounding="ridge", between="hadamard"),
+    }
+    return config
+"""
+
+
+def test_quantizers_in_a_grid_of_models_widths_and_draws(tmp_path):
+    (tmp_path / "config.py").write_text(QUANTIZERS)
+    workdir = tmp_path / "run"
+    fields = (f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}", *command.FAST)
+    command.run(*fields, check=True)
+    grid = ("--config.quant_grid.sources=('dense','rb_lra_kd')", "--config.quant_grid.widths=('w8a8','w4a8')")
+    first, again = (bench("quant", *fields, *grid, "--config.quant_grid.seeds=(0,1)") for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr[-3000:]
+    rows = json.loads((workdir / "quant.json").read_text())["rows"]
+    assert len(rows) == 2 * (1 + 2 * 2 * 2)
+    assert first.stdout.count(" seed 0: top-1") == 10
+    assert " seed 0: top-1" not in again.stdout
+    assert again.stdout.count("difference") == 2
+    by = {(row["source"], row["width"], row["name"], row["seed"]): row for row in rows}
+    piped = command.rows(workdir)
+    assert by["rb_lra_kd", "float", "float", 0]["top1"] == piped["rb_lra_kd"]["top1"]
+    naive = by["rb_lra_kd", "w8a8", "naive", 0]
+    assert (naive["top1"], naive["size_mb"]) == (piped["int8_naive"]["top1"], piped["int8_naive"]["size_mb"])
+    assert by["dense", "w4a8", "ours", 1]["size_mb"] < 0.7 * by["dense", "w8a8", "naive", 1]["size_mb"]
+    for source in ("dense", "rb_lra_kd"):
+        errors = [sum(by[source, "w4a8", name, 0]["errors"].values()) for name in ("naive", "ours")]
+        assert errors[1] < errors[0]
+
+
+def test_a_width_or_a_model_that_is_none_is_named(tmp_path):
+    fields = ("--config=configs/digits.py", f"--workdir={tmp_path}", *command.FAST)
+    for grid, says in (
+        ("--config.quant_grid.widths=('w3a8',)", "quant_grid.widths has 'w3a8'"),
+        ("--config.quant_grid.sources=('none',)", "There is no whole artefact"),
+    ):
+        found = bench("quant", *fields, grid)
+        assert found.returncode == 2
+        assert says in found.stderr
+        assert "Traceback" not in found.stderr
