@@ -9,20 +9,20 @@ import pytest
 
 from lraqvit_jax import config, plan, trees
 from lraqvit_jax.errors import UserError
-from lraqvit_jax.plan import GRANULARITIES, LayerPlan
+from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant import between, gptq, minmax, mse, nearest, percentile, qarray, quantize, repq, ridge
 from lraqvit_jax.quant.quantize import Product, on_grid
 from tests.unit import small
 from tests.unit.test_wads import as_float, unrounded
 
-FORMS = {
-    "w8a8": {},
-    "w4a8": {"weight_bits": 4},
-    "w6a6": {"bits": 6},
-    "w4a4_groups": {"bits": 4, "group": 4},
-    "asymmetric": {"asymmetric": True},
-    "w4a6_groups_asymmetric": {"bits": 6, "weight_bits": 4, "group": 8, "asymmetric": True},
-}
+FORMS = [
+    ("per_tensor", {"weight_bits": 4}),
+    ("per_token", {"bits": 6}),
+    ("per_token_dynamic", {"bits": 4, "group": 4}),
+    ("per_tensor", {"asymmetric": True}),
+    ("per_token", {"bits": 6, "weight_bits": 4, "group": 8, "asymmetric": True}),
+    ("per_token_dynamic", {"weight_bits": 6, "asymmetric": True}),
+]
 
 
 def quantized(rng, granularity, fields, **options):
@@ -40,9 +40,8 @@ def logits(one_plan, params, batch, **options):
     return np.asarray(jax.jit(small.model(one_plan, **options).apply)({"params": params}, batch))
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("fields", FORMS.values(), ids=FORMS.keys())
-def test_every_form_runs_on_integers_as_its_float_twin_says(rng, granularity, fields):
+@pytest.mark.parametrize(("granularity", "fields"), FORMS, ids=str)
+def test_every_form_runs_on_integers_as_its_float_twin_says_in_as_many_bytes_as_planned(rng, granularity, fields):
     result, params, batch = quantized(rng, granularity, fields)
     integer, fake = (logits(result.plan, result.params, batch, arithmetic=kind) for kind in ("integer", "fake"))
     np.testing.assert_allclose(integer, fake, rtol=0, atol=1e-5 * np.abs(fake).max())
@@ -50,12 +49,6 @@ def test_every_form_runs_on_integers_as_its_float_twin_says(rng, granularity, fi
     error = np.linalg.norm(integer - exact) / np.linalg.norm(exact)
     coarse = min(fields.get("bits", 8), fields.get("weight_bits", 8))
     assert 1e-5 < error < {8: 0.05, 6: 0.2, 4: 1.0}[coarse]
-
-
-@pytest.mark.parametrize("fields", FORMS.values(), ids=FORMS.keys())
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_the_bytes_of_the_plan_are_those_of_the_arrays(rng, granularity, fields):
-    result, _, _ = quantized(rng, granularity, fields)
     for info in small.LAYERS:
         stored = sum(leaf.nbytes for leaf in jax.tree.leaves(trees.get(result.params, info.path)))
         assert plan.layer_cost(info, result.plan[info.path]).bytes == stored, info.path

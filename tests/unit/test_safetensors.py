@@ -137,15 +137,14 @@ def test_int8_layers_follow_the_documented_formula(rng, tmp_path, granularity, r
 
 
 NARROW = [
-    {"weight_bits": 4},
-    {"bits": 6, "asymmetric": True},
-    {"bits": 4, "group": 8},
-    {"weight_bits": 6, "group": 16, "asymmetric": True},
+    (0, {"weight_bits": 4}),
+    (small.RANK, {"bits": 6, "asymmetric": True}),
+    (small.RANK, {"bits": 4, "group": 8}),
+    (0, {"weight_bits": 6, "group": 16, "asymmetric": True}),
 ]
 
 
-@pytest.mark.parametrize("fields", NARROW, ids=str)
-@pytest.mark.parametrize("rank", [0, small.RANK], ids=["dense", "pairs"])
+@pytest.mark.parametrize(("rank", "fields"), NARROW, ids=str)
 def test_packed_and_asymmetric_layers_follow_the_documented_formula(rng, tmp_path, rank, fields):
     plan = {
         path: dataclasses.replace(layer, **fields) for path, layer in small.quantized_plan(rank, "per_token").items()
