@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+if "TESTS_COMPILED" not in os.environ:
+    # Programs compiled by the commands under test; the workers of one session inherit the folder.
+    os.environ["TESTS_COMPILED"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_compiled_")
+    atexit.register(shutil.rmtree, os.environ["TESTS_COMPILED"], ignore_errors=True)
 
 
 @pytest.fixture

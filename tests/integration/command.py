@@ -1,21 +1,14 @@
 """Runs the real command in its own process, as a user would."""
 
-import atexit
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
-import tempfile
 
 ROOT = pathlib.Path(__file__).parents[2]
 FAST = ("--config.teacher.steps=6", "--config.steps=6", "--config.checkpoint_every=2", "--config.log_every=1")
 """A complete run in seconds: `configs/digits.py` with few steps."""
-
-_CACHE = tempfile.mkdtemp(prefix="lraqvit_jax_tests_")
-"""Compiled programs, shared by the processes of one test session."""
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 
 def start(
@@ -31,7 +24,7 @@ def start(
     }
     if cached:
         environment |= {
-            "JAX_COMPILATION_CACHE_DIR": _CACHE,
+            "JAX_COMPILATION_CACHE_DIR": os.environ["TESTS_COMPILED"],
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }

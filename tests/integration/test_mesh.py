@@ -20,7 +20,7 @@ def one_device(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_eight_devices_give_the_curve_of_one(tmp_path, one_device, sizes):
     mesh = [f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True)]
     command.digits(tmp_path, *command.FAST, STAGES, *mesh, devices=8, check=True)
@@ -28,7 +28,7 @@ def test_eight_devices_give_the_curve_of_one(tmp_path, one_device, sizes):
     np.testing.assert_allclose(curve(tmp_path), curve(one_device), rtol=2e-4)
     want, got = command.rows(one_device), command.rows(tmp_path)
     for name, row in want.items():
-        # The curves agree closely; after training and calibration a few of 297 images still change sides on float noise.
+        # The curves agree closely; after training and calibration, float noise still moves a few of 297 images.
         assert abs(got[name]["top1"] - row["top1"]) < 2
         assert got[name]["params"] == row["params"]
         assert got[name]["size_mb"] == row["size_mb"]
