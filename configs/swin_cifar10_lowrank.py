@@ -2,7 +2,8 @@
 
 python -m lraqvit_jax.bench lowrank --config configs/swin_cifar10_lowrank.py --workdir DIR
 
-It trains the Swin of configs/swin_cifar10.py first, or takes it with --config.weights=artifact:DIR/checkpoints/dense.
+It trains the Swin of configs/swin_cifar10.py first, or takes it as it is, with
+--config.weights=artifact:DIR/checkpoints/dense --config.model= --config.teacher.steps=0.
 """
 
 from lraqvit_jax import config as base

@@ -39,12 +39,20 @@ METHOD = {
     "asymmetric": False,  # True gives the activations a zero point
     "calibration": "minmax",  # of the activations: minmax | percentile | mse
     "rounding": "nearest",  # of the kernels: nearest | gptq | ridge
-    "between": "none",  # put between the factors of a pair: none | hadamard | learned
+    "between": "none",  # put between the factors of a pair: none | hadamard | spectrum | learned
+    "attention": "",  # products of attention: float | uniform | log_sqrt2; "" takes the plan's
+    "budget_mb": 0.0,  # of the model; above 0, chooses the bits of each kernel: the narrowest where it is felt least
     "penalty": "printed",  # WADS: printed | weight_error | none
     "select": "below_mean",  # WADS: below_mean (Eq. 13) | all
     "iterations": 300,  # WADS
     "learning_rate": 0.01,  # WADS
     "strength": 0.5,  # SmoothQuant
+    "tuning_steps": 0,  # of fine-tuning the quantized model with the teacher
+    "tuning_rate": 1e-5,  # of kernels, biases and norms; 0 leaves them
+    "scale_rate": 1e-3,  # of scales and clipping, as a share of themselves
+    "alpha": 0.0,  # fine-tuning: weight of the cross-entropy
+    "beta": 1.0,  # fine-tuning: weight of the block distillation, relative errors
+    "gamma": 0.0,  # fine-tuning: weight of KL(teacher || student) of the logits
 }
 
 
@@ -95,8 +103,24 @@ QUANTIZERS = {
     },
     "qads": {**METHOD, "method": "qads", "granularity": "per_tensor", "iterations": 1000},
     "per_token": {**METHOD, "granularity": "per_token"},
-    "wads": {**METHOD, "method": "wads", "granularity": "per_token"},
-    "wads_weight_error": {**METHOD, "method": "wads", "granularity": "per_token", "penalty": "weight_error"},
+    "wads": {**METHOD, "method": "wads", "granularity": "per_tensor"},
+    "wads_per_token": {**METHOD, "method": "wads", "granularity": "per_token"},
+    "wads_per_token_weight_error": {
+        **METHOD,
+        "method": "wads",
+        "granularity": "per_token",
+        "penalty": "weight_error",
+    },
+    "dynamic": {**METHOD, "granularity": "per_token_dynamic"},
+    "gptq": {**METHOD, "granularity": "per_token_dynamic", "rounding": "gptq"},
+    "ours": {
+        **METHOD,
+        "granularity": "per_token_dynamic",
+        "asymmetric": True,
+        "calibration": "mse",
+        "rounding": "ridge",
+        "between": "spectrum",
+    },
 }
 """The rows of the paper's Tables 2 and 9, and of their rivals."""
 

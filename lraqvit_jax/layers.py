@@ -13,7 +13,8 @@ for a kernel of shape (m, n) = (in, out) and rank r:
     quantized  kernel, or u and v, as {qvalue, scale} (`quant.qarray`), with the input scales `x_scale`
                (and `z_scale` between u and v) where they are static, the centres `x_center` and
                `z_center` where they are asymmetric too, and `smooth` (m,) where the input is divided
-               by a vector first                                                                   Eq. 11
+               by a vector first; for training (`quant.qat`) kernels as {latent, scale}, float, and
+               where scales are dynamic the shares of the range `x_clip` and `z_clip` ()          Eq. 11
 
 and bias (n,) in every form, where the layer has one. The
 paper's V1 (n, r) is our v transposed: both factors are ordinary kernels.
@@ -21,7 +22,7 @@ paper's V1 (n, r) is our v transposed: both factors are ordinary kernels.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -43,7 +44,8 @@ class LinearOptions:
     Attributes:
         plan: pairs of layer path and `LayerPlan`, sorted (a tuple, so that models can be hashed and compared).
         dtype: of the float products; parameters stay float32.
-        arithmetic: "integer" multiplies int8 by int8 into int32; "fake" is its differentiable float twin.
+        arithmetic: "integer" multiplies int8 by int8 into int32; "fake" is its differentiable float twin; "train"
+            holds float kernels and rounds them at every step.
     """
 
     plan: tuple[tuple[str, LayerPlan], ...] = ()
@@ -80,12 +82,26 @@ def residual(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"
     return low_rank(params, x) + params["gate"].astype(x.dtype) * rest
 
 
+class InputGrid(NamedTuple):
+    """The grid of what a product reads.
+
+    Attributes:
+        scale: static, of x / smooth, () or (tokens, 1); None computes one for each token.
+        center: of the grid of x / smooth, likewise; None is 0, or one for each token where the layer is asymmetric.
+        smooth: what each input channel is divided by; None is 1.
+        clip: share of a token's range that a dynamic scale spans.
+    """
+
+    scale: Float[Array, "..."] | None = None
+    center: Float[Array, "..."] | None = None
+    smooth: Float[Array, " m"] | None = None
+    clip: Float[Array, ""] | float = 1.0
+
+
 def quantized_product(
     x: Float[Array, "... tokens m"],
-    kernel: qarray.QArray,
-    scale: Float[Array, "..."] | None,
-    center: Float[Array, "..."] | None,
-    smooth: Float[Array, " m"] | None,
+    kernel: Mapping[str, Array],
+    grid: InputGrid,
     layer: LayerPlan,
     arithmetic: str,
 ) -> Float[Array, "... tokens n"]:
@@ -96,29 +112,32 @@ def quantized_product(
 
     Args:
         x: float activations.
-        kernel: integer kernel with its scales, already multiplied by `smooth`.
-        scale: static input scale of x / smooth, () or (tokens, 1); None computes one for each token.
-        center: of the grid of x / smooth, likewise; None is 0, or one for each token where the layer is asymmetric.
-        smooth: what each input channel is divided by; None is 1.
-        layer: gives bits and, for the dynamic scale, the clipping share.
-        arithmetic: "integer" or "fake".
+        kernel: integer kernel with its scales (`qarray.QArray`), already multiplied by `smooth`, or a float one with
+            its scales, {latent, scale}, to be rounded here.
+        grid: of x.
+        layer: gives bits, group, and whether a dynamic grid is asymmetric.
+        arithmetic: see `LinearOptions`.
     """
-    m = x.shape[-1]
-    chex.assert_axis_dimension(kernel["qvalue"], 0, packed_rows(m, layer.kernel_bits))
-    values = qarray.unpack(kernel["qvalue"], layer.kernel_bits, m)
+    m, (scale, center, smooth, clip) = x.shape[-1], grid
+    if arithmetic == "train":
+        spread = qarray.each_row(kernel["scale"], m, layer.group)
+        values = fake_codes(kernel["latent"], spread, layer.kernel_bits)
+    else:
+        chex.assert_axis_dimension(kernel["qvalue"], 0, packed_rows(m, layer.kernel_bits))
+        values = qarray.unpack(kernel["qvalue"], layer.kernel_bits, m)
     if scale is None:
         x = x if smooth is None else x * (1 / smooth)
         if layer.asymmetric:
-            scale, center = qarray.input_center(x, "per_token_dynamic", layer.clip, layer.bits)
+            scale, center = qarray.input_center(x, "per_token_dynamic", clip, layer.bits)
         else:
-            scale = qarray.input_scale(x, "per_token_dynamic", layer.clip, layer.bits)
+            scale = qarray.input_scale(x, "per_token_dynamic", clip, layer.bits)
         smooth_scale, middle = scale, center
     else:
         smooth_scale = scale if smooth is None else scale * smooth
         middle = center if center is None or smooth is None else center * smooth
     shifted = x if middle is None else x - middle
-    rounded = (fake_codes if arithmetic == "fake" else qarray.codes)(shifted, smooth_scale, layer.bits)
-    dot = qarray.float_dot if arithmetic == "fake" else qarray.integer_dot
+    rounded = (qarray.codes if arithmetic == "integer" else fake_codes)(shifted, smooth_scale, layer.bits)
+    dot = qarray.integer_dot if arithmetic == "integer" else qarray.float_dot
     rows = rounded.reshape(-1, m)
     if layer.group:
         total = qarray.scaled_dot(rows, values, kernel["scale"], layer.group, dot).reshape(*x.shape[:-1], -1) * scale
@@ -190,17 +209,23 @@ class Linear(nn.Module):
         if layer.smoothed:
             smooth = self._param("smooth", nn.initializers.ones, (x.shape[-1],), self.axes[:1])
         images = x if x.ndim > 2 else x[:, None]
+        arithmetic = self.options.arithmetic
         for name, (shape, axes) in self._factor_shapes(x.shape[-1], layer).items():
-            kernel: Any = self.param(name, _qarray_init(shape, axes, layer))
+            part = "z" if name == "v" else "x"
+            init = _latent_init if arithmetic == "train" else _qarray_init
+            kernel: Any = self.param(name, init(shape, axes, layer))
             scale = center = None
+            clip: Any = layer.clip_of(part)
             if layer.granularity != "per_token_dynamic":
                 positions = (tokens, 1) if layer.granularity == "per_token" else ()
-                part, names = "z" if name == "v" else "x", (None,) * len(positions)
+                names = (None,) * len(positions)
                 scale = self._param(f"{part}_scale", nn.initializers.ones, positions, names)
                 if layer.asymmetric:
                     center = self._param(f"{part}_center", nn.initializers.zeros, positions, names)
-            first = smooth if name != "v" else None
-            images = quantized_product(images, kernel, scale, center, first, layer, self.options.arithmetic)
+            elif arithmetic == "train":
+                clip = self._param(f"{part}_clip", nn.initializers.ones, (), ())
+            grid = InputGrid(scale, center, smooth if part == "x" else None, clip)
+            images = quantized_product(images, kernel, grid, layer, arithmetic)
         return images.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)
 
     def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
@@ -220,17 +245,33 @@ class Linear(nn.Module):
             self.sow("calibration", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 
-def _qarray_init(shape: tuple[int, ...], axes: tuple[str, ...], layer: LayerPlan) -> Callable[[jax.Array], dict]:
+Init = Callable[[jax.Array], dict]
+
+
+def _qarray_init(shape: tuple[int, ...], axes: tuple[str, ...], layer: LayerPlan) -> Init:
+    """Declares a kernel of integers; a quantized layer is never initialized at random."""
     (m, n), bits = shape, layer.kernel_bits
     stored = (axes, (m, n), jnp.int8) if bits == 8 else ((None, axes[1]), (packed_rows(m, bits), n), jnp.uint8)
-    scales = ((None, axes[1]), (-(-m // layer.group), n)) if layer.group else (axes[1:], (n,))
+    return _declare("qvalue", stored, _scales(shape, axes, layer))
 
+
+def _latent_init(shape: tuple[int, ...], axes: tuple[str, ...], layer: LayerPlan) -> Init:
+    """Declares the float kernel that is rounded in training."""
+    return _declare("latent", (axes, shape, jnp.float32), _scales(shape, axes, layer))
+
+
+def _scales(shape: tuple[int, ...], axes: tuple[str, ...], layer: LayerPlan) -> tuple[Any, Any, Any]:
+    (m, n), group = shape, layer.group
+    return ((None, axes[1]), (-(-m // group), n), jnp.float32) if group else (axes[1:], (n,), jnp.float32)
+
+
+def _declare(name: str, kernel: tuple[Any, Any, Any], scale: tuple[Any, Any, Any]) -> Init:
     def init(key: jax.Array) -> dict:
-        del key  # A quantized layer is never initialized at random, only declared.
-        boxed = nn.with_logical_partitioning
+        del key
+        boxed, fill = nn.with_logical_partitioning, (nn.initializers.zeros, nn.initializers.ones)
         return {
-            "qvalue": boxed(nn.initializers.zeros, stored[0])(None, *stored[1:]),
-            "scale": boxed(nn.initializers.ones, scales[0])(None, scales[1], jnp.float32),
+            one: boxed(value, axes)(None, shape, dtype)
+            for one, value, (axes, shape, dtype) in zip((name, "scale"), fill, (kernel, scale), strict=True)
         }
 
     return init

@@ -18,6 +18,7 @@ TRAINING = ("reparam", "wide", "residual")
 """Forms that `merge` turns into a pair."""
 BITS = (4, 6, 8)
 GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
+ATTENTION = ("float", "uniform", "log_sqrt2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,14 @@ class LayerPlan:
         rank: rank r of the pair; 0 keeps one dense kernel.
         bits: of the activations of a quantized layer, 4, 6 or 8; 0 means float.
         granularity: of the activation scales: "per_tensor", "per_token" (static, by position), "per_token_dynamic".
-        clip: share of the observed activation range that the int8 grid spans, in (0, 1].
+        clip: share of the observed activation range that the grid spans, in (0, 1].
         smoothed: whether the input is divided by a stored vector before it is quantized.
         weight_bits: of its kernels; 0 is `bits`.
         group: input channels that share a scale of the kernel; 0 is all of them.
         asymmetric: whether the grid of the activations has a zero point.
+        clip_z: `clip` of the activations between the factors of a pair; 0 is the same.
+        attention: of a layer "qkv": how the products of attention are computed. "float", or on integers, with the
+            softmax on a "uniform" grid or on one of powers of sqrt(2), "log_sqrt2".
     """
 
     form: str = "dense"
@@ -78,10 +82,16 @@ class LayerPlan:
     weight_bits: int = 0
     group: int = 0
     asymmetric: bool = False
+    clip_z: float = 0.0
+    attention: str = "float"
 
     @property
     def kernel_bits(self) -> int:
         return self.weight_bits or self.bits
+
+    def clip_of(self, part: str) -> float:
+        """The share of the range of "x", what the layer reads, or of "z", what is between its factors."""
+        return self.clip_z or self.clip if part == "z" else self.clip
 
 
 DENSE = LayerPlan()
@@ -129,8 +139,15 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
         )
     if layer.group < 0:
         raise UserError(f"Layer {info.path!r} has group {layer.group}; give a number of input channels, or 0 for all.")
-    if not 0 < layer.clip <= 1:
-        raise UserError(f"Layer {info.path!r} has clip {layer.clip}; it is a share of the range, in (0, 1].")
+    if not 0 < layer.clip <= 1 or not 0 <= layer.clip_z <= 1:
+        clips = f"clip {layer.clip} and clip_z {layer.clip_z}"
+        raise UserError(f"Layer {info.path!r} has {clips}; they are shares of the range, in (0, 1].")
+    if layer.attention not in ATTENTION:
+        raise UserError(f"Layer {info.path!r} has attention {layer.attention!r}; {nearest(layer.attention, ATTENTION)}")
+    if layer.attention != "float" and (layer.form != "quantized" or not info.path.endswith("/qkv")):
+        raise UserError(
+            f"Layer {info.path!r} has attention {layer.attention!r}; only a quantized layer 'qkv' can have that."
+        )
     if layer.form in (*TRAINING, "low_rank") and not layer.rank:
         raise UserError(f"Layer {info.path!r} has form {layer.form!r} but no rank; give one, or make it dense.")
     if layer.form == "dense" and layer.rank:

@@ -81,8 +81,20 @@ def _close_gates(recipe: Recipe, anneal: float) -> optax.GradientTransformation:
     return optax.masked(optax.GradientTransformation(lambda _: start, update), named)
 
 
+def _relative(ratio: float, chosen: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Multiplies the update of each chosen parameter by `ratio` and by its own size."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda step, leaf: ratio * step * jnp.abs(leaf), updates, params), state
+
+    return optax.masked(optax.GradientTransformation(lambda _: optax.EmptyState(), update), chosen)
+
+
 def optimizer(
-    recipe: Recipe, frozen: Callable[[Any], Any] | None = None, anneal: float = 0.0
+    recipe: Recipe,
+    frozen: Callable[[Any], Any] | None = None,
+    anneal: float = 0.0,
+    relative: tuple[float, Callable[[Any], Any]] | None = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer.
 
@@ -90,6 +102,8 @@ def optimizer(
         recipe: its constants.
         frozen: maps a parameter tree to a tree of bools; True stays as it is.
         anneal: above 0, closes the gates; see `gate`.
+        relative: `(ratio, chosen)`; where `chosen` of the parameter tree is True, a step is `ratio` times the learning
+            rate times the parameter's own size.
     """
     keep = optax.masked(optax.set_to_zero(), frozen) if frozen else optax.identity()
     clip = optax.clip_by_global_norm(recipe.grad_clip) if recipe.grad_clip else optax.identity()
@@ -100,7 +114,8 @@ def optimizer(
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim == 2, params),
     )
     close = _close_gates(recipe, anneal) if anneal else optax.identity()
-    return optax.chain(keep, clip, adamw, keep, close)
+    scaled = _relative(*relative) if relative else optax.identity()
+    return optax.chain(keep, clip, adamw, scaled, keep, close)
 
 
 def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State:

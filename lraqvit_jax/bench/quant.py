@@ -12,14 +12,14 @@ import statistics as stats
 import time
 from typing import Any
 
-from lraqvit_jax import checkpoint, evaluate, models, sharding, statistics, workspace
+from lraqvit_jax import checkpoint, evaluate, models, sharding, workspace
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.bench.lowrank import Table
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.quant import quantize
+from lraqvit_jax.stages import quantize as stage
 from lraqvit_jax.stages import teacher
 from lraqvit_jax.stages.evaluate import other_params
-from lraqvit_jax.stages.quantize import with_options
 from lraqvit_jax.workspace import Workspace
 
 KEYS = ("source", "width", "name", "seed")
@@ -49,13 +49,12 @@ def run(config: dict[str, Any], workdir: str) -> None:
             if not cells:
                 continue
             drawn = dataclasses.replace(ws, config={**ws.config, "seed": seed})
-            batches, _ = drawn.calibration(ws.config["quant"]["calibration_images"])
-            seen = statistics.inputs(found.model, found.params, ws.spec.layers, batches, ws.mesh)
-            params = checkpoint.host(found.params)
+            calibrated = stage.calibrated(drawn, found)
+            plan = workspace.quantized(ws.config, ws.spec, found.plan)
             for cell in cells:
                 options = {**grid["methods"][cell[2]], **widths[cell[1]]}
                 started = time.perf_counter()
-                made = quantize.quantize(params, _planned(ws, found.plan, options), list(ws.spec.layers), seen, options)
+                made = stage.make(drawn, calibrated, plan, options, "-".join(map(str, (found.name, *cell[1:]))))
                 row = {"seconds": round(time.perf_counter() - started, 1), "errors": made.errors}
                 table.add(cell, _row(ws, found, made.params, made.plan) | row)
     print(text(table.rows))
@@ -101,10 +100,6 @@ def _load(ws: Workspace, source: str) -> checkpoint.Artifact:
     if found.meta["model"] != ws.model or found.meta["num_classes"] != ws.num_classes:
         raise UserError(f"{path} is a {found.meta['model']}, and this work directory is for a {ws.model}.")
     return found
-
-
-def _planned(ws: Workspace, plan: plan_lib.Plan, options: dict[str, Any]) -> dict[str, plan_lib.LayerPlan]:
-    return {path: with_options(layer, options) for path, layer in workspace.quantized(ws.config, ws.spec, plan).items()}
 
 
 def _row(ws: Workspace, found: checkpoint.Artifact, params: Any, plan: plan_lib.Plan) -> Row:

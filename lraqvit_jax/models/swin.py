@@ -21,6 +21,7 @@ from lraqvit_jax import models
 from lraqvit_jax.layers import Linear, LinearOptions
 from lraqvit_jax.models.vit import MLP_RATIO, Mlp, layer_norm, patches, show
 from lraqvit_jax.plan import LinearInfo
+from lraqvit_jax.quant import attention
 
 NORM_EPS = 1e-5
 BLOCKED = -100.0
@@ -71,7 +72,8 @@ def _image(x: Any, side: int, window: int) -> Any:
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside windows, with a learned bias for each relative position. Softmax in float32."""
+    """Self-attention inside windows, with a learned bias for each relative position. Softmax in float32, products as
+    the plan says of qkv."""
 
     side: int
     window: int
@@ -82,12 +84,13 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         batch, _, dim = x.shape
+        layer, arithmetic = self.options.of("/".join((*self.path, "qkv"))), self.options.arithmetic
         qkv = Linear(3 * dim, self.options, ("embed", "heads"), name="qkv")(x)
         parts = _windows(qkv.reshape(batch, self.side, self.side, 3 * dim), self.window)
         parts = parts.reshape(*parts.shape[:3], 3, self.heads, dim // self.heads)
         query, key, value = (parts[..., index, :, :] for index in range(3))
         scaled = query * (dim // self.heads) ** -0.5
-        logits = jnp.einsum("bwqhd,bwkhd->bwhqk", scaled, key).astype(jnp.float32)
+        logits = attention.logits(scaled, key, layer, arithmetic).astype(jnp.float32)
         boxed: Any = nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), (None, "heads"))
         table: Any = self.param("relative_position_bias_table", boxed, ((2 * self.window - 1) ** 2, self.heads))
         logits = logits + table[bias_index(self.window)].transpose(2, 0, 1)
@@ -95,7 +98,7 @@ class WindowAttention(nn.Module):
             logits = logits + attention_mask(self.side, self.window, self.shift)[:, None]
         show(self, logits)
         weights = jax.nn.softmax(logits).astype(value.dtype)
-        mixed = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value)
+        mixed = attention.mix(weights, value, layer, arithmetic).astype(value.dtype)
         mixed = _image(mixed.reshape(*mixed.shape[:3], dim), self.side, self.window)
         return Linear(dim, self.options, ("heads", "embed"), name="proj")(mixed)
 

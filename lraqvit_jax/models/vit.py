@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from lraqvit_jax import models
 from lraqvit_jax.layers import Linear, LinearOptions
 from lraqvit_jax.plan import LinearInfo
+from lraqvit_jax.quant import attention
 
 NORM_EPS = 1e-6
 MLP_RATIO = 4
@@ -51,7 +52,7 @@ def show(module: nn.Module, logits: Float[Array, "... heads tokens tokens"]) -> 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused qkv layer. Softmax in float32."""
+    """Multi-head self-attention with one fused qkv layer. Softmax in float32, products as the plan says of qkv."""
 
     heads: int
     options: LinearOptions
@@ -59,12 +60,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         batch, tokens, dim = x.shape
+        layer, arithmetic = self.options.of("/".join((*self.path, "qkv"))), self.options.arithmetic
         qkv = Linear(3 * dim, self.options, ("embed", "heads"), name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads), 2, 0)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query * (dim // self.heads) ** -0.5, key)
+        logits = attention.logits(query * (dim // self.heads) ** -0.5, key, layer, arithmetic)
         show(self, logits)
         weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, tokens, dim)
+        mixed = attention.mix(weights, value, layer, arithmetic).astype(value.dtype).reshape(batch, tokens, dim)
         return Linear(dim, self.options, ("heads", "embed"), name="proj")(mixed)
 
 

@@ -1,8 +1,10 @@
 """What is put between the factors of a pair: any invertible M, since `x u v = x (u M) (M^-1 v)`. It costs nothing.
 
 A diagonal M is what the methods do with `alpha` for the second product. "hadamard" is an orthogonal M with entries of
-one size, which spreads an outlier over all rank channels (QuaRot, Ashkboos et al. 2024); "learned" is a scale and a
-rotation, found by gradient steps on the error of the quantized pair.
+one size, which spreads an outlier over all rank channels (QuaRot, Ashkboos et al. 2024). "spectrum" sets the clipping
+ranges of the two factors by the pair's spectrum: uncorrelated rank channels, each of whose singular values is shared
+out between the channel and its row of v. "learned" is a scale and a rotation, found by gradient steps on the error of
+the quantized pair.
 """
 
 import functools
@@ -20,7 +22,10 @@ from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import fake_quant, fake_quant_input
 
-KINDS = ("none", "hadamard", "learned")
+KINDS = ("none", "hadamard", "spectrum", "learned")
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Exponents p that "spectrum" tries: the rank channels keep s^(1 - p), the rows of v get s^p."""
+DAMPING = 1e-6
 STEPS, LEARNING_RATE = 200, 3e-3
 SMALLEST = 1e-8
 ROWS = 2048
@@ -44,6 +49,8 @@ def apply(kind: str, products: Mapping[str, Any]) -> dict[str, Any]:
             groups.setdefault((first.x.shape, first.kernel.shape, product.kernel.shape, product.layer), []).append(key)
     for (_, _, (rank, _), layer), keys in groups.items():
         matrices = np.stack([hadamard(rank)] * len(keys))
+        if kind == "spectrum":
+            matrices = np.stack([spectrum(products[f"{key[:-1]}x"], products[key]) for key in keys])
         if kind == "learned":
             stacked = (
                 np.stack([_rows(products[f"{key[:-1]}x"].x) for key in keys]),
@@ -72,6 +79,54 @@ def hadamard(rank: int) -> Float[np.ndarray, "r r"]:
     return scipy.linalg.block_diag(*blocks)
 
 
+def spectrum(first: Any, second: Any) -> Float[np.ndarray, "r r"]:
+    """The M of "spectrum" that gives the smallest error of the quantized pair, with or without `hadamard` behind it.
+
+    With C = A Aᵀ the second moment of the rank channels z and P S Qᵀ the singular value decomposition of Aᵀ v, the
+    channels `z A^-T P` are white, and `z v = (z A^-T P S^(1-p)) (S^p Qᵀ)`. S are the singular values of the pair's
+    outputs.
+
+    Args:
+        first: the product with u.
+        second: the product with v.
+    """
+    layer, rank = second.layer, len(second.kernel)
+    z, v = second.x.reshape(-1, rank).astype(np.float64), np.asarray(second.kernel, np.float64)
+    moment = z.T @ z / len(z)
+    moment[np.diag_indices(rank)] += DAMPING * np.trace(moment) / rank + SMALLEST
+    lower = np.linalg.cholesky(moment)
+    left, values, _ = np.linalg.svd(lower.T @ v, full_matrices=False)
+    if left.shape[1] < rank:
+        return np.eye(rank)
+    values = np.maximum(values, DAMPING * values[0])
+    white = scipy.linalg.solve_triangular(lower.T, left)
+    candidates = [np.eye(rank), hadamard(rank)]
+    candidates += [
+        turn for p in SHARES for turn in (white * values ** (1 - p), white * values ** (1 - p) @ hadamard(rank))
+    ]
+    x, u = jnp.asarray(_rows(first.x)), np.asarray(first.kernel, np.float64)
+    seen = fake_quant_input(x, first.layer)
+    wanted = x @ jnp.asarray(u @ v, jnp.float32)
+    errors = [
+        float(_pair_error(seen, wanted, *(jnp.asarray(f, jnp.float32) for f in (u @ m, np.linalg.solve(m, v))), layer))
+        for m in candidates
+    ]
+    return candidates[int(np.argmin(errors))]
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _pair_error(
+    seen: Float[Array, "rows m"],
+    wanted: Float[Array, "rows n"],
+    u: Float[Array, "m r"],
+    v: Float[Array, "r n"],
+    layer: LayerPlan,
+) -> Float[Array, ""]:
+    """Squared error of the quantized pair, its kernels rounded to nearest."""
+    z = fake_quant_input(seen @ fake_kernel(u, layer), layer)
+    return jnp.sum(jnp.square(z @ fake_kernel(v, layer) - wanted))
+
+
 def learn(
     x: Float[Array, "rows m"], u: Float[Array, "m r"], v: Float[Array, "r n"], layer: LayerPlan
 ) -> Float[Array, "r r"]:
@@ -93,8 +148,7 @@ def learn(
 
     def loss(free: dict[str, Array], start: Array) -> Array:
         matrix, inverse = matrices(start, free)
-        first, second = fake_kernel(u @ matrix, layer), fake_kernel(inverse @ v, layer)
-        return jnp.sum(jnp.square(fake_quant_input(seen @ first, layer) @ second - wanted))
+        return _pair_error(seen, wanted, u @ matrix, inverse @ v, layer)
 
     bases = jnp.stack([eye, jnp.asarray(hadamard(u.shape[1]), jnp.float32)] * 2)
     starts = {"turn": jnp.zeros((4, *eye.shape)), "scale": jnp.stack([0 * even, 0 * even, even, even])}

@@ -119,7 +119,7 @@ def _grouped(rows: Array, group: int) -> Array:
     return rows.reshape(-1, group, *rows.shape[1:])
 
 
-def input_scale(x: Float[Array, "... tokens m"], granularity: str, clip: float = 1.0, bits: int = 8) -> Array:
+def input_scale(x: Float[Array, "... tokens m"], granularity: str, clip: Any = 1.0, bits: int = 8) -> Array:
     """The scale of activations from their range.
 
     Args:
@@ -138,7 +138,7 @@ def input_scale(x: Float[Array, "... tokens m"], granularity: str, clip: float =
 
 
 def input_center(
-    x: Float[Array, "... tokens m"], granularity: str, clip: float = 1.0, bits: int = 8
+    x: Float[Array, "... tokens m"], granularity: str, clip: Any = 1.0, bits: int = 8
 ) -> tuple[Array, Array]:
     """The scale and centre of an asymmetric grid, as `input_scale` gives that of a symmetric one.
 

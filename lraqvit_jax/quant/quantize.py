@@ -12,6 +12,7 @@ pair). Four choices make a quantized model, each a module of this package, or se
 The second factor is calibrated and rounded on what the quantized first factor puts out.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -39,10 +40,11 @@ class Product(NamedTuple):
 
 class Grid(NamedTuple):
     """The grid of a product's inputs: scale, and centre where it is asymmetric; () or (tokens, 1), or an image and
-    token each where it is dynamic."""
+    token each where it is dynamic. Then `clip` is the share of each token's range that was found best."""
 
     scale: Float[Array, "..."]
     center: Float[Array, "..."] | None = None
+    clip: float | None = None
 
 
 class Quantized(NamedTuple):
@@ -96,7 +98,8 @@ def products(
         names = {"x": "u", "z": "v"} if layer.rank else {"x": "kernel"}
         for name, kernel in names.items():
             after_norm = name == "x" and bool(info.norm)
-            found[f"{info.path}:{name}"] = Product(values[name], np.asarray(weights[kernel]), layer, after_norm)
+            own = dataclasses.replace(layer, clip=layer.clip_of(name), clip_z=0.0)
+            found[f"{info.path}:{name}"] = Product(values[name], np.asarray(weights[kernel]), own, after_norm)
     return found
 
 
@@ -134,11 +137,11 @@ def quantize(
             moved = {"bias": norm["bias"] - (0 if shift is None else shift)}
             changes[info.norm] = {key: value / divisor for key, value in (norm | moved).items()}
         explicit = alpha is not None and not info.norm
-        new_plan[info.path] = LayerPlan(**{**layer.__dict__, "smoothed": explicit})
         pair = {part: turned[key] for part in "xz" if (key := f"{info.path}:{part}") in turned}
         scaled = {part: alphas.get(f"{info.path}:{part}") for part in pair}
-        weights, found = _quantize_layer(pair, scaled, shift, options)
+        weights, found, clips = _quantize_layer(pair, scaled, shift, options)
         errors |= {f"{info.path}:{part}": value for part, value in found.items()}
+        new_plan[info.path] = dataclasses.replace(layer, smoothed=explicit, **clips)
         if explicit:
             weights["smooth"] = jnp.asarray(alpha, jnp.float32)
         if info.bias:
@@ -158,11 +161,12 @@ def _quantize_layer(
     alphas: Mapping[str, np.ndarray | None],
     shift: np.ndarray | None,
     options: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Kernels, scales and centres of one layer, and the relative error of each product. Between two factors, `1/alpha`
-    folds into the scales of the first."""
+) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
+    """Kernels, scales and centres of one layer, the relative error of each product, and what clipping the plan is to
+    have. Between two factors, `1/alpha` folds into the scales of the first."""
     weights: dict[str, Any] = {}
     errors: dict[str, float] = {}
+    clips: dict[str, Any] = {}
     ranges = choice("calibration", options["calibration"]).ranges
     rounding = choice("rounding", options["rounding"]).round_kernel
     names = {"x": "u", "z": "v"} if len(pair) == 2 else {"x": "kernel"}
@@ -185,9 +189,11 @@ def _quantize_layer(
             weights |= {} if grid.center is None else {f"{part}_center": grid.center}
         if part == "z" and alpha is not None:
             weights["u"]["scale"] = weights["u"]["scale"] / alpha
+        if grid.clip is not None:
+            clips["clip_z" if part == "z" else "clip"] = grid.clip
         put_out = rounded @ qarray.dequantize_kernel(array, layer.kernel_bits, layer.group, x.shape[-1])
         errors[part] = float(jnp.linalg.norm(put_out - wanted) / jnp.maximum(jnp.linalg.norm(wanted), 1e-30))
-    return weights, errors
+    return weights, errors, clips
 
 
 @jax.jit(static_argnames="bits")

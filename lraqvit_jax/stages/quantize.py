@@ -1,15 +1,35 @@
-"""Stage quantize: int8 models from one merged run, a row for each method. Writes also what the report draws."""
+"""Stage quantize: integer models from one merged run, a row for each method. Writes also what the report draws."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from lraqvit_jax import checkpoint, statistics
+from lraqvit_jax import checkpoint, sharding, statistics, tensors, trees
 from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.quant import quantize
+from lraqvit_jax.distill.losses import logits_kl
+from lraqvit_jax.quant import between, mixed, qat, quantize
+from lraqvit_jax.stages import training
+from lraqvit_jax.stages.evaluate import other_params
 from lraqvit_jax.workspace import Workspace
+
+Seen = Mapping[str, Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """A float model and what its products read on the calibration images, `drawn` from the source."""
+
+    model: nn.Module
+    params: Any
+    batches: list[Any]
+    drawn: list[int]
+    seen: Seen
 
 
 def run(ws: Workspace) -> None:
@@ -17,39 +37,148 @@ def run(ws: Workspace) -> None:
     missing = [name for name in options["methods"] if not ws.has(name)]
     if not missing:
         return
-    source = ws.load(options["source"], "merge")
-    params = checkpoint.host(source.params)
-    batches, drawn = ws.calibration(options["calibration_images"])
-    seen = statistics.inputs(source.model, source.params, ws.spec.layers, batches, ws.mesh)
+    source = calibrated(ws, ws.load(options["source"], "merge"))
     for name in missing:
         method = options["methods"][name]
-        plan = {path: with_options(layer, method) for path, layer in ws.plan.items()}
-        plan_lib.check(plan, ws.spec.layers)
-        result = quantize.quantize(params, plan, list(ws.spec.layers), seen, method)
-        errors = result.errors
-        _save_surfaces(ws, name, result.alphas, seen)
-        scaled = f", {len(result.alphas)} of {len(errors)} products scaled" if result.alphas else ""
+        result = make(ws, source, ws.plan, method, name)
+        _save_surfaces(ws, name, result.alphas, source.seen)
+        scaled = f", {len(result.alphas)} of {len(result.errors)} products scaled" if result.alphas else ""
         granularity = method["granularity"] or options["granularity"]
+        tuned = f", tuned for {method['tuning_steps']} steps" if method["tuning_steps"] else ""
+        error = np.mean(list(result.errors.values()))
         ws.save(
             name,
             result.params,
             result.plan,
             parent=options["source"],
-            notes=f"{method['method']}, {granularity}{scaled}, mean product error {np.mean(list(errors.values())):.2%}",
-            calibration=drawn,
-            errors=errors,
+            notes=f"{method['method']}, {granularity}{scaled}, mean product error {error:.2%}{tuned}",
+            calibration=source.drawn,
+            errors=result.errors,
         )
 
 
-def with_options(layer: plan_lib.LayerPlan, method: Mapping[str, Any]) -> plan_lib.LayerPlan:
+def calibrated(ws: Workspace, source: checkpoint.Artifact) -> Calibrated:
+    """Runs a float model on the calibration images; says on stderr where they tell too little."""
+    batches, drawn = ws.calibration(ws.config["quant"]["calibration_images"])
+    batches = list(batches)
+    seen = statistics.inputs(source.model, source.params, ws.spec.layers, batches, ws.mesh)
+    for warning in degenerate(seen) if jax.process_index() == 0 else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    return Calibrated(source.model, source.params, batches, drawn, seen)
+
+
+def degenerate(seen: Seen) -> list[str]:
+    """A sentence for each way in which the calibration inputs say too little."""
+    values = {f"{path}:{part}": x for path, parts in seen.items() for part, x in parts.items()}
+    constant = {key: int(np.sum(np.ptp(x, axis=(0, 1)) == 0)) for key, x in values.items()}
+    constant = {key: count for key, count in constant.items() if count}
+    few = {key: x.shape[0] * x.shape[1] for key, x in values.items() if x.shape[0] * x.shape[1] < x.shape[2]}
+    found = []
+    if constant:
+        key, count = max(constant.items(), key=lambda item: item[1])
+        found.append(
+            f"{sum(constant.values())} input channels in {len(constant)} products are constant on the calibration "
+            f"images, {count} of {values[key].shape[2]} in {key}: nothing is known of their range."
+        )
+    if few:
+        key, rows = next(iter(few.items()))
+        found.append(
+            f"{len(few)} products see fewer tokens than they have channels, such as {key} with {rows} for "
+            f"{values[key].shape[2]}: more quant.calibration_images would tell more."
+        )
+    return found
+
+
+def make(
+    ws: Workspace, source: Calibrated, plan: plan_lib.Plan, method: Mapping[str, Any], name: str
+) -> quantize.Quantized:
+    """One integer model.
+
+    Args:
+        ws: configuration and data; its teacher for fine-tuning.
+        source: what is quantized.
+        plan: with the layers to be quantized so.
+        method: fields of `config.METHOD`.
+        name: of the run, where there is fine-tuning.
+
+    Raises:
+        UserError: a plan that makes no sense, a budget that is too small.
+    """
+    plan = {path: with_options(path, layer, method) for path, layer in plan.items()}
+    plan_lib.check(plan, ws.spec.layers)
+    params = checkpoint.host(source.params)
+    layers = list(ws.spec.layers)
+    if method["budget_mb"]:
+        found = mixed.divergences(
+            _measure(ws, source),
+            between.apply(method["between"], quantize.products(params, plan, layers, source.seen)),
+            method["rounding"],
+        )
+        rest = 4 * other_params(params, plan)
+        plan = mixed.allocate(plan, layers, found, 1e6 * method["budget_mb"] - rest)
+    made = quantize.quantize(params, plan, layers, source.seen, method)
+    return tune(ws, made, method, name) if method["tuning_steps"] else made
+
+
+def with_options(path: str, layer: plan_lib.LayerPlan, method: Mapping[str, Any]) -> plan_lib.LayerPlan:
     """A quantized layer of the plan with what a method sets otherwise."""
     if layer.form != "quantized":
         return layer
     fields = {name: method[name] for name in ("granularity", "bits", "weight_bits", "group") if method[name]}
+    if method["attention"] and path.endswith("/qkv"):
+        fields["attention"] = method["attention"]
     return dataclasses.replace(layer, asymmetric=method["asymmetric"] or layer.asymmetric, **fields)
 
 
-def _save_surfaces(ws: Workspace, name: str, alphas: dict, seen: dict) -> None:
+def _measure(ws: Workspace, source: Calibrated) -> Any:
+    """`changed kernels -> divergence of the logits` on the calibration images."""
+
+    @jax.jit
+    def divergence(params: Any, batch: Any, wanted: Any) -> jax.Array:
+        logits: Any = source.model.apply({"params": params}, batch["image"])
+        return logits_kl(wanted, logits)
+
+    with sharding.use(ws.mesh):
+        placed = [sharding.put_batch(batch, ws.mesh) for batch in source.batches]
+        wanted = [jax.jit(source.model.apply)({"params": source.params}, batch["image"]) for batch in placed]
+
+    def measure(changes: Mapping[str, Any]) -> float:
+        like = {path: trees.get(source.params, path).sharding for path in changes}
+        params = trees.replace(source.params, {path: jax.device_put(new, like[path]) for path, new in changes.items()})
+        with sharding.use(ws.mesh):
+            parts = [divergence(params, *pair) for pair in zip(placed, wanted, strict=True)]
+        return float(jnp.mean(jnp.stack(parts)))
+
+    return measure
+
+
+def tune(ws: Workspace, made: quantize.Quantized, method: Mapping[str, Any], name: str) -> quantize.Quantized:
+    """Trains scales, clipping and, where `tuning_rate` is above 0, all else of a quantized model; see `quant.qat`."""
+    size, rate, scale_rate = ws.preprocess.size, method["tuning_rate"], method["scale_rate"]
+    student = ws.create(made.plan, arithmetic="train")
+    start = qat.start(made.params, made.plan, ws.spec.layers)
+    placed = sharding.put(start, sharding.abstract_params(student, size, ws.mesh))
+    teacher = ws.load("dense", "teacher", dtype=ws.config["dtype"])
+    paths = tensors.flatten(start)
+    objective = training.Objective(
+        student,
+        teacher.model,
+        alpha=method["alpha"],
+        beta=method["beta"],
+        gamma=method["gamma"],
+        normalized=True,
+        freeze=tuple(path for path in paths if path.endswith("/smooth") or not (rate or qat.learned_scale(path))),
+        scale_ratio=scale_rate / rate if rate else 1.0,
+    )
+    fields = {**ws.config["optimizer"], "learning_rate": rate or scale_rate, "weight_decay": 0.0}
+    recipe = training.recipe(fields, method["tuning_steps"])
+    params, checkpoints = training.fit(ws, name, objective, recipe, placed, teacher.params)
+    checkpoints.delete()
+    finished, plan = qat.finish(checkpoint.host(params), made.plan)
+    return made._replace(params=finished, plan=plan)
+
+
+def _save_surfaces(ws: Workspace, name: str, alphas: Mapping[str, Any], seen: Seen) -> None:
     """Largest |x| and |x / alpha| by token and channel of every smoothed product: report/activations-NAME.npz."""
     surfaces = {}
     for key, alpha in alphas.items():

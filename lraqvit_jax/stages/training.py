@@ -11,6 +11,7 @@ from lraqvit_jax import sharding, tensors, train
 from lraqvit_jax.checkpoint import TrainCheckpoints
 from lraqvit_jax.data import augment, mix, pipeline
 from lraqvit_jax.distill import step as losses
+from lraqvit_jax.quant import qat
 from lraqvit_jax.train import Recipe
 from lraqvit_jax.workspace import Workspace
 
@@ -35,6 +36,8 @@ class Objective:
         freeze_base: keep the factors u and v of reparam layers, train their branches and all else.
         freeze: paths of further parameters to keep.
         anneal: share of the steps in which the gates close; 0 where there are none.
+        scale_ratio: above 0, by how much more than the learning rate the scales of quantized layers move, as a share of
+            themselves.
     """
 
     model: nn.Module
@@ -52,6 +55,7 @@ class Objective:
     freeze_base: bool = False
     freeze: tuple[str, ...] = ()
     anneal: float = 0.0
+    scale_ratio: float = 0.0
 
 
 class Compiled(NamedTuple):
@@ -73,11 +77,17 @@ def kept(objective: Objective, params: Any) -> Any:
     return tensors.nest(keep)
 
 
+def _scales(params: Any) -> Any:
+    """True at the scales of quantized layers."""
+    return tensors.nest({path: qat.learned_scale(path) for path in tensors.flatten(params)})
+
+
 @functools.lru_cache(maxsize=16)
 def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
     some = objective.freeze_base or objective.freeze or objective.anneal
-    tx = train.optimizer(recipe, functools.partial(kept, objective) if some else None, objective.anneal)
+    relative = (objective.scale_ratio, _scales) if objective.scale_ratio else None
+    tx = train.optimizer(recipe, functools.partial(kept, objective) if some else None, objective.anneal, relative)
     state = train.abstract_state(abstract, tx, mesh)
     if objective.teacher is None:
         loss_fn = losses.supervised(objective.model, objective.label_smoothing)

@@ -36,9 +36,14 @@ def images(rng, count=6):
 
 def params(one_plan, rng):
     """Random parameters of every leaf, biases and branches too."""
-    shapes = jax.eval_shape(model(one_plan).init, jax.random.key(0), images(rng, 1))["params"]
-    shapes = jax.tree.map(lambda leaf: leaf.value, shapes, is_leaf=nn.meta.is_axis_metadata)
+    shapes = unboxed(model(one_plan), images(rng, 1))
     return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+
+
+def unboxed(one_model, batch):
+    """Shapes of a model's parameters."""
+    shapes = jax.eval_shape(one_model.init, jax.random.key(0), batch)["params"]
+    return jax.tree.map(lambda leaf: leaf.value, shapes, is_leaf=nn.meta.is_axis_metadata)
 
 
 def seen(one_plan, values, batch):

@@ -11,6 +11,7 @@ from lraqvit_jax import config, plan, trees
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant import between, gptq, minmax, mse, nearest, percentile, qarray, quantize, repq, ridge
+from lraqvit_jax.quant.fake_quant import fake_quant_input
 from lraqvit_jax.quant.quantize import Product, on_grid
 from tests.unit import small
 from tests.unit.test_wads import as_float, unrounded
@@ -150,6 +151,30 @@ def test_clipping_lowers_the_error_of_every_scale(rng, granularity, asymmetric, 
     assert (module.ranges(x, layer).center is not None) == asymmetric
 
 
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_the_best_clip_of_dynamic_scales_goes_into_the_plan(rng, asymmetric):
+    x = jnp.asarray(rng.standard_t(3, (10, 5, 60)), jnp.float32)
+    layer = LayerPlan("quantized", 0, 4, "per_token_dynamic", asymmetric=asymmetric)
+
+    def error(clip):
+        return float(np.square(fake_quant_input(x, dataclasses.replace(layer, clip=clip)) - x).sum())
+
+    clip = mse.ranges(x, layer).clip
+    assert clip < 0.96
+    assert all(error(clip) <= error(other) * (1 + 1e-6) for other in mse.SHARES)
+    result, _, batch = quantized(rng, "per_token_dynamic", {"bits": 4}, calibration="mse")
+    one = result.plan["blocks_0/mlp/fc1"]
+    assert 0 < one.clip < 1
+    assert one.clip_z != one.clip
+    assert np.abs(
+        logits(result.plan, result.params, batch) - logits(unclipped(result.plan), result.params, batch)
+    ).max()
+
+
+def unclipped(one_plan):
+    return {path: dataclasses.replace(layer, clip=1.0, clip_z=0.0) for path, layer in one_plan.items()}
+
+
 def test_the_percentile_is_the_best_of_three(rng):
     x = jnp.asarray(rng.standard_t(2, (40, 5, 60)), jnp.float32)
     layer = LayerPlan("quantized", 0, 6, "per_tensor")
@@ -204,7 +229,7 @@ def pair(rng, rank=8):
     return {"fc:x": Product(x, u * gain, layer), "fc:z": Product(x @ (u * gain), v / gain[:, None], layer)}
 
 
-@pytest.mark.parametrize("kind", ["hadamard", "learned"])
+@pytest.mark.parametrize("kind", ["hadamard", "spectrum", "learned"])
 def test_what_is_put_between_the_factors_leaves_their_product(rng, kind):
     before = pair(rng)
     after = between.apply(kind, before)
@@ -230,6 +255,20 @@ def test_a_learned_rotation_is_better_than_its_starts(rng):
         return np.linalg.norm(out - x @ products["fc:x"].kernel @ products["fc:z"].kernel)
 
     assert error("learned") < 0.95 * min(error("none"), error("hadamard"))
+    assert error("spectrum") < 0.95 * min(error("none"), error("hadamard"))
+
+
+def test_the_spectrum_gives_white_or_orthonormal_rank_channels(rng, monkeypatch):
+    """With all of the singular values on v, the channels are white; with all on them, v's rows are orthonormal."""
+    products = pair(rng)
+    for share, name in ((1.0, "channels"), (0.0, "rows")):
+        monkeypatch.setattr(between, "SHARES", (share,))
+        errors = iter([2.0, 2.0, 1.0, 2.0])
+        monkeypatch.setattr(between, "_pair_error", lambda *_: next(errors))  # noqa: B023
+        turned = between.apply("spectrum", products)["fc:z"]
+        z, v = turned.x.reshape(-1, 8), turned.kernel
+        second = z.T @ z / len(z) if name == "channels" else v @ v.T
+        np.testing.assert_allclose(second, np.eye(8), atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Bits of each layer's kernels under a budget in bytes, from what narrower kernels do to the logits.
+
+For each layer and width, that layer alone is rounded, and the divergence of the logits on the calibration images is
+measured; divergences of several layers are taken to add up. From 8 bits everywhere, the layer that gives the most
+bytes for its divergence is narrowed, until the model fits.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from lraqvit_jax.errors import UserError
+from lraqvit_jax.plan import BITS, LayerPlan, LinearInfo, Plan, layer_cost
+from lraqvit_jax.quant import qarray, quantize
+
+WIDEST = max(BITS)
+Divergences = dict[str, dict[int, float]]
+
+
+def divergences(
+    measure: Callable[[Mapping[str, Any]], float], products: Mapping[str, quantize.Product], rounding: str
+) -> Divergences:
+    """What each layer costs at each width below 8 bits, in nats of the logits; 8 bits count as nothing.
+
+    Args:
+        measure: gives the divergence of the float model with the kernels at some paths replaced.
+        products: of the float model.
+        rounding: field of `config.METHOD`.
+    """
+    round_kernel = quantize.choice("rounding", rounding).round_kernel
+    found: Divergences = {}
+    for path in dict.fromkeys(key.rpartition(":")[0] for key in products):
+        pair = {part: products[key] for part in "xz" if (key := f"{path}:{part}") in products}
+        names = {"x": "u", "z": "v"} if len(pair) == 2 else {"x": "kernel"}
+        found[path] = {WIDEST: 0.0}
+        for bits in sorted(set(BITS) - {WIDEST}, reverse=True):
+            changes = {}
+            for part, product in pair.items():
+                kernel, rows = jnp.asarray(product.kernel), jnp.asarray(product.x).reshape(-1, product.x.shape[-1])
+                layer = dataclasses.replace(product.layer, weight_bits=bits)
+                array = round_kernel(kernel, rows, rows @ kernel, layer)
+                values = qarray.dequantize_kernel(array, bits, layer.group, len(kernel))
+                changes[f"{path}/{names[part]}"] = values
+            found[path][bits] = max(measure(changes), found[path][min(found[path])])
+    return found
+
+
+def allocate(plan: Plan, layers: list[LinearInfo], found: Divergences, budget: float) -> dict[str, LayerPlan]:
+    """The plan with the bits of its kernels lowered until all its linear layers fit.
+
+    Args:
+        plan: with the layers that may be narrowed quantized.
+        layers: the model's linear layers.
+        found: see `divergences`.
+        budget: bytes for the linear layers.
+
+    Raises:
+        UserError: they do not fit at 4 bits.
+    """
+    infos = {info.path: info for info in layers}
+    chosen = {
+        path: dataclasses.replace(layer, weight_bits=WIDEST) if path in found else layer for path, layer in plan.items()
+    }
+
+    def size(path: str, bits: int) -> int:
+        return layer_cost(infos[path], dataclasses.replace(chosen[path], weight_bits=bits)).bytes
+
+    total = sum(layer_cost(info, chosen[info.path]).bytes for info in layers)
+    while total > budget:
+        steps = [
+            ((cost - costs[bits]) / (size(path, bits) - size(path, narrower)), path, narrower)
+            for path, costs in found.items()
+            for narrower, cost in costs.items()
+            if narrower < (bits := chosen[path].weight_bits)
+        ]
+        if not steps:
+            least = (total - budget) / 1e6
+            raise UserError(f"budget_mb is {least:.3f} MB less than the model takes at 4 bits; raise it.")
+        _, path, bits = min(steps)
+        total -= size(path, chosen[path].weight_bits) - size(path, bits)
+        chosen[path] = dataclasses.replace(chosen[path], weight_bits=bits)
+    return chosen
