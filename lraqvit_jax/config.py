@@ -13,8 +13,7 @@ UNITS = ("params", "macs", "bytes", "latency")
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
 RUN = {
     "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`: svd, asvd, whitened, aafm, rrr, kfac
-    "branch": "wr",  # wr | zero | random | small_random; none trains one pair; wide, residual: see anneal
-    "anneal": 0.7,  # share of the steps in which the gates close on what the pair cannot hold
+    "branch": "wr",  # wr | zero | random | small_random; none trains one pair
     "train_base": True,  # False freezes u and v and trains the branch alone
     "alpha": 1.0,  # weight of the cross-entropy
     "beta": 1.0,  # weight of the block distillation
@@ -81,8 +80,6 @@ def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:
             "whitened_kd": run(decomposition="whitened", branch="none", **kd),
             "kfac_kd": run(decomposition="kfac", branch="none", **kd),
             "rb_lra_kd": run(decomposition="kfac", branch="zero", **kd),
-            "wide_kd": run(decomposition="kfac", branch="wide", **kd),
-            "residual_kd": run(decomposition="kfac", branch="residual", **kd),
             "pela": run(branch="none", alpha=1.0, beta=1.0, bound=1.0, learning_rate=learning_rate),
             "aafm_gfm": run(
                 decomposition="aafm", branch="none", alpha=0.0, last_block=True, learning_rate=learning_rate
@@ -258,8 +255,6 @@ def check(config: Mapping[str, Any]) -> None:
 
 def _check_runs(runs: Mapping[str, Any]) -> None:
     for name, fields in runs.items():
-        if not 0 < fields["anneal"] <= 1:
-            raise UserError(f"runs.{name}.anneal is {fields['anneal']}; it is a share of the steps, in (0, 1].")
         if not fields["temperature"] > 0:
             raise UserError(f"runs.{name}.temperature is {fields['temperature']}; give a number above 0.")
 

@@ -1,4 +1,4 @@
-"""The one linear layer, in its forms: dense, low_rank, reparam, wide and residual for training, quantized.
+"""The one linear layer, in its forms: dense, low_rank, reparam for training, quantized.
 
 Which form a layer has is data: `Linear` looks its own path up in the plan. A model never asks. Parameters by form,
 for a kernel of shape (m, n) = (in, out) and rank r:
@@ -6,10 +6,6 @@ for a kernel of shape (m, n) = (in, out) and rank r:
     dense      kernel (m, n)
     low_rank   u (m, r), v (r, n)                      y = (x @ u) @ v + b                         Eq. 2-3
     reparam    u, v, and the branch du (m, r), dv (r, n)   y = (x @ (u + du)) @ (v + dv) + b       Eq. 4-6
-    wide       u, v, and e further directions du (m, e), dv (e, n) behind gates (e,)
-                                                       y = (x @ u) @ v + ((x @ du) * gate) @ dv + b
-    residual   u, v, and what they leave out, residual (m, n) behind a gate ()
-                                                       y = (x @ u) @ v + gate * (x @ residual) + b
     quantized  kernel, or u and v, as {qvalue, scale} (`quant.qarray`), with the input scales `x_scale`
                (and `z_scale` between u and v) where they are static, the centres `x_center` and
                `z_center` where they are asymmetric too, and `smooth` (m,) where the input is divided
@@ -30,7 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from lraqvit_jax.plan import DENSE, LayerPlan, extra, packed_rows
+from lraqvit_jax.plan import DENSE, LayerPlan, packed_rows
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import fake_codes
 
@@ -68,18 +64,6 @@ def low_rank(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"
 def reparam(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"]:
     """Eq. 4-6: the branch is added to the factors, so that training multiplies twice and not four times."""
     return low_rank({"u": params["u"] + params["du"], "v": params["v"] + params["dv"]}, x)
-
-
-def wide(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"]:
-    """The pair and, while their gates are open, further directions."""
-    further = (x @ params["du"].astype(x.dtype)) * params["gate"].astype(x.dtype)
-    return low_rank(params, x) + further @ params["dv"].astype(x.dtype)
-
-
-def residual(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"]:
-    """The pair and, while the gate is open, the rest of the dense kernel."""
-    rest = x @ params["residual"].astype(x.dtype)
-    return low_rank(params, x) + params["gate"].astype(x.dtype) * rest
 
 
 class InputGrid(NamedTuple):
@@ -182,12 +166,6 @@ class Linear(nn.Module):
         init["v"] = init["u"]
         if layer.form == "reparam":
             shapes |= {f"d{name}": shape for name, shape in shapes.items()}
-        if layer.form == "wide":
-            more = extra(layer.rank, x.shape[-1], self.features)
-            shapes |= {"du": ((x.shape[-1], more), (self.axes[0], "rank")), "gate": ((more,), ("rank",))}
-            shapes |= {"dv": ((more, self.features), ("rank", self.axes[1]))}
-        if layer.form == "residual":
-            shapes |= {"residual": ((x.shape[-1], self.features), self.axes), "gate": ((), ())}
         params = {
             name: self._param(name, init.get(name, nn.initializers.zeros), shape, axes)
             for name, (shape, axes) in shapes.items()
@@ -197,9 +175,7 @@ class Linear(nn.Module):
         if layer.rank and self.is_mutable_collection("calibration"):
             first = (params["u"] + (params["du"] if layer.form == "reparam" else 0)).astype(rows.dtype)
             self._observe("z", (rows @ first).reshape(*x.shape[:-1], -1))
-        form = {"dense": dense, "low_rank": low_rank, "reparam": reparam, "wide": wide, "residual": residual}[
-            layer.form
-        ]
+        form = {"dense": dense, "low_rank": low_rank, "reparam": reparam}[layer.form]
         return form(params, rows).reshape(*x.shape[:-1], self.features)
 
     def _quantized(self, x: Array, layer: LayerPlan) -> Array:

@@ -13,9 +13,7 @@ from typing import Any
 
 from lraqvit_jax.errors import UserError, nearest
 
-FORMS = ("dense", "reparam", "wide", "residual", "low_rank", "quantized")
-TRAINING = ("reparam", "wide", "residual")
-"""Forms that `merge` turns into a pair."""
+FORMS = ("dense", "reparam", "low_rank", "quantized")
 BITS = (4, 6, 8)
 GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
 ATTENTION = ("float", "uniform", "log_sqrt2")
@@ -98,13 +96,8 @@ DENSE = LayerPlan()
 Plan = Mapping[str, LayerPlan]
 
 
-def extra(rank: int, features_in: int, features_out: int) -> int:
-    """Directions that a layer in the form "wide" trains beyond its rank: as many again, where the kernel has them."""
-    return min(rank, min(features_in, features_out) - rank)
-
-
 def low_rank(plan: Plan, form: str = "low_rank") -> dict[str, LayerPlan]:
-    """Returns the float plan with every planned pair in `form` ("low_rank" or one of TRAINING) and the rest dense."""
+    """Returns the float plan with every planned pair in `form` ("low_rank" or "reparam") and the rest dense."""
     return {path: LayerPlan(form=form, rank=layer.rank) if layer.rank else LayerPlan() for path, layer in plan.items()}
 
 
@@ -148,7 +141,7 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
         raise UserError(
             f"Layer {info.path!r} has attention {layer.attention!r}; only a quantized layer 'qkv' can have that."
         )
-    if layer.form in (*TRAINING, "low_rank") and not layer.rank:
+    if layer.form in ("reparam", "low_rank") and not layer.rank:
         raise UserError(f"Layer {info.path!r} has form {layer.form!r} but no rank; give one, or make it dense.")
     if layer.form == "dense" and layer.rank:
         raise UserError(f"Layer {info.path!r} is dense but has rank {layer.rank}; remove the rank or the form.")

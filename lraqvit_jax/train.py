@@ -55,32 +55,6 @@ def schedule(recipe: Recipe) -> optax.Schedule:
     )
 
 
-def gate(recipe: Recipe, anneal: float, step: Any) -> jax.Array:
-    """What of the gates is open after `step` updates: from 1 to 0 along half a cosine in the share `anneal` of all."""
-    done = jnp.minimum(1, step / max(1, int(anneal * recipe.steps)))
-    return jnp.where(done < 1, (1 + jnp.cos(jnp.pi * done)) / 2, 0)
-
-
-def gates(share: Any, shape: tuple[int, ...]) -> jax.Array:
-    """The gates of one layer: of a residual, () the share itself; of further directions, the last closes first."""
-    return jnp.clip(share * shape[0] - jnp.arange(shape[0]), 0, 1) if shape else jnp.asarray(share)
-
-
-def _close_gates(recipe: Recipe, anneal: float) -> optax.GradientTransformation:
-    """Moves parameters named "gate" along their schedule, whatever their gradient."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        share = gate(recipe, anneal, state.count + 1)
-        moved = jax.tree.map(lambda leaf: gates(share, leaf.shape).astype(leaf.dtype) - leaf, params)
-        return moved, optax.ScaleByScheduleState(state.count + 1)
-
-    def named(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "gate", params)
-
-    start = optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
-    return optax.masked(optax.GradientTransformation(lambda _: start, update), named)
-
-
 def _relative(ratio: float, chosen: Callable[[Any], Any]) -> optax.GradientTransformation:
     """Multiplies the update of each chosen parameter by `ratio` and by its own size."""
 
@@ -93,7 +67,6 @@ def _relative(ratio: float, chosen: Callable[[Any], Any]) -> optax.GradientTrans
 def optimizer(
     recipe: Recipe,
     frozen: Callable[[Any], Any] | None = None,
-    anneal: float = 0.0,
     relative: tuple[float, Callable[[Any], Any]] | None = None,
 ) -> optax.GradientTransformation:
     """Builds the optimizer.
@@ -101,7 +74,6 @@ def optimizer(
     Args:
         recipe: its constants.
         frozen: maps a parameter tree to a tree of bools; True stays as it is.
-        anneal: above 0, closes the gates; see `gate`.
         relative: `(ratio, chosen)`; where `chosen` of the parameter tree is True, a step is `ratio` times the learning
             rate times the parameter's own size.
     """
@@ -113,9 +85,8 @@ def optimizer(
         weight_decay=recipe.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim == 2, params),
     )
-    close = _close_gates(recipe, anneal) if anneal else optax.identity()
     scaled = _relative(*relative) if relative else optax.identity()
-    return optax.chain(keep, clip, adamw, scaled, keep, close)
+    return optax.chain(keep, clip, adamw, scaled, keep)
 
 
 def abstract_state(params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> State:

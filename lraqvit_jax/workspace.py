@@ -222,8 +222,8 @@ def _plan(
     else:
         plan = quantized(config, spec, ranks.make_plan(spec.layers, config["plan"]))
     plan_lib.check(plan, spec.layers)
-    if forms := sorted({layer.form for layer in plan.values()} & {*plan_lib.TRAINING}):
-        raise UserError(f"plan.json has a layer of form {forms[0]!r}, which is only a training form; write 'low_rank'.")
+    if any(layer.form == "reparam" for layer in plan.values()):
+        raise UserError("plan.json has a layer of form 'reparam', which is only a training form; write 'low_rank'.")
     factorized = directory / "checkpoints"
     for path in sorted(factorized.glob("*.start")):
         made = plan_lib.from_json(checkpoint.read_meta(path)["plan"])

@@ -70,14 +70,13 @@ def perturbation(student: Any, teacher: Any) -> Float[Array, ""]:
     """PELA's penalty (Guo et al. 2024) with its bound at 0: mean over pairs of `(max |u v - W|)²`, in float32.
 
     Args:
-        student: parameters; a branch (du, dv) counts with its factors, what is behind a gate does not.
+        student: parameters; a branch (du, dv) counts with its factors.
         teacher: parameters, W among them.
     """
     flat, kernels = tensors.flatten(student), tensors.flatten(teacher)
     worst = []
     for path in [name.removesuffix("/u") for name in flat if name.endswith("/u")]:
-        branch = {} if f"{path}/gate" in flat else flat
-        u, v = (flat[f"{path}/{name}"] + branch.get(f"{path}/d{name}", 0) for name in "uv")
+        u, v = (flat[f"{path}/{name}"] + flat.get(f"{path}/d{name}", 0) for name in "uv")
         worst.append(jnp.max(jnp.abs(u @ v - kernels[f"{path}/kernel"])))
     return jnp.mean(jnp.square(jnp.stack(worst)))
 

@@ -43,7 +43,6 @@ import safetensors.numpy
 
 from lraqvit_jax import checkpoint, metrics, models, trees
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.plan import TRAINING
 from lraqvit_jax.tensors import flatten
 
 FORMAT = "lraqvit_jax 1"
@@ -65,7 +64,7 @@ def tensors(artifact: checkpoint.Artifact) -> dict[str, np.ndarray]:
     named: dict[str, np.ndarray] = {}
     for path, layer in artifact.plan.items():
         weights = trees.get(params, path)
-        weights = reparam.merge(weights) if layer.form in TRAINING else weights
+        weights = reparam.merge(weights) if layer.form == "reparam" else weights
         named |= _linear(timm_name(path, swin), weights, pixels=path == "patch_embed")
     for path, value in flatten(params).items():
         if not any(path.startswith(f"{layer}/") for layer in artifact.plan):

@@ -80,28 +80,23 @@ def branch(
 def form(name: str) -> str:
     """The form that a run with this branch trains in.
 
-    "none" trains the plain pair, "wide" a pair of twice the rank that is cut back, "residual" the pair beside the rest
-    of the dense kernel on a gate that closes, and every initialization above the branch.
+    "none" trains the plain pair, and every initialization above the branch.
 
     Raises:
         UserError: unknown name.
     """
-    other = {"none": "low_rank", "wide": "wide", "residual": "residual"}
-    if name not in (*INITIALIZATIONS, *other):
-        raise UserError(f"There is no branch {name!r}; {nearest(name, (*INITIALIZATIONS, *other))}")
-    return other.get(name, "reparam")
+    if name not in (*INITIALIZATIONS, "none"):
+        raise UserError(f"There is no branch {name!r}; {nearest(name, (*INITIALIZATIONS, 'none'))}")
+    return "low_rank" if name == "none" else "reparam"
 
 
 def merge(params: Mapping[str, Array]) -> dict[str, Array]:
     """Eq. 6: `u + du` and `v + dv` replace all four. The sums are those the training forward makes: outputs are equal.
-    What is behind a gate goes; the gate must be closed.
 
     Args:
-        params: of one layer in a training form; what is not a factor (the bias) passes through.
+        params: of one layer with a branch; what is not a factor (the bias) passes through.
     """
-    merged = {name: value for name, value in params.items() if name not in ("du", "dv", "residual", "gate")}
-    if "gate" in params:
-        return merged
+    merged = {name: value for name, value in params.items() if name not in ("du", "dv")}
     return merged | {"u": params["u"] + params["du"], "v": params["v"] + params["dv"]}
 
 

@@ -1,4 +1,4 @@
-"""Stage distill: trains every run of the ladder. `RUN.start` -> `RUN.trained`, both in a training form."""
+"""Stage distill: trains every run of the ladder. `RUN.start` -> `RUN.trained`, plain pairs or with a branch."""
 
 from typing import Any
 
@@ -38,7 +38,6 @@ def run(ws: Workspace) -> None:
             bound=options["bound"],
             freeze_base=not options["train_base"],
             freeze=tuple(resampled),
-            anneal=options["anneal"] if options["branch"] in ("wide", "residual") else 0.0,
         )
         frozen = teacher_params if any(options[name] for name in ("beta", "gamma", "delta", "bound")) else None
         params, checkpoints = training.fit(ws, name, objective, recipe, student_params, frozen, size)

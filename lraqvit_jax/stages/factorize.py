@@ -40,16 +40,9 @@ def run(ws: Workspace) -> Workspace:
     params, plan = checkpoint.host(dense.params), plan_lib.low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
     names = {*missing, *(runs[name]["decomposition"] for name in wanted)}
-    wide = {runs[name]["decomposition"] for name in wanted if runs[name]["branch"] == "wide"}
     branches = {runs[name]["branch"] for name in wanted} & {*reparam.INITIALIZATIONS}
     spectrum = spectra.memo(ws.config["cache_dir"])
     found, drawn = pairs(ws, dense, ranks, names, spectrum, ws.moments)
-    infos = {info.path: info for info in ws.spec.layers}
-    further = {
-        path: rank + plan_lib.extra(rank, infos[path].features_in, infos[path].features_out)
-        for path, rank in ranks.items()
-    }
-    wider = pairs(ws, dense, further, wide, spectrum, ws.moments)[0] if wide else {}
 
     def branch(path: str) -> dict[str, dict[str, np.ndarray]]:
         kernel = trees.get(params, path)["kernel"]
@@ -72,10 +65,6 @@ def run(ws: Workspace) -> Workspace:
     for name in wanted:
         method, initialization = runs[name]["decomposition"], runs[name]["branch"]
         changes = {path: layer | started[path].get(initialization, {}) for path, layer in found[method].items()}
-        if initialization == "wide":
-            changes = {path: _split(layer, ranks[path]) for path, layer in wider[method].items()}
-        if initialization == "residual":
-            changes = {path: _with_residual(layer, trees.get(params, path)) for path, layer in changes.items()}
         ws.save(
             f"{name}.start",
             trees.replace(params, changes),
@@ -85,20 +74,6 @@ def run(ws: Workspace) -> Workspace:
             calibration=drawn,
         )
     return dataclasses.replace(ws, moments={})
-
-
-def _split(layer: Layer, rank: int) -> Layer:
-    """A wide pair as a pair of this rank, its leading directions, and the rest behind open gates."""
-    u, v = layer["u"], layer["v"]
-    parts = {"u": u[:, :rank], "v": v[:rank], "du": u[:, rank:], "dv": v[rank:]}
-    return layer | parts | {"gate": np.ones(len(v) - rank, np.float32)}
-
-
-def _with_residual(layer: Layer, dense: Layer) -> Layer:
-    """The pair beside what it leaves out, with the gate open and the dense bias: the outputs are the dense layer's."""
-    rest = np.asarray(dense["kernel"]) - layer["u"] @ layer["v"]
-    bias = {name: value for name, value in dense.items() if name == "bias"}
-    return layer | {"residual": rest, "gate": np.float32(1)} | bias
 
 
 def pairs(

@@ -17,7 +17,7 @@ def run(ws: Workspace) -> None:
             continue
         trained = ws.load(f"{name}.trained", "distill")
         plan = plan_lib.low_rank(ws.plan)
-        paths = [path for path, layer in trained.plan.items() if layer.form in plan_lib.TRAINING]
+        paths = [path for path, layer in trained.plan.items() if layer.form == "reparam"]
         params = trees.map_layers(reparam.merge, trained.params, paths)
         with sharding.use(ws.mesh):
             batches, _ = ws.calibration(min(64, ws.config["factorize"]["calibration_images"]))

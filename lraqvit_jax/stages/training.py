@@ -35,7 +35,6 @@ class Objective:
         label_smoothing: of the cross-entropy.
         freeze_base: keep the factors u and v of reparam layers, train their branches and all else.
         freeze: paths of further parameters to keep.
-        anneal: share of the steps in which the gates close; 0 where there are none.
         scale_ratio: above 0, by how much more than the learning rate the scales of quantized layers move, as a share of
             themselves.
     """
@@ -54,7 +53,6 @@ class Objective:
     label_smoothing: float = 0.0
     freeze_base: bool = False
     freeze: tuple[str, ...] = ()
-    anneal: float = 0.0
     scale_ratio: float = 0.0
 
 
@@ -69,7 +67,7 @@ class Compiled(NamedTuple):
 def kept(objective: Objective, params: Any) -> Any:
     """True at the parameters that are not trained."""
     flat = tensors.flatten(params)
-    keep = {path: path in objective.freeze or path.endswith("/residual") for path in flat}
+    keep = {path: path in objective.freeze for path in flat}
     if objective.freeze_base:
         for path in flat:
             where, _, name = path.rpartition("/")
@@ -85,9 +83,9 @@ def _scales(params: Any) -> Any:
 @functools.lru_cache(maxsize=16)
 def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
-    some = objective.freeze_base or objective.freeze or objective.anneal
+    some = objective.freeze_base or objective.freeze
     relative = (objective.scale_ratio, _scales) if objective.scale_ratio else None
-    tx = train.optimizer(recipe, functools.partial(kept, objective) if some else None, objective.anneal, relative)
+    tx = train.optimizer(recipe, functools.partial(kept, objective) if some else None, relative)
     state = train.abstract_state(abstract, tx, mesh)
     if objective.teacher is None:
         loss_fn = losses.supervised(objective.model, objective.label_smoothing)

@@ -84,8 +84,7 @@ def get_config():
     config = digits.get_config()
     config.runs = {
         "plain": base.run(decomposition="kfac", branch="none", weight_decay=0.0, learning_rate=1e-3),
-        "gated": base.run(decomposition="aafm", branch="residual"),
-        "twice": base.run(decomposition="kfac", branch="wide", delta=1.0),
+        "attentive": base.run(decomposition="aafm", branch="small_random", delta=1.0),
         "rb_lra_kd": base.run(decomposition="rrr", branch="zero"),
     }
     return config
@@ -99,12 +98,11 @@ def test_every_decomposition_and_training_form_goes_to_the_end(tmp_path):
     artifacts = tmp_path / "run" / "checkpoints"
     forms = {
         name: {layer["form"] for layer in checkpoint.read_meta(artifacts / f"{name}.trained")["plan"].values()}
-        for name in ("plain", "gated", "twice", "rb_lra_kd")
+        for name in ("plain", "attentive", "rb_lra_kd")
     }
     assert forms == {
         "plain": {"dense", "low_rank"},
-        "gated": {"dense", "residual"},
-        "twice": {"dense", "wide"},
+        "attentive": {"dense", "reparam"},
         "rb_lra_kd": {"dense", "reparam"},
     }
     for name in forms:

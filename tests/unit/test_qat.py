@@ -74,7 +74,7 @@ def test_a_few_steps_bring_the_model_nearer_to_its_teacher(rng, rate):
     keep = tensors.nest({path: not (rate or qat.learned_scale(path)) for path in flat})
     scales = tensors.nest({path: qat.learned_scale(path) for path in flat})
     recipe = train.Recipe(steps=40, learning_rate=rate or 1e-2)
-    tx = train.optimizer(recipe, lambda _: keep, 0.0, (1e-2 / recipe.learning_rate, lambda _: scales))
+    tx = train.optimizer(recipe, lambda _: keep, (1e-2 / recipe.learning_rate, lambda _: scales))
     model = small.model(result.plan, arithmetic="train")
 
     @jax.jit

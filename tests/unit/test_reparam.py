@@ -10,12 +10,10 @@ from lraqvit_jax import layers, plan, trees
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import reparam, svd
 from lraqvit_jax.lowrank.svd import Pair
-from lraqvit_jax.stages import training
-from lraqvit_jax.train import Recipe, gates, optimizer
 from tests.unit import small
 
 # k - r below, at and above r, tall and wide.
-SHAPES = {"u": (5, 2), "v": (2, 4), "residual": (5, 4)}
+SHAPES = {"u": (5, 2), "v": (2, 4)}
 CASES = [((20, 16), 12), ((20, 16), 8), ((20, 16), 5), ((7, 30), 3), ((7, 30), 6)]
 
 
@@ -184,80 +182,7 @@ def test_a_global_norm_clip_breaks_the_identity(rng):
         assert clipped(1e-2 * start) < 1e-5
 
 
-# --- a residual behind a gate ---
-
-
-def test_an_open_gate_gives_the_dense_layer_and_a_closed_one_the_pair(rng):
-    kernel = rng.standard_normal((12, 9)).astype(np.float32)
-    x = rng.standard_normal((7, 12)).astype(np.float32)
-    u, v = (factor.astype(np.float32) for factor in svd.decompose(kernel, 4))
-    params = {"u": u, "v": v, "residual": kernel - u @ v}
-    for gate, want in ((1.0, x @ kernel), (0.0, x @ u @ v), (0.25, 0.25 * x @ kernel + 0.75 * (x @ u @ v))):
-        got = layers.residual(params | {"gate": jnp.float32(gate)}, x)
-        np.testing.assert_allclose(got, want, atol=1e-5)
-
-
-def test_a_wide_layer_starts_as_the_pair_of_twice_the_rank_and_ends_as_the_pair(rng):
-    x, kernel = rng.standard_normal((7, 12)).astype(np.float32), rng.standard_normal((12, 9)).astype(np.float32)
-    double, single = svd.decompose(kernel, 8), svd.decompose(kernel, 4)
-    params = {"u": double.u[:, :4], "v": double.v[:4], "du": double.u[:, 4:], "dv": double.v[4:]}
-    for gate, want in ((np.ones(4), double), (np.zeros(4), single)):
-        got = layers.wide(params | {"gate": gate}, x)
-        np.testing.assert_allclose(got, x @ want.u @ want.v, atol=1e-5)
-    half = layers.wide(params | {"gate": np.array([1.0, 0.5, 0, 0])}, x)
-    five, six = (x @ pair.u @ pair.v for pair in (svd.decompose(kernel, 5), svd.decompose(kernel, 6)))
-    np.testing.assert_allclose(half, (five + six) / 2, atol=1e-5)
-    assert set(reparam.merge(params | {"gate": np.zeros(4), "bias": np.zeros(9)})) == {"u", "v", "bias"}
-
-
-@pytest.mark.parametrize(
-    ("rank", "shape", "want"), [(4, (12, 9), 4), (5, (12, 9), 4), (9, (12, 9), 0), (3, (3, 40), 0)]
-)
-def test_a_wide_layer_has_no_more_directions_than_its_kernel(rank, shape, want):
-    assert plan.extra(rank, *shape) == want
-
-
-def test_the_gates_of_further_directions_close_from_the_last():
-    shares = np.linspace(1, 0, 9)
-    rows = np.stack([gates(share, (4,)) for share in shares])
-    np.testing.assert_allclose(rows.sum(1), 4 * shares, atol=1e-6)
-    np.testing.assert_array_equal(rows[0], 1)
-    np.testing.assert_array_equal(rows[-1], 0)
-    assert np.all(np.diff(rows, axis=1) <= 0)
-    assert np.all(np.diff(rows, axis=0) <= 0)
-    assert gates(0.25, ()) == 0.25
-
-
-def test_gates_close_on_schedule_and_residuals_stay_whatever_the_gradient(rng):
-    recipe = Recipe(steps=10, learning_rate=0.1, weight_decay=0.5)
-    params = {
-        "fc": {name: jnp.asarray(rng.standard_normal(shape, np.float32)) for name, shape in SHAPES.items()},
-        "other": {"kernel": jnp.ones((3, 3))},
-    }
-    params["fc"]["gate"] = jnp.float32(1)
-    objective = training.Objective(small.model(), anneal=0.5)
-    tx = optimizer(recipe, lambda tree: training.kept(objective, tree), 0.5)
-    state, start, shares = tx.init(params), params, []
-    for _ in range(10):
-        gradients = jax.tree.map(lambda leaf: jnp.ones_like(leaf) * 3, params)
-        updates, state = tx.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
-        shares.append(float(params["fc"]["gate"]))
-    want = [(1 + np.cos(np.pi * step / 5)) / 2 for step in range(1, 6)] + [0] * 5
-    np.testing.assert_allclose(shares, want, atol=1e-6)
-    assert shares[4:] == [0] * 6
-    np.testing.assert_array_equal(params["fc"]["residual"], start["fc"]["residual"])
-    assert np.abs(params["fc"]["u"] - start["fc"]["u"]).min() > 0.1
-    merged = reparam.merge(params["fc"])
-    assert set(merged) == {"u", "v"}
-
-
 def test_an_unknown_branch_is_named_with_the_nearest():
-    assert [reparam.form(name) for name in ("none", "zero", "wide", "residual")] == [
-        "low_rank",
-        "reparam",
-        "wide",
-        "residual",
-    ]
-    with pytest.raises(UserError, match=r"'residuals'; did you mean 'residual'"):
-        reparam.form("residuals")
+    assert [reparam.form(name) for name in ("none", "zero", "wr")] == ["low_rank", "reparam", "reparam"]
+    with pytest.raises(UserError, match=r"'zeros'; did you mean 'zero'"):
+        reparam.form("zeros")
