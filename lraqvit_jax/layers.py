@@ -199,7 +199,7 @@ class Linear(nn.Module):
                 if layer.asymmetric:
                     center = self._param(f"{part}_center", nn.initializers.zeros, positions, names)
             elif arithmetic == "train":
-                clip = self._param(f"{part}_clip", nn.initializers.ones, (), ())
+                clip = jnp.minimum(1, self._param(f"{part}_clip", nn.initializers.ones, (), ()))
             grid = InputGrid(scale, center, smooth if part == "x" else None, clip)
             images = quantized_product(images, kernel, grid, layer, arithmetic)
         return images.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)

@@ -61,13 +61,34 @@ def test_a_finished_teacher_starts_another_run(tmp_path):
     assert len(meta["weights"]["sha256"]) == 64
 
 
-def test_layers_that_the_plan_leaves_in_float_stay_in_float(tmp_path):
+def test_what_quantizers_can_do_beside_rounding(tmp_path):
+    """One layer in float by the plan, fine-tuning, a budget in bytes, attention on integers, and a warning."""
     command.digits(tmp_path, *command.FAST, "--stages=evaluate")  # writes the plan, finds nothing to evaluate
     text = (tmp_path / "plan.json").read_text()
     before = '"head": {\n  "form": "quantized",\n  "rank": 0,\n  "bits": 8'
     assert before in text
     (tmp_path / "plan.json").write_text(text.replace(before, before.replace("quantized", "dense").replace("8", "0")))
-    command.digits(tmp_path, *command.FAST, "--stages=teacher,factorize,distill,merge,quantize", check=True)
-    int8 = checkpoint.load_artifact(tmp_path / "checkpoints" / "int8_wads").params
-    assert int8["head"]["kernel"].dtype == np.float32
-    assert int8["patch_embed"]["kernel"]["qvalue"].dtype == np.int8
+    methods = (
+        "--config.quant.methods.int8_naive.tuning_steps=3",
+        "--config.quant.methods.int8_naive.granularity=per_token_dynamic",
+        "--config.quant.methods.int8_per_token.attention=log_sqrt2",
+        "--config.quant.methods.int8_wads.budget_mb=0.03",
+        "--config.quant.calibration_images=4",
+    )
+    done = command.digits(
+        tmp_path, *command.FAST, *methods, "--stages=teacher,factorize,distill,merge,quantize,evaluate", check=True
+    )
+    assert "products see fewer tokens than they have channels" in done.stderr
+    names = ("int8_naive", "int8_per_token", "int8_wads")
+    tuned, attentive, narrow = (checkpoint.load_artifact(tmp_path / "checkpoints" / name) for name in names)
+    assert narrow.params["head"]["kernel"].dtype == np.float32
+    assert tuned.params["patch_embed"]["kernel"]["qvalue"].dtype == np.int8
+    qkv, fc1 = "blocks_0/attn/qkv", "blocks_0/mlp/fc1"
+    assert 0 < tuned.plan[fc1].clip <= 1
+    assert 0 < tuned.plan[fc1].clip_z <= 1
+    assert not (tmp_path / "checkpoints" / "int8_naive.training").exists()
+    assert (attentive.plan[qkv].attention, narrow.plan[qkv].attention) == ("log_sqrt2", "float")
+    assert {layer.weight_bits for layer in narrow.plan.values() if layer.form == "quantized"} > {4}
+    rows = command.rows(tmp_path)
+    assert rows["int8_wads"]["size_mb"] <= 0.03
+    assert all(rows[name]["top1"] > 15 for name in names)

@@ -13,6 +13,7 @@ from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant import between, gptq, minmax, mse, nearest, percentile, qarray, quantize, repq, ridge
 from lraqvit_jax.quant.fake_quant import fake_quant_input
 from lraqvit_jax.quant.quantize import Product, on_grid
+from lraqvit_jax.stages.quantize import degenerate
 from tests.unit import small
 from tests.unit.test_wads import as_float, unrounded
 
@@ -269,6 +270,17 @@ def test_the_spectrum_gives_white_or_orthonormal_rank_channels(rng, monkeypatch)
         z, v = turned.x.reshape(-1, 8), turned.kernel
         second = z.T @ z / len(z) if name == "channels" else v @ v.T
         np.testing.assert_allclose(second, np.eye(8), atol=1e-2)
+
+
+def test_calibration_inputs_that_say_too_little_are_named(rng):
+    x = rng.standard_normal((4, 5, 8)).astype(np.float32)
+    still = x.copy()
+    still[..., [2, 6]] = 0.5
+    assert degenerate({"a": {"x": x}}) == []
+    constant, few = degenerate({"a": {"x": x, "z": still}, "head": {"x": x[:, :1]}})
+    assert "2 input channels in 1 products are constant" in constant
+    assert "2 of 8 in a:z" in constant
+    assert "such as head:x with 4 for 8" in few
 
 
 @pytest.mark.parametrize(
