@@ -115,6 +115,9 @@ def make(
             method["rounding"],
         )
         rest = 4 * other_params(params, plan)
+        if method["method"] != "naive":  # What it may store to divide inputs by counts; `quantize` sets it as it is.
+            unfolded = [info.path for info in layers if plan[info.path].form == "quantized" and not info.norm]
+            plan |= {path: dataclasses.replace(plan[path], smoothed=True) for path in unfolded}
         plan = mixed.allocate(plan, layers, found, 1e6 * method["budget_mb"] - rest)
     made = quantize.quantize(params, plan, layers, source.seen, method)
     return tune(ws, made, method, name) if method["tuning_steps"] else made
