@@ -10,13 +10,15 @@ import itertools
 import pathlib
 import statistics as stats
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from lraqvit_jax import checkpoint, evaluate, models, sharding, workspace
+from lraqvit_jax import checkpoint, evaluate, metrics, models, sharding, workspace
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.bench.lowrank import Table
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.quant import quantize
+from lraqvit_jax.report import figures
 from lraqvit_jax.stages import quantize as stage
 from lraqvit_jax.stages import teacher
 from lraqvit_jax.stages.evaluate import other_params
@@ -57,8 +59,12 @@ def run(config: dict[str, Any], workdir: str) -> None:
                 made = stage.make(drawn, calibrated, plan, options, "-".join(map(str, (found.name, *cell[1:]))))
                 row = {"seconds": round(time.perf_counter() - started, 1), "errors": made.errors}
                 table.add(cell, _row(ws, found, made.params, made.plan) | row)
+                if made.alphas and seed == grid["seeds"][0]:
+                    _draw_surfaces(ws, cell, stage.surfaces(made.alphas, calibrated.seen))
     print(text(table.rows))
     print(f"\n{table.path}")
+    for path in _draw_errors(ws, table.rows):
+        print(path)
 
 
 def bits_of(width: str) -> dict[str, int]:
@@ -89,6 +95,29 @@ def text(rows: list[Row]) -> str:
         lines.append(f"{'MB':<22}" + "".join(f"{max(sizes[width]):>18.3f}" for width in widths))
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _draw_surfaces(ws: Workspace, cell: tuple, surfaces: Mapping[str, Any]) -> None:
+    """The paper's Fig. 3: the loudest of the scaled products before and after, activations-SOURCE-WIDTH-NAME.svg."""
+    worst = max((key for key in surfaces if key.endswith(":before")), key=lambda key: figures.loudest(surfaces[key]))
+    key = worst.removesuffix(":before")
+    drawn = figures.surfaces(surfaces[worst], surfaces[f"{key}:after"], f"{cell[0]}, {key}")
+    metrics.write_atomically(ws.directory / f"activations-{_file_name(*cell[:3])}.svg", drawn)
+
+
+def _draw_errors(ws: Workspace, rows: list[Row]) -> list[pathlib.Path]:
+    """The paper's Fig. 5: the error of every product by method, errors-SOURCE-WIDTH.svg for each model and width."""
+    paths = []
+    for source, width in dict.fromkeys((row["source"], row["width"]) for row in rows if "errors" in row):
+        mine = [row for row in rows if (row["source"], row["width"]) == (source, width)]
+        first = {row["name"]: row["errors"] for row in reversed(mine)}
+        paths.append(ws.directory / f"errors-{_file_name(source, width)}.svg")
+        metrics.write_atomically(paths[-1], figures.errors(dict(reversed(first.items()))))
+    return paths
+
+
+def _file_name(source: str, *rest: str) -> str:
+    return "-".join((pathlib.Path(source).name, *rest))
 
 
 def _load(ws: Workspace, source: str) -> checkpoint.Artifact:

@@ -157,6 +157,12 @@ def surfaces(
     return svg("surfaces", draw, (9, 3))
 
 
+def loudest(surface: Float[np.ndarray, "tokens channels"]) -> float:
+    """The loudest channel over the median one."""
+    channels = surface.max(axis=0)
+    return float(channels.max() / max(np.median(channels), TINY)) or 1.0
+
+
 def outliers(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Loudest over median channel of every scaled product, before and after."""
     keys = sorted(before, key=lambda key: -before[key])

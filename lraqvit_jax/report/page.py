@@ -76,7 +76,7 @@ def activations(
     drawn = []
     keys = [key.removesuffix(":before") for key in surfaces if key.endswith(":before")]
     if keys:
-        ratio = {end: {key: _loudest(surfaces[f"{key}:{end}"]) for key in keys} for end in ("before", "after")}
+        ratio = {end: {key: figures.loudest(surfaces[f"{key}:{end}"]) for key in keys} for end in ("before", "after")}
         worst = max(keys, key=lambda key: ratio["before"][key])
         pair = surfaces[f"{worst}:before"], surfaces[f"{worst}:after"]
         label = f"Activations of {worst} by token and channel, before and after scaling"
@@ -92,11 +92,6 @@ def activations(
         "WADS divides the loud channels and multiplies the weights by the same vector."
     )
     return Section(title, text, drawn)
-
-
-def _loudest(surface: Float[np.ndarray, "tokens channels"]) -> float:
-    channels = surface.max(axis=0)
-    return float(channels.max() / max(np.median(channels), figures.TINY)) or 1.0
 
 
 def _figure(svg: str, label: str, caption: str) -> FigureBlock:

@@ -181,14 +181,19 @@ def tune(ws: Workspace, made: quantize.Quantized, method: Mapping[str, Any], nam
     return made._replace(params=finished, plan=plan)
 
 
-def _save_surfaces(ws: Workspace, name: str, alphas: Mapping[str, Any], seen: Seen) -> None:
-    """Largest |x| and |x / alpha| by token and channel of every smoothed product: report/activations-NAME.npz."""
-    surfaces = {}
+def surfaces(alphas: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+    """Largest |x| and |x / alpha| by token and channel of every smoothed product, "KEY:before" and "KEY:after"."""
+    found = {}
     for key, alpha in alphas.items():
         path, _, part = key.rpartition(":")
-        surfaces[f"{key}:before"] = np.abs(seen[path][part]).max(axis=0)
-        surfaces[f"{key}:after"] = surfaces[f"{key}:before"] / alpha
-    if surfaces:
+        found[f"{key}:before"] = np.abs(seen[path][part]).max(axis=0)
+        found[f"{key}:after"] = found[f"{key}:before"] / alpha
+    return found
+
+
+def _save_surfaces(ws: Workspace, name: str, alphas: Mapping[str, Any], seen: Seen) -> None:
+    """Writes `surfaces` to report/activations-NAME.npz."""
+    if found := surfaces(alphas, seen):
         folder = ws.directory / "report"
         folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"activations-{name}.npz", **surfaces)
+        np.savez_compressed(folder / f"activations-{name}.npz", **found)

@@ -94,7 +94,13 @@ def get_config():
     config = digits.get_config()
     config.quant_grid.methods = {
         "naive": base.quantizer(granularity="per_tensor"),
-        "ours": base.quantizer(granularity="per_token_dynamic", asymmetric=True, rounding="ridge", between="hadamard"),
+        "ours": base.quantizer(
+            method="smoothquant",
+            granularity="per_token_dynamic",
+            asymmetric=True,
+            rounding="ridge",
+            between="hadamard",
+        ),
     }
     return config
 """
@@ -113,6 +119,10 @@ def test_quantizers_in_a_grid_of_models_widths_and_draws(tmp_path):
     assert first.stdout.count(" seed 0: top-1") == 6
     assert " seed 0: top-1" not in again.stdout
     assert again.stdout.count("difference") == 2
+    for source in ("dense", "lra_whitened"):
+        drawn = (workdir / f"errors-{source}-w4a8.svg").read_text()
+        assert all(name in drawn for name in ("naive", "ours", "0/mlp/fc1:x"))
+        assert "before: largest" in (workdir / f"activations-{source}-w4a8-ours.svg").read_text()
     by = {(row["source"], row["name"]): row for row in rows}
     piped = command.rows(workdir)
     for source in ("dense", "lra_whitened"):

@@ -97,7 +97,7 @@ def test_a_model_with_integer_attention_is_close_to_the_one_without(rng, name):
         one = {info.path: LayerPlan() for info in spec.layers}
         one |= {path: LayerPlan("dense", 0, bits, attention=kind) for path in one if path.endswith("/qkv")}
         model = models.create(name, num_classes=10, image_size=8, plan=one)
-        return np.asarray(model.apply({"params": values}, images))
+        return np.asarray(jax.jit(model.apply)({"params": values}, images))
 
     exact = logits(8, "float")
     errors = [np.linalg.norm(logits(bits, "uniform") - exact) / np.linalg.norm(exact) for bits in (8, 4)]
@@ -124,7 +124,7 @@ def test_a_whole_integer_model_runs_as_its_twin_says(rng):
         for path, layer in result.plan.items()
     }
     integer, fake = (
-        np.asarray(small.model(integer_plan, arithmetic=kind).apply({"params": result.params}, batch))
+        np.asarray(jax.jit(small.model(integer_plan, arithmetic=kind).apply)({"params": result.params}, batch))
         for kind in ("integer", "fake")
     )
     np.testing.assert_allclose(integer, fake, atol=1e-4 * np.abs(fake).max())
