@@ -20,8 +20,9 @@ With sums over integers exact and rounding to nearest, ties to even, such a matr
     y = (q @ weight.T) * input_scale * weight_scale.T + input_center * (weight * weight_scale).sum(1) + bias
 
 where a missing input_smooth is 1, a missing bias or input_center 0, and a missing input_scale, for each token,
-`clip * max|x / input_smooth| / 127` with the plan's `clip` (a token of zeros has q = 0). Where the plan says asymmetric
-without a stored centre, it is the middle of the token's range, rounded to a whole multiple of the scale.
+`clip * max|x / input_smooth| / 127` with the plan's `clip`, for X.1 its `clip_z` where that is not 0 (a token of zeros
+has q = 0). Where the plan says asymmetric without a stored centre, it is the middle of the token's range, rounded to a
+whole multiple of the scale. What the plan's `attention` says of a layer qkv is in `lraqvit_jax/quant/attention.py`.
 
 What reads pixels is a convolution, as in timm: patch_embed.proj.weight is (n, 3, p, p) and its input_smooth goes by the
 same (3, p, p); but where it is packed both go by (p, p, 3). timm's DeiT-III gives the class token no position:
