@@ -114,7 +114,6 @@ QUANTIZERS = {
         **METHOD,
         "granularity": "per_token_dynamic",
         "asymmetric": True,
-        "calibration": "mse",
         "rounding": "ridge",
         "between": "spectrum",
     },
@@ -196,6 +195,7 @@ def default() -> ConfigDict:
                 "sources": ("dense",),  # float artefacts: names in WORKDIR/checkpoints, or paths
                 "widths": ("w8a8",),  # bits of kernels and of activations
                 "methods": {**QUANTIZERS},
+                "only": (),  # names of methods; () is all
                 "seeds": (0, 1, 2),  # of the calibration draw
             },
             "export": {"artifacts": ("rb_lra_kd", "int8_wads"), "platforms": ("cpu", "cuda", "tpu")},

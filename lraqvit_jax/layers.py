@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from lraqvit_jax.plan import DENSE, LayerPlan, packed_rows
 from lraqvit_jax.quant import qarray
-from lraqvit_jax.quant.fake_quant import fake_codes
+from lraqvit_jax.quant.fake_quant import codes_of, fake_codes
 
 Params = Mapping[str, Array]
 
@@ -120,7 +120,7 @@ def quantized_product(
         smooth_scale = scale if smooth is None else scale * smooth
         middle = center if center is None or smooth is None else center * smooth
     shifted = x if middle is None else x - middle
-    rounded = (qarray.codes if arithmetic == "integer" else fake_codes)(shifted, smooth_scale, layer.bits)
+    rounded = codes_of(arithmetic)(shifted, smooth_scale, layer.bits)
     dot = qarray.integer_dot if arithmetic == "integer" else qarray.float_dot
     rows = rounded.reshape(-1, m)
     if layer.group:

@@ -16,7 +16,7 @@ from typing import Any
 from lraqvit_jax import checkpoint, evaluate, metrics, models, sharding, workspace
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.bench.lowrank import Table
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.report import figures
 from lraqvit_jax.stages import quantize as stage
@@ -37,7 +37,11 @@ def run(config: dict[str, Any], workdir: str) -> None:
     ws = workspace.open_workspace(config, workdir)
     grid = ws.config["quant_grid"]
     widths = {name: bits_of(name) for name in grid["widths"]}
-    for options in grid["methods"].values():
+    for name in grid["only"]:
+        if name not in grid["methods"]:
+            raise UserError(f"quant_grid.only has {name!r}, which is no method; {nearest(name, grid['methods'])}")
+    methods = {name: grid["methods"][name] for name in grid["only"] or grid["methods"]}
+    for options in methods.values():
         quantize.check(options)
     teacher.run(ws)
     table = Table(ws.directory / "quant.json", KEYS)
@@ -46,7 +50,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
         if not table.has((source, "float", "float", 0)):
             table.add((source, "float", "float", 0), _row(ws, found, found.params, found.plan))
         for seed in grid["seeds"]:
-            cells = [(source, width, name, seed) for width, name in itertools.product(widths, grid["methods"])]
+            cells = [(source, width, name, seed) for width, name in itertools.product(widths, methods)]
             cells = [cell for cell in cells if not table.has(cell)]
             if not cells:
                 continue
@@ -54,7 +58,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
             calibrated = stage.calibrated(drawn, found)
             plan = workspace.quantized(ws.config, ws.spec, found.plan)
             for cell in cells:
-                options = {**grid["methods"][cell[2]], **widths[cell[1]]}
+                options = {**methods[cell[2]], **widths[cell[1]]}
                 started = time.perf_counter()
                 made = stage.make(drawn, calibrated, plan, options, "-".join(map(str, (found.name, *cell[1:]))))
                 row = {"seconds": round(time.perf_counter() - started, 1), "errors": made.errors}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant import qarray
-from lraqvit_jax.quant.fake_quant import fake_codes
+from lraqvit_jax.quant.fake_quant import codes_of
 from lraqvit_jax.quant.qarray import SMALLEST
 
 
@@ -50,7 +50,7 @@ def mix(
         mixed = jnp.einsum("...hqk,...khd->...qhd", log_sqrt2(weights, layer.bits), codes)
         return mixed * scale
     unit, center = qarray.input_center(weights, "per_token_dynamic", 1.0, layer.bits)
-    rounded = (qarray.codes if arithmetic == "integer" else fake_codes)(weights - center, unit, layer.bits)
+    rounded = codes_of(arithmetic)(weights - center, unit, layer.bits)
     total = _einsum("...hqk,...khd->...qhd", rounded, codes, arithmetic)
     unit, center = (jnp.swapaxes(one, -2, -3) for one in (unit, center))
     return (total * unit + center * jnp.sum(codes, -3, keepdims=True)) * scale
@@ -68,8 +68,7 @@ def _codes(values: tuple[Array, ...], axis: int, bits: int, arithmetic: str) -> 
     """Integers in float and scales, one for all entries along `axis`."""
     values = tuple(value.astype(jnp.float32) for value in values)
     scales = [qarray.max_scale(value, axis, bits) for value in values]
-    rounded = qarray.codes if arithmetic == "integer" else fake_codes
-    return [rounded(value, scale, bits) for value, scale in zip(values, scales, strict=True)], scales
+    return [codes_of(arithmetic)(value, scale, bits) for value, scale in zip(values, scales, strict=True)], scales
 
 
 def _einsum(how: str, x: Array, y: Array, arithmetic: str) -> Array:

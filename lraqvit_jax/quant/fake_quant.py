@@ -1,5 +1,7 @@
 """Straight-through fake quantization with a clipping range (LSQ gradient)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,6 +20,11 @@ def fake_codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8
     """The grid integers of x, differentiable: `round_ste(clip(x / scale, -qmax, qmax))`."""
     limit = qmax(bits)
     return round_ste(jnp.clip(x.astype(jnp.float32) * (1 / scale), -limit, limit))
+
+
+def codes_of(arithmetic: str) -> Callable[..., Float[Array, "..."]]:
+    """What rounds activations to the grid: `qarray.codes` on integers, else its differentiable twin `fake_codes`."""
+    return qarray.codes if arithmetic == "integer" else fake_codes
 
 
 def fake_quant(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:

@@ -137,6 +137,7 @@ def test_a_width_or_a_model_that_is_none_is_named(tmp_path):
     for grid, says in (
         ("--config.quant_grid.widths=('w3a8',)", "quant_grid.widths has 'w3a8'"),
         ("--config.quant_grid.sources=('none',)", "There is no whole artefact"),
+        ("--config.quant_grid.only=('mine',)", "quant_grid.only has 'mine', which is no method"),
     ):
         found = bench("quant", *fields, grid)
         assert found.returncode == 2
