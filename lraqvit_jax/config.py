@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from lraqvit_jax.errors import UserError, nearest
 
 STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
+TARGETS = ("avx2", "vnni", "arm")
+"""Processors whose integer kernels an ONNX file suits; see `export.onnx`."""
 UNITS = ("params", "macs", "bytes", "latency")
 
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
@@ -198,7 +200,11 @@ def default() -> ConfigDict:
                 "only": (),  # names of methods; () is all
                 "seeds": (0, 1, 2),  # of the calibration draw
             },
-            "export": {"artifacts": ("rb_lra_kd", "int8_wads"), "platforms": ("cpu", "cuda", "tpu")},
+            "export": {
+                "artifacts": ("rb_lra_kd", "int8_wads"),
+                "platforms": ("cpu", "cuda", "tpu"),  # of the StableHLO files
+                "onnx_target": "avx2",  # whose integer kernels the ONNX files suit: avx2, right everywhere | vnni | arm
+            },
         }
     )
 
@@ -248,6 +254,9 @@ def check(config: Mapping[str, Any]) -> None:
     if config["plan"]["unit"] == "latency" and not config["plan"]["latency"]:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
     _check_runs(config["runs"])
+    if config["export"]["onnx_target"] not in TARGETS:
+        target = config["export"]["onnx_target"]
+        raise UserError(f"export.onnx_target is {target!r}; {nearest(target, TARGETS)}")
     for field in ("train", "eval"):
         if not config["data"][field]:
             raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")

@@ -9,7 +9,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Float
 
 from lraqvit_jax import metrics
 
@@ -40,12 +39,3 @@ def export(
 def load(path: pathlib.Path) -> Any:
     """Reads a file back as a function from images to logits. This is all that a user needs."""
     return jax.export.deserialize(bytearray(path.read_bytes())).call
-
-
-def difference(
-    path: pathlib.Path, model: nn.Module, params: Any, images: Float[np.ndarray, "batch size size 3"]
-) -> tuple[float, float]:
-    """Compares a file with its model: share of equal top-1 answers, largest logit difference over the largest logit."""
-    got = np.asarray(load(path)(images))
-    want = np.asarray(jax.jit(model.apply)({"params": params}, images))
-    return float(np.mean(got.argmax(-1) == want.argmax(-1))), float(np.abs(got - want).max() / np.abs(want).max())

@@ -1,4 +1,4 @@
-"""Stage export: StableHLO files, each compared with its model on real images, and safetensors files for PyTorch.
+"""Stage export: StableHLO and ONNX files, each compared with its model on real images, and safetensors for PyTorch.
 
 Writes `export/`.
 """
@@ -7,10 +7,11 @@ import json
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from lraqvit_jax import checkpoint, metrics
 from lraqvit_jax.errors import UserError
-from lraqvit_jax.export import safetensors, stablehlo
+from lraqvit_jax.export import onnx, safetensors, stablehlo
 from lraqvit_jax.workspace import Workspace
 
 IMAGES = 200
@@ -23,33 +24,52 @@ def run(ws: Workspace) -> None:
     batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))))
     images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
     for name in options["artifacts"]:
-        if all((folder / f"{name}.{suffix}").exists() for suffix in ("json", "safetensors")):
+        if (folder / f"{name}.json").exists() and "onnx_target" in json.loads((folder / f"{name}.json").read_text()):
             continue
         if not ws.has(name):
             raise UserError(
                 f"export.artifacts names {name!r}, which {ws.directory} does not have; run its stage first."
             )
         found = checkpoint.load_artifact(ws.path(name))
-        path, tensors = folder / f"{name}.stablehlo", folder / f"{name}.safetensors"
-        stablehlo.export(found.model, found.params, found.preprocess.size, options["platforms"], path)
-        safetensors.save(found, tensors)
-        agreement, difference = stablehlo.difference(path, found.model, found.params, images)
+        made = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
+        stablehlo.export(found.model, found.params, found.preprocess.size, options["platforms"], made["stablehlo"])
+        if reason := onnx.obstacle(found.plan):
+            print(f"no {made.pop('onnx').name}: {name} {reason}", flush=True)
+        else:
+            onnx.export(found, made["onnx"], options["onnx_target"])
+        safetensors.save(found, made["safetensors"])
+        want = np.asarray(jax.jit(found.model.apply)({"params": found.params}, images))
+        loads = {"stablehlo": stablehlo.load, "onnx": onnx.load}
+        runs = {suffix: loads[suffix](path) for suffix, path in made.items() if suffix in loads}
+        parity = {suffix: _parity(np.asarray(run(images)), want) for suffix, run in runs.items()}
         card = {
             "name": name,
             "input": ["batch", found.preprocess.size, found.preprocess.size, 3],
             "preprocess": found.preprocess.to_json(),
             "class_names": ws.class_names,
             "platforms": list(options["platforms"]),
-            "bytes": path.stat().st_size,
-            "safetensors_bytes": tensors.stat().st_size,
+            "onnx_target": options["onnx_target"],
+            "bytes": {suffix: path.stat().st_size for suffix, path in made.items()},
             "checked_images": len(images),
-            "top1_agreement": agreement,
-            "max_relative_difference": difference,
+            "parity": parity,
         }
         metrics.write_atomically(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
-        print(
-            f"export/{name}.stablehlo: {card['bytes'] / 1e6:.3f} MB, top-1 equal to the model's on "
-            f"{agreement:.1%} of {len(images)} images, logits within {difference:.1e}; "
-            f"{name}.safetensors: {card['safetensors_bytes'] / 1e6:.3f} MB",
-            flush=True,
-        )
+        for suffix, path in made.items():
+            said = f"export/{path.name}: {card['bytes'][suffix] / 1e6:.3f} MB"
+            if check := parity.get(suffix):
+                said += (
+                    f", top-1 equal to the model's on {check['top1_agreement']:.1%} of {len(images)} images, "
+                    f"logits within {check['max_relative_difference']:.1e}, "
+                    f"{check['mean_relative_difference']:.1e} on average"
+                )
+            print(said, flush=True)
+
+
+def _parity(got: Float[np.ndarray, "images classes"], want: Float[np.ndarray, "images classes"]) -> dict[str, float]:
+    """Share of equal answers; largest and mean difference of the logits over the largest logit."""
+    difference = np.abs(got - want) / np.abs(want).max()
+    return {
+        "top1_agreement": float(np.mean(got.argmax(-1) == want.argmax(-1))),
+        "max_relative_difference": float(difference.max()),
+        "mean_relative_difference": float(difference.mean()),
+    }

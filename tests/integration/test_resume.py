@@ -113,6 +113,10 @@ def test_stages_one_at_a_time_equal_one_run(tmp_path, quiet):
     assert list(command.rows(parts)) == list(command.rows(quiet))
     assert (parts / "export" / "int8_wads.stablehlo").exists()
     assert (parts / "export" / "int8_wads.safetensors").exists()
+    parity = json.loads((parts / "export" / "int8_wads.json").read_text())["parity"]
+    assert parity["stablehlo"]["max_relative_difference"] < 1e-6
+    assert parity["onnx"]["top1_agreement"] > 0.98
+    assert parity["onnx"]["mean_relative_difference"] < 0.01
     assert (parts / "report.html").exists()
 
 
