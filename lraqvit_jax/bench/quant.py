@@ -10,7 +10,7 @@ import itertools
 import pathlib
 import statistics as stats
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lraqvit_jax import checkpoint, evaluate, metrics, models, sharding, workspace
@@ -24,6 +24,11 @@ from lraqvit_jax.stages import teacher
 from lraqvit_jax.stages.evaluate import other_params
 from lraqvit_jax.workspace import Workspace
 
+COLUMNS: tuple[tuple[str, str, Callable[[Mapping[str, Any], Mapping[str, Any]], float]], ...] = (
+    ("difference", "+.2f", lambda row, whole: row["top1"] - whole["top1"]),
+    ("KL of the logits", " .4f", lambda row, whole: row["kl"]),
+)
+"""What the table shows of a row, and of that of the float model; how to write it."""
 KEYS = ("source", "width", "name", "seed")
 Row = dict[str, Any]
 
@@ -49,11 +54,13 @@ def run(config: dict[str, Any], workdir: str) -> None:
         found = _load(ws, source)
         if not table.has((source, "float", "float", 0)):
             table.add((source, "float", "float", 0), _row(ws, found, found.params, found.plan))
+        wanted: list[Any] = []
         for seed in grid["seeds"]:
             cells = [(source, width, name, seed) for width, name in itertools.product(widths, methods)]
             cells = [cell for cell in cells if not table.has(cell)]
             if not cells:
                 continue
+            wanted = wanted or _logits(ws, found)
             drawn = dataclasses.replace(ws, config={**ws.config, "seed": seed})
             calibrated = stage.calibrated(drawn, found)
             plan = workspace.quantized(ws.config, ws.spec, found.plan)
@@ -62,7 +69,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
                 started = time.perf_counter()
                 made = stage.make(drawn, calibrated, plan, options, "-".join(map(str, (found.name, *cell[1:]))))
                 row = {"seconds": round(time.perf_counter() - started, 1), "errors": made.errors}
-                table.add(cell, _row(ws, found, made.params, made.plan) | row)
+                table.add(cell, _row(ws, found, made.params, made.plan, wanted) | row)
                 if made.alphas and seed == grid["seeds"][0]:
                     _draw_surfaces(ws, cell, stage.surfaces(made.alphas, calibrated.seen))
     print(text(table.rows))
@@ -80,21 +87,24 @@ def bits_of(width: str) -> dict[str, int]:
 
 
 def text(rows: list[Row]) -> str:
-    """Top-1 against the float model by method and width, mean and standard deviation over draws; megabytes."""
+    """By method and width, mean and standard deviation over draws: top-1 against the float model, and the divergence
+    of the logits from its, which tells apart what accuracies on few images cannot. Megabytes."""
     lines = []
     for source in dict.fromkeys(row["source"] for row in rows):
         mine = [row for row in rows if row["source"] == source]
         whole = next(row for row in mine if row["width"] == "float")
         widths = list(dict.fromkeys(row["width"] for row in mine if row["width"] != "float"))
         lines += [f"{source}: top-1 {whole['top1']:.2f} on {whole['n_images']:,} images, {whole['size_mb']:.2f} MB", ""]
-        lines.append(f"{'difference':<22}" + "".join(f"{width:>18}" for width in widths))
-        for name in dict.fromkeys(row["name"] for row in mine if row["width"] != "float"):
-            line = f"{name:<22}"
-            for width in widths:
-                top1 = [row["top1"] - whole["top1"] for row in mine if (row["width"], row["name"]) == (width, name)]
-                spread = f" +- {stats.stdev(top1):.2f}" if len(top1) > 1 else ""
-                line += f"{stats.fmean(top1):+.2f}{spread}".rjust(18) if top1 else " " * 18
-            lines.append(line.rstrip())
+        for title, style, of in COLUMNS:
+            lines.append(f"{title:<22}" + "".join(f"{width:>18}" for width in widths))
+            for name in dict.fromkeys(row["name"] for row in mine if row["width"] != "float"):
+                line = f"{name:<22}"
+                for width in widths:
+                    found = [of(row, whole) for row in mine if (row["width"], row["name"]) == (width, name)]
+                    spread = f" +- {stats.stdev(found):{style[1:]}}" if len(found) > 1 else ""
+                    line += f"{stats.fmean(found):{style}}{spread}".rjust(18) if found else " " * 18
+                lines.append(line.rstrip())
+            lines.append("")
         sizes = {width: [row["size_mb"] for row in mine if row["width"] == width] for width in widths}
         lines.append(f"{'MB':<22}" + "".join(f"{max(sizes[width]):>18.3f}" for width in widths))
         lines.append("")
@@ -135,7 +145,16 @@ def _load(ws: Workspace, source: str) -> checkpoint.Artifact:
     return found
 
 
-def _row(ws: Workspace, found: checkpoint.Artifact, params: Any, plan: plan_lib.Plan) -> Row:
+def _logits(ws: Workspace, found: checkpoint.Artifact) -> list[Any]:
+    size = ws.config["eval_batch_size"]
+    return evaluate.logits(
+        found.model, found.params, ws.source("eval"), found.preprocess, batch_size=size, mesh=ws.mesh
+    )
+
+
+def _row(
+    ws: Workspace, found: checkpoint.Artifact, params: Any, plan: plan_lib.Plan, wanted: Sequence[Any] = ()
+) -> Row:
     model = models.create(
         ws.model, num_classes=ws.num_classes, image_size=found.preprocess.size, plan=plan, arithmetic="fake"
     )
@@ -147,6 +166,7 @@ def _row(ws: Workspace, found: checkpoint.Artifact, params: Any, plan: plan_lib.
         found.preprocess,
         batch_size=ws.config["eval_batch_size"],
         mesh=ws.mesh,
+        other=wanted,
     )
     cost = plan_lib.total_cost(plan, ws.spec.layers)
     rest = other_params(found.params, found.plan)
@@ -157,4 +177,4 @@ def _row(ws: Workspace, found: checkpoint.Artifact, params: Any, plan: plan_lib.
         "top1": score.top1,
         "top5": score.top5,
         "n_images": score.images,
-    }
+    } | ({"kl": score.kl, "agreement": score.agreement} if wanted else {})

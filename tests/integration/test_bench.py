@@ -118,7 +118,7 @@ def test_quantizers_in_a_grid_of_models_widths_and_draws(tmp_path):
     assert len(rows) == 2 * (1 + 2)
     assert first.stdout.count(" seed 0: top-1") == 6
     assert " seed 0: top-1" not in again.stdout
-    assert again.stdout.count("difference") == 2
+    assert again.stdout.count("difference") == again.stdout.count("KL of the logits") == 2
     for source in ("dense", "lra_whitened"):
         drawn = (workdir / f"errors-{source}-w4a8.svg").read_text()
         assert all(name in drawn for name in ("naive", "ours", "0/mlp/fc1:x"))
@@ -130,6 +130,8 @@ def test_quantizers_in_a_grid_of_models_widths_and_draws(tmp_path):
         assert by[source, "ours"]["size_mb"] < 0.3 * by[source, "float"]["size_mb"]
         errors = [sum(by[source, name]["errors"].values()) for name in ("naive", "ours")]
         assert errors[1] < errors[0]
+        assert 0 < by[source, "ours"]["kl"] < by[source, "naive"]["kl"]
+        assert by[source, "ours"]["agreement"] > 90
 
 
 def test_a_width_or_a_model_that_is_none_is_named(tmp_path):
