@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lraqvit_jax import checkpoint, evaluate, metrics, models, sharding, workspace
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.bench.lowrank import Table
@@ -69,6 +71,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
                 started = time.perf_counter()
                 made = stage.make(drawn, calibrated, plan, options, "-".join(map(str, (found.name, *cell[1:]))))
                 row = {"seconds": round(time.perf_counter() - started, 1), "errors": made.errors}
+                row |= {"outliers": outliers(calibrated.seen)}
                 table.add(cell, _row(ws, found, made.params, made.plan, wanted) | row)
                 if made.alphas and seed == grid["seeds"][0]:
                     _draw_surfaces(ws, cell, stage.surfaces(made.alphas, calibrated.seen))
@@ -86,6 +89,16 @@ def bits_of(width: str) -> dict[str, int]:
     return {"weight_bits": int(weights), "bits": int(activations)}
 
 
+def outliers(seen: stage.Seen, count: int = 3) -> dict[str, float]:
+    """The products whose inputs one scale for all tokens suits least: the largest max |x| of a token over the median
+    token's, on the calibration images."""
+    loudest = {
+        f"{path}:{part}": np.abs(x).max(-1).reshape(-1) for path, parts in seen.items() for part, x in parts.items()
+    }
+    ratios = {key: float(one.max() / max(np.median(one), 1e-30)) for key, one in loudest.items() if len(one) > 1}
+    return dict(sorted(ratios.items(), key=lambda item: -item[1])[:count])
+
+
 def text(rows: list[Row]) -> str:
     """By method and width, mean and standard deviation over draws: top-1 against the float model, and the divergence
     of the logits from its, which tells apart what accuracies on few images cannot. Megabytes."""
@@ -96,9 +109,9 @@ def text(rows: list[Row]) -> str:
         widths = list(dict.fromkeys(row["width"] for row in mine if row["width"] != "float"))
         lines += [f"{source}: top-1 {whole['top1']:.2f} on {whole['n_images']:,} images, {whole['size_mb']:.2f} MB", ""]
         for title, style, of in COLUMNS:
-            lines.append(f"{title:<22}" + "".join(f"{width:>18}" for width in widths))
+            lines.append(f"{title:<28}" + "".join(f"{width:>18}" for width in widths))
             for name in dict.fromkeys(row["name"] for row in mine if row["width"] != "float"):
-                line = f"{name:<22}"
+                line = f"{name:<28}"
                 for width in widths:
                     found = [of(row, whole) for row in mine if (row["width"], row["name"]) == (width, name)]
                     spread = f" +- {stats.stdev(found):{style[1:]}}" if len(found) > 1 else ""
@@ -106,8 +119,10 @@ def text(rows: list[Row]) -> str:
                 lines.append(line.rstrip())
             lines.append("")
         sizes = {width: [row["size_mb"] for row in mine if row["width"] == width] for width in widths}
-        lines.append(f"{'MB':<22}" + "".join(f"{max(sizes[width]):>18.3f}" for width in widths))
-        lines.append("")
+        lines.append(f"{'MB':<28}" + "".join(f"{max(sizes[width]):>18.3f}" for width in widths))
+        loud: dict[str, float] = next((row["outliers"] for row in mine if "outliers" in row), {})
+        named = ", ".join(f"{key} {ratio:.1f}" for key, ratio in loud.items())
+        lines += ["", f"loudest token over the median one: {named}", ""]
     return "\n".join(lines).rstrip()
 
 

@@ -118,6 +118,7 @@ def test_quantizers_in_a_grid_of_models_widths_and_draws(tmp_path):
     assert len(rows) == 2 * (1 + 2)
     assert first.stdout.count(" seed 0: top-1") == 6
     assert " seed 0: top-1" not in again.stdout
+    assert again.stdout.count("loudest token over the median one: ") == 2
     assert again.stdout.count("difference") == again.stdout.count("KL of the logits") == 2
     for source in ("dense", "lra_whitened"):
         drawn = (workdir / f"errors-{source}-w4a8.svg").read_text()
