@@ -111,7 +111,7 @@ def test_quantizers_in_a_grid_of_models_widths_and_draws(tmp_path):
     workdir = tmp_path / "run"
     fields = (f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}", *command.FAST)
     command.run(*fields, "--stages=teacher,factorize", check=True)
-    grid = ("--config.quant_grid.sources=('lra_whitened',)", "--config.quant_grid.widths=('w4a8',)")
+    grid = ("--config.quant_grid.sources=('dense','lra_whitened')", "--config.quant_grid.widths=('w4a8',)")
     first, again = (bench("quant", *fields, *grid, "--config.quant_grid.seeds=(0,)") for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr[-3000:]
     rows = json.loads((workdir / "quant.json").read_text())["rows"]
