@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from lraqvit_jax.plan import DENSE, LayerPlan, packed_rows
+from lraqvit_jax.plan import DENSE, PACKED, LayerPlan, packed_rows
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import codes_of, fake_codes
 
@@ -227,7 +227,7 @@ Init = Callable[[jax.Array], dict]
 def _qarray_init(shape: tuple[int, ...], axes: tuple[str, ...], layer: LayerPlan) -> Init:
     """Declares a kernel of integers; a quantized layer is never initialized at random."""
     (m, n), bits = shape, layer.kernel_bits
-    stored = (axes, (m, n), jnp.int8) if bits == 8 else ((None, axes[1]), (packed_rows(m, bits), n), jnp.uint8)
+    stored = (axes, (m, n), jnp.int8) if bits not in PACKED else ((None, axes[1]), (packed_rows(m, bits), n), jnp.uint8)
     return _declare("qvalue", stored, _scales(shape, axes, layer))
 
 

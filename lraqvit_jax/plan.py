@@ -14,7 +14,9 @@ from typing import Any
 from lraqvit_jax.errors import UserError, nearest
 
 FORMS = ("dense", "reparam", "low_rank", "quantized")
-BITS = (4, 6, 8)
+BITS = (4, 6, 7, 8)
+PACKED = (4, 6)
+"""Widths of kernels that are stored in fewer bytes than entries; 7 bits take a byte, as 8 do."""
 GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
 ATTENTION = ("float", "uniform", "log_sqrt2")
 
@@ -59,7 +61,7 @@ class LayerPlan:
     Attributes:
         form: one of FORMS; see `lraqvit_jax.layers`.
         rank: rank r of the pair; 0 keeps one dense kernel.
-        bits: of the activations of a quantized layer, 4, 6 or 8; 0 means float.
+        bits: of the activations of a quantized layer, one of BITS; 0 means float.
         granularity: of the activation scales: "per_tensor", "per_token" (static, by position), "per_token_dynamic".
         clip: share of the observed activation range that the grid spans, in (0, 1].
         smoothed: whether the input is divided by a stored vector before it is quantized.
@@ -128,7 +130,7 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
     if (layer.bits in BITS) != (layer.form == "quantized") or layer.kernel_bits not in (BITS if layer.bits else (0,)):
         raise UserError(
             f"Layer {info.path!r} has form {layer.form!r} with {layer.bits} bits, {layer.kernel_bits} of them for the "
-            "kernel; a quantized layer has 4, 6 or 8 and every other form has 0."
+            "kernel; a quantized layer has 4, 6, 7 or 8 and every other form has 0."
         )
     if layer.group < 0:
         raise UserError(f"Layer {info.path!r} has group {layer.group}; give a number of input channels, or 0 for all.")
@@ -206,6 +208,8 @@ class Cost:
 
 def packed_rows(rows: int, bits: int) -> int:
     """Bytes in a column of a kernel of integers: rows * bits / 8, rows rounded up to what fills whole bytes."""
+    if bits not in PACKED:
+        return rows
     word = math.lcm(bits, 8)
     return -(-rows // (word // bits)) * (word // 8)
 

@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from lraqvit_jax.errors import UserError
-from lraqvit_jax.plan import BITS, LayerPlan, LinearInfo, Plan, layer_cost
+from lraqvit_jax.plan import PACKED, LayerPlan, LinearInfo, Plan, layer_cost
 from lraqvit_jax.quant import qarray, quantize
 
-WIDEST = max(BITS)
+WIDEST = 8
 Divergences = dict[str, dict[int, float]]
 
 
@@ -35,7 +35,7 @@ def divergences(
         pair = {part: products[key] for part in "xz" if (key := f"{path}:{part}") in products}
         names = {"x": "u", "z": "v"} if len(pair) == 2 else {"x": "kernel"}
         found[path] = {WIDEST: 0.0}
-        for bits in sorted(set(BITS) - {WIDEST}, reverse=True):
+        for bits in sorted(PACKED, reverse=True):
             changes = {}
             for part, product in pair.items():
                 kernel, rows = jnp.asarray(product.kernel), jnp.asarray(product.x).reshape(-1, product.x.shape[-1])

@@ -2,7 +2,7 @@
 
 The grid leaves out -2**(bits - 1), so that a value and its negative round alike. Rounding is to nearest, ties to even.
 A quantized weight is a plain dict `{"qvalue", "scale"}`: int8 (m, n) with a float32 scale for each output channel (n,),
-or for each group of input channels and output channel (groups, n). Below 8 bits it is stored packed; see `pack`.
+or for each group of input channels and output channel (groups, n). Below 7 bits it is stored packed; see `pack`.
 
 An asymmetric grid of activations is a symmetric one about a centre c: `x ~= qvalue * scale + c`. Then
 `x W ~= scale * (qvalue @ W) + c * sum_j W_j`, what runtimes compute with a zero point of -c / scale.
@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, UInt8
 
+from lraqvit_jax.plan import PACKED
+
 SMALLEST = 2.0**-100
 """Ranges below this count as zero: their scale, or its reciprocal, would leave float32."""
 
 
 class QArray(TypedDict):
-    """An integer matrix, packed below 8 bits, with one scale for each output channel, or each group and channel."""
+    """An integer matrix, packed below 7 bits, with one scale for each output channel, or each group and channel."""
 
     qvalue: Int8[Array, "m n"] | UInt8[Array, "packed n"]
     scale: Float[Array, " n"] | Float[Array, "groups n"]
@@ -70,7 +72,7 @@ def quantize_kernel(
 
     Args:
         kernel: float.
-        bits: 4, 6 or 8.
+        bits: one of `plan.BITS`.
         group: how many input channels share a scale; 0 is all of them.
         scale: given, or by `kernel_scale`.
     """
@@ -86,13 +88,13 @@ def dequantize_kernel(kernel: QArray, bits: int = 8, group: int = 0, rows: int =
 
 
 def pack(values: Int8[Array, "m n"], bits: int) -> Array:
-    """Packs integers of 4 or 6 bits into bytes along the rows; 8 bits stay int8.
+    """Packs integers of 4 or 6 bits into bytes along the rows; 7 and 8 bits stay int8.
 
     With 4 bits a byte holds two rows, with 6 bits three bytes hold four: row i of the first half (quarter) has the
     lowest bits, the same row of the next half (quarter) those above. Stored are values plus 2**(bits - 1); rows that
     fill up are 0.
     """
-    if bits == 8:
+    if bits not in PACKED:
         return values
     word, each = math.lcm(bits, 8), math.lcm(bits, 8) // bits
     unsigned = values.astype(jnp.uint32) + 2 ** (bits - 1) & (2**bits - 1)
@@ -104,7 +106,7 @@ def pack(values: Int8[Array, "m n"], bits: int) -> Array:
 
 def unpack(packed: Array, bits: int, rows: int) -> Int8[Array, "m n"]:
     """The inverse of `pack`; `rows` is m."""
-    if bits == 8:
+    if bits not in PACKED:
         return packed
     word, each = math.lcm(bits, 8), math.lcm(bits, 8) // bits
     parts = packed.astype(jnp.uint32).reshape(word // 8, -1, packed.shape[1])

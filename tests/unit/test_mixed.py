@@ -9,9 +9,11 @@ import pytest
 
 from lraqvit_jax import plan, trees
 from lraqvit_jax.errors import UserError
-from lraqvit_jax.plan import BITS
+from lraqvit_jax.plan import PACKED
 from lraqvit_jax.quant import mixed, quantize
 from tests.unit import small
+
+BITS = (*PACKED, mixed.WIDEST)
 
 PLAN = small.quantized_plan(small.RANK, "per_token_dynamic")
 

@@ -1,0 +1,93 @@
+"""An ONNX graph as it is written: nodes, constants, and what the layers need to know."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from lraqvit_jax import checkpoint
+
+
+class Graph:
+    """Nodes and constants so far. Methods take and give names of values.
+
+    Attributes:
+        target: see `export.onnx`.
+        exact: see `export.onnx.export`.
+        params: of the artefact, on the host.
+        plan: of the artefact.
+        inputs: features that each layer reads, by path.
+        orders: see `export.onnx.orders`.
+    """
+
+    def __init__(
+        self, artifact: checkpoint.Artifact, target: str, exact: bool, orders: Mapping[str, np.ndarray]
+    ) -> None:
+        self.target, self.exact, self.orders = target, exact, orders
+        self.params, self.plan = checkpoint.host(artifact.params), artifact.plan
+        self.inputs = {info.path: info.features_in for info in artifact.spec.layers}
+        self.nodes, self.constants = list[Any](), dict[str, Any]()
+        self._scope, self._count = "", 0
+        self._once = dict[Any, str]()
+
+    def at(self, scope: str) -> None:
+        """Where in the model the next nodes belong: the first part of their names."""
+        self._scope = scope
+
+    def add(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        self._count += 1
+        name = f"{self._scope}/{kind}_{self._count}"
+        names = [name] if outputs == 1 else [f"{name}:{index}" for index in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=name, **attributes))
+        return name if outputs == 1 else names
+
+    def called(self, value: str, name: str) -> str:
+        """Renames the output of a node that no other reads yet."""
+        node = next(node for node in reversed(self.nodes) if node.output[0] == value)
+        node.output[0] = name
+        return name
+
+    def constant(self, value: Any, name: str = "", kind: int = 0) -> str:
+        """A constant, once however often it is used.
+
+        Args:
+            value: array.
+            name: within the scope; "" for one that has no meaning of its own.
+            kind: `TensorProto.INT4`, which NumPy does not have, two to a byte; 0 is that of the array.
+        """
+        value = np.asarray(value)
+        key = f"{self._scope}/{name}" if name else f"constant/{value.dtype}{list(value.shape)}/{hash(value.tobytes())}"
+        if key not in self.constants:
+            if kind:
+                nibbles = np.append(value.reshape(-1), np.zeros(value.size % 2, np.int8)).astype(np.uint8) & 15
+                packed = (nibbles[::2] | nibbles[1::2] << 4).tobytes()
+                tensor = helper.make_tensor(key, kind, value.shape, packed, raw=True)
+            else:
+                tensor = numpy_helper.from_array(np.asarray(value, order="C"), key)
+            self.constants[key] = tensor
+        return key
+
+    def shape(self, x: str, *sides: int) -> str:
+        return self.add("Reshape", x, self.constant(np.asarray(sides, np.int64)))
+
+    def transpose(self, x: str, *axes: int) -> str:
+        return self.add("Transpose", x, perm=list(axes))
+
+    def scaled(self, x: str, factor: Any) -> str:
+        return self.add("Mul", x, self.constant(np.asarray(factor, np.float32)))
+
+    def batch(self, *sides: int) -> str:
+        """The shape (images, *sides)."""
+        if sides not in self._once:
+            found = self.add("Shape", "images", start=0, end=1)
+            rest = self.constant(np.asarray(sides, np.int64))
+            self._once[sides] = self.add("Concat", found, rest, axis=0) if sides else found
+        return self._once[sides]
+
+    def one(self) -> str:
+        """1.0, shape (1,), that no runtime folds into a constant: at least one image is there."""
+        if "one" not in self._once:
+            least = self.add("Min", self.batch(), self.constant(np.asarray([1], np.int64)))
+            self._once["one"] = self.add("Cast", least, to=TensorProto.FLOAT)
+        return self._once["one"]
