@@ -45,10 +45,10 @@ def export(
         artifact: model, parameters, plan.
         path: of the file.
         target: one of TARGETS.
-        exact: what the JAX model computes, to compare with: where scales are static, activations clipped at -127 and a
-            bias in float; kernels in groups as floats. Without it activations saturate at -128, the bias is an int32
-            on the scale of the sums, and a runtime is free to round the rows of a product in groups once more, as
-            their kernels have it. Where scales are dynamic and kernels are not in groups, nothing differs.
+        exact: what the JAX model computes, to compare with: activations clipped at -127 where one scale is static;
+            kernels in groups as floats. Without it those activations saturate at -128, and a runtime is free to round
+            the rows of a product in groups once more, as their kernels have it. Where each token has a scale and
+            kernels are not in groups, nothing differs.
 
     Raises:
         UserError: no such target; products of attention on integers, which have no kernels worth having.
@@ -105,7 +105,7 @@ def orders(model: Any) -> dict[str, Int[np.ndarray, " rows"]]:
     if not _is_swin(model):
         block, kept = f"blocks_{model.depth - 1}", np.arange(1 + model.distilled)
         return {f"{block}/{layer}": kept for layer in ("attn/proj", "mlp/fc1", "mlp/fc2")}
-    found, side = {}, model.image_size // model.patch_size
+    found, side = dict[str, Any](), model.image_size // model.patch_size
     for path, part in model.chain():
         if isinstance(part, swin.PatchMerging):
             side = (part.side + 1) // 2
@@ -136,9 +136,9 @@ def _vit(graph: Graph, model: Any) -> str:
         block, where = params[f"blocks_{index}"], f"blocks_{index}"
         kept = count if index == model.depth - 1 else tokens
         graph.at(f"{where}/norm1")
-        y = linear(graph, _norm(graph, x, block["norm1"], model.norm_eps), f"{where}/attn/qkv")
+        parts = linear(graph, _norm(graph, x, block["norm1"], model.norm_eps), f"{where}/attn/qkv")
         graph.at(f"{where}/attn")
-        y = _attention(graph, y, tokens, model.heads, dim, kept=kept)
+        y = _attention(graph, parts, tokens, model.heads, dim, kept=kept)
         (y,) = linear(graph, y, f"{where}/attn/proj", block.get("ls1_gamma"))
         graph.at(where)
         x = graph.add("Add", _first(graph, x, tokens, kept, dim), y)
