@@ -81,8 +81,9 @@ class Graph:
         """The shape (images, *sides)."""
         if sides not in self._once:
             found = self.add("Shape", "images", start=0, end=1)
-            rest = self.constant(np.asarray(sides, np.int64))
-            self._once[sides] = self.add("Concat", found, rest, axis=0) if sides else found
+            if sides:
+                found = self.add("Concat", found, self.constant(np.asarray(sides, np.int64)), axis=0)
+            self._once[sides] = found
         return self._once[sides]
 
     def one(self) -> str:

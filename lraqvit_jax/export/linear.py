@@ -248,12 +248,12 @@ def _codes(graph: Graph, x: str, product: Product, layer: LayerPlan, part: str) 
 
 
 def _round(graph: Graph, x: str, inverse: str, center: str | None, bits: int, clip: bool = True) -> str:
-    """uint8 codes of (x - center) / step, of which `inverse` is 1 / step, within +-limit; `clip` says that they may be
-    outside. (Not one QuantizeLinear with scales of rows: 2 % faster in ONNX Runtime, wrong in OpenVINO 2026.4.)"""
+    """uint8 codes of (x - center) / step, of which `inverse` is 1 / step; `clip` says that they may be beyond +-limit.
+    (Not one QuantizeLinear with scales of rows: 2 % faster in ONNX Runtime, wrong in OpenVINO 2026.4.)"""
     limit = np.float32(qarray.qmax(bits))
     x = graph.add("Sub", x, center) if center else x
     x = graph.add("Mul", x, inverse)
-    if clip:
+    if clip and (graph.exact or bits < 8):
         x = graph.add("Clip", x, graph.constant(-limit), graph.constant(limit))
     return graph.add("QuantizeLinear", x, graph.constant(np.float32(1)), graph.constant(np.uint8(_zero(bits))))
 

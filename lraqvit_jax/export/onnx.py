@@ -45,10 +45,10 @@ def export(
         artifact: model, parameters, plan.
         path: of the file.
         target: one of TARGETS.
-        exact: what the JAX model computes, to compare with: activations clipped at -127 where one scale is static;
-            kernels in groups as floats. Without it those activations saturate at -128, and a runtime is free to round
-            the rows of a product in groups once more, as their kernels have it. Where each token has a scale and
-            kernels are not in groups, nothing differs.
+        exact: what the JAX model computes, to compare with: activations clipped at -127, kernels in groups as floats.
+            Without it activations of 8 bits saturate at -128, which those with a dynamic scale, neither clipped nor
+            asymmetric, never reach; and a runtime is free to round the rows of a product in groups once more, as their
+            kernels have it.
 
     Raises:
         UserError: no such target; products of attention on integers, which have no kernels worth having.
