@@ -28,6 +28,7 @@ from lraqvit_jax.workspace import Workspace
 COLUMNS: tuple[tuple[str, str, Callable[[Mapping[str, Any], Mapping[str, Any]], float]], ...] = (
     ("difference", "+.2f", lambda row, whole: row["top1"] - whole["top1"]),
     ("KL of the logits", " .4f", lambda row, whole: row["kl"]),
+    ("seconds to quantize", " .0f", lambda row, whole: row["seconds"]),
 )
 """What the table shows of a row, and of that of the float model; how to write it."""
 KEYS = ("source", "width", "name", "seed")
