@@ -116,6 +116,7 @@ QUANTIZERS = {
         **METHOD,
         "granularity": "per_token_dynamic",
         "asymmetric": True,
+        "calibration": "mse",
         "rounding": "ridge",
         "between": "spectrum",
     },

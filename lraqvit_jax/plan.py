@@ -265,7 +265,19 @@ def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
     encoder = [info for info in layers if info.compressible]
     share = _kernels(plan, encoder) / _kernels(dense(layers), encoder)
     lines.append(f"The pairs hold {100 * share:.1f} % of the encoder's linear parameters.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *left_in_float(plan)])
+
+
+def left_in_float(plan: Plan) -> list[str]:
+    """A sentence on what a quantized model computes in float32; none where no layer is quantized."""
+    rest = [path for path, layer in plan.items() if layer.form != "quantized"]
+    if len(rest) == len(plan):
+        return []
+    products = [path for path, layer in plan.items() if path.endswith("/qkv") and layer.attention == "float"]
+    found = ["LayerNorm, softmax, GELU, sums"]
+    found += [f"the products of attention in {len(products)} blocks"] if products else []
+    found += [f"the layers {', '.join(rest)}"] if rest else []
+    return [f"In float32: {'; '.join(found)}."]
 
 
 def _width(layer: LayerPlan) -> str:

@@ -279,3 +279,15 @@ def test_flops_are_two_for_each_multiply_accumulate_of_the_kernels():
     assert plan.layer_cost(INFO, LayerPlan()).flops == 2 * 17 * 32 * 128
     assert plan.layer_cost(INFO, LayerPlan("low_rank", 7)).flops == 2 * 17 * (32 * 7 + 7 * 128)
     assert plan.layer_cost(INFO, LayerPlan("quantized", 7, 8)).flops == 2 * 17 * (32 * 7 + 7 * 128)
+
+
+def test_what_a_quantized_model_computes_in_float_is_said():
+    info = LinearInfo("blocks_0/attn/qkv", 64, 192, 17, "attention")
+    head = LinearInfo("head", 64, 10, 1, "head")
+    whole = {info.path: LayerPlan("quantized", 0, 8), head.path: LayerPlan("quantized", 0, 8)}
+    assert plan.left_in_float(plan.dense([info, head])) == []
+    assert "the products of attention in 1 blocks" in plan.table(whole, [info, head], 0)
+    integers = {info.path: LayerPlan("quantized", 0, 8, attention="uniform"), head.path: LayerPlan()}
+    said = plan.table(integers, [info, head], 0)
+    assert "products of attention" not in said
+    assert said.endswith("the layers head.")

@@ -61,7 +61,27 @@ def test_labels_of_any_source_can_be_left_out(tmp_path):
         sources.load("embedded:digits?labels=none", "eval")
 
 
-@pytest.mark.parametrize("option", ["labels=nun", "labels=none*5", "label=none", "labels="])
+def test_some_images_of_a_source_lie_evenly_in_it():
+    whole, some = (sources.load(f"embedded:digits{option}", "eval") for option in ("", "?images=7"))
+    assert len(some) == 7
+    assert some.class_names == whole.class_names
+    for index in range(7):
+        wanted = whole[int(index * len(whole) / 7)]
+        assert some[index]["label"] == wanted["label"]
+        assert some[index]["image"].tobytes() == wanted["image"].tobytes()
+    bare = sources.load("embedded:digits?labels=none&images=3", "train")
+    assert [len(bare), bare[0]["label"]] == [3, -1]
+
+
+@pytest.mark.parametrize("count", ["0", "1000000"])
+def test_more_images_than_there_are_is_an_error(count):
+    with pytest.raises(UserError, match=r"asks for .* images of embedded:digits, which has"):
+        sources.load(f"embedded:digits?images={count}", "eval")
+
+
+@pytest.mark.parametrize(
+    "option", ["images=", "images=-1", "labels=none&image=4", "labels=nun", "labels=none*5", "label=none", "labels="]
+)
 def test_another_option_is_named(option):
     with pytest.raises(UserError, match=r"write \?labels=none"):
         sources.load(f"embedded:digits?{option}", "train")

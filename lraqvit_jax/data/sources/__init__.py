@@ -1,7 +1,8 @@
 """Where images come from: `KIND:NAME`, each kind a module here with `load(name, role, data_dir) -> Source`.
 
 `KIND:NAME?labels=none` leaves the labels out, such as those of classes that are not the model's: distillation of blocks
-needs none. `A + B` joins sources.
+needs none. `KIND:NAME?images=500` takes that many, evenly spread over the source; `?labels=none&images=500` does both.
+`A + B` joins sources.
 """
 
 import bisect
@@ -51,6 +52,20 @@ class Unlabelled:
         return {"image": self._source[index]["image"], "label": -1}
 
 
+class Some:
+    """So many examples of a source, evenly spread over it."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self._source, self._count = source, count
+        self.class_names = source.class_names
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[index * len(self._source) // self._count]
+
+
 class Joined:
     """Sources one after another, with the classes of the first that has some."""
 
@@ -97,16 +112,23 @@ def load(source: str, role: str, data_dir: str = "") -> Source:
 @functools.lru_cache(maxsize=8)
 def _load_one(source: str, role: str, data_dir: str) -> Source:
     match = re.fullmatch(r"(.+)\?(\w+=.*)", source)
-    plain, option = match.groups() if match else (source, "")
+    plain, given = match.groups() if match else (source, "")
+    options = dict(one.partition("=")[::2] for one in given.split("&")) if given else {}
     kinds = [module.name for module in pkgutil.iter_modules(__path__)]
     kind, colon, name = plain.partition(":")
     if not colon or kind not in kinds:
         raise UserError(
             f"data.{role} is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}"
         )
-    if option not in ("", "labels=none"):
-        raise UserError(f"data.{role} has the option {option!r}; write ?labels=none, the only one, or nothing.")
-    if option and role == "eval":
+    count = options.pop("images", None)
+    if options not in ({}, {"labels": "none"}) or (count is not None and not count.isdecimal()):
+        raise UserError(
+            f"data.{role} has the option {given!r}; write ?labels=none, ?images=500, both with & between, or nothing."
+        )
+    if options and role == "eval":
         raise UserError(f"data.eval is {source!r}: without labels there is nothing to measure; leave the option out.")
     found: Source = importlib.import_module(f"{__name__}.{kind}").load(name, role, data_dir)
-    return Unlabelled(found) if option else found
+    if count is not None and not 0 < int(count) <= len(found):
+        raise UserError(f"data.{role} asks for {int(count):,} images of {plain}, which has {len(found):,}.")
+    found = found if count is None else Some(found, int(count))
+    return Unlabelled(found) if options else found
