@@ -62,6 +62,7 @@ def linear(graph: Graph, x: str, path: str, gamma: Any = None) -> list[str]:
     Returns:
         its output (rows, n), or the OUTPUTS of a layer "qkv", each a third as wide.
     """
+    x = graph.called(x, f"{path}:input")
     graph.at(path)
     layer, weights = graph.plan[path], dict[str, Any](trees.get(graph.params, path))
     weights |= reparam.merge(weights) if layer.form == "reparam" else {}

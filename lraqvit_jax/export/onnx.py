@@ -2,8 +2,8 @@
 
 `images (batch, size, size, 3) float32 -> logits (batch, classes) float32`, any batch, normalized as `preprocess` in the
 metadata says. Tokens lie in two dimensions, (batch * tokens, features), around every product: ONNX Runtime has
-integer kernels for such products alone. The output of every linear layer is a value named after its path,
-"blocks_0/mlp/fc1:output", or "blocks_0/attn/qkv:query", ":key" and ":value".
+integer kernels for such products alone. What every linear layer reads and gives are values named after its path,
+"blocks_0/mlp/fc1:input" and ":output", or "blocks_0/attn/qkv:query", ":key" and ":value".
 
 In the last block of a ViT, only the tokens that the head reads go on behind the attention.
 
