@@ -34,7 +34,7 @@ from lraqvit_jax.layers import Linear, LinearOptions
 from lraqvit_jax.plan import LinearInfo
 from lraqvit_jax.weights.__main__ import Parser
 
-NOISE = {False: 1e-4, True: 1e-2}
+NOISE = {False: 1e-4, True: 2e-2}
 """What a layer by itself may differ by: of a float model, and where values are rounded to integers."""
 
 
