@@ -35,7 +35,7 @@ def main(model, *photos):
     said = session.get_modelmeta().custom_metadata_map
     if "preprocess" not in said:
         fail(f"{model} does not say how to prepare an image; name a file that lraqvit_jax has exported.")
-    preprocess, names = json.loads(said["preprocess"]), json.loads(said.get("class_names", "null"))
+    preprocess, names = json.loads(said["preprocess"]), json.loads(said.get("class_names", "[]")) or []
     for photo in photos:
         try:
             image = prepare(ImageOps.exif_transpose(Image.open(photo)), **preprocess)
@@ -45,7 +45,7 @@ def main(model, *photos):
         shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         print(photo)
         for index in np.argsort(-logits)[:5]:
-            print(f"  {shares[index]:6.1%}  {names[index] if names else f'class {index}'}")
+            print(f"  {shares[index]:6.1%}  {names[index] if index < len(names) else f'class {index}'}")
 
 
 if __name__ == "__main__":
