@@ -21,7 +21,7 @@ from tests.unit.test_onnx import artifact
 
 ROOT = pathlib.Path(__file__).parents[2]
 PHOTO = pathlib.Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
-ONNXRUNTIME = ("numpy", "PIL", "onnxruntime", "flatbuffers", "google", "packaging")
+ONNXRUNTIME = ("numpy", "PIL", "onnxruntime")
 JAX = ("numpy", "flatbuffers", "jax", "jaxlib", "ml_dtypes", "opt_einsum", "scipy")
 
 
