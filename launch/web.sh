@@ -3,5 +3,5 @@
 # CHROMIUM is the browser's file, where it is not on the PATH.
 command -v npm > /dev/null || { echo "error: npm is missing; install Node.js." >&2; exit 2; }
 source "$(dirname "$0")/_venv.sh" requirements.txt requirements-test.txt requirements-web.txt
-npm install --prefix examples/web --no-audit --no-fund --loglevel=error
-.venv/bin/python -m pytest -m web "$@"
+npm install --prefix examples/web --ignore-scripts --no-audit --no-fund --loglevel=error
+.venv/bin/python -m pytest tests/web -m web "$@"
