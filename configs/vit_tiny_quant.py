@@ -5,9 +5,9 @@ r"""Quantizers on a pretrained ViT-Tiny or DeiT-Tiny, dense or low rank: bits, m
         --config.data.train=folder:PHOTOS?labels=none --config.data.eval=folder:LABELLED \
         --config.quant_grid.sources="('dense','OTHER/checkpoints/rb_lra_kd')" --config.quant_grid.widths="('w8a8',)"
 
-Rows beside those of `config.QUANTIZERS`: `mixed`, bits by layer within 4 MB; `tuned`, fine-tuned with the teacher;
-`log_sqrt2` and `uniform`, the products of attention on integers too. A row on 1,000 images takes a minute of one CPU
-core, one with WADS two, and one with QADS four.
+Rows beside `config.QUANTIZERS`: `wads_all`, WADS without the selection of Eq. 13; `mixed`, bits by layer within
+4 MB; `tuned`, fine-tuned with the teacher; `log_sqrt2` and `uniform`, the products of attention on integers too. A row
+on 1,000 images takes a minute of one CPU core, one with WADS two, and one with QADS four.
 """
 
 from lraqvit_jax import config as base
@@ -19,8 +19,9 @@ def get_config():
     config.augment = "random_resized_crop(0.4, 1)|flip_lr"  # Of the images that `tuned` sees.
     config.batch_size = 24
     config.eval_batch_size = 10  # So few fit in a CPU's caches.
-    ours = base.QUANTIZERS["ours"]
+    ours, wads = base.QUANTIZERS["ours"], base.QUANTIZERS["wads"]
     config.quant_grid.methods.update(
+        wads_all=base.quantizer(**wads | {"select": "all"}),
         mixed=base.quantizer(**ours | {"budget_mb": 4.0}),
         tuned=base.quantizer(**ours | {"tuning_steps": 60, "gamma": 1.0}),
         log_sqrt2=base.quantizer(**ours | {"attention": "log_sqrt2"}),

@@ -1,4 +1,4 @@
-"""StableHLO by jax.export: one file with the weights inside, for any batch size, that needs jax alone to run."""
+"""StableHLO by jax.export: one file with the weights inside, for any batch size; jax and flatbuffers run it."""
 
 import pathlib
 from collections.abc import Sequence

@@ -1,0 +1,54 @@
+"""Names what is in photographs, with an exported ONNX file; needs onnxruntime, numpy and pillow alone.
+
+python examples/classify.py DIR/export/NAME.onnx PHOTO...
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+def prepare(image, size, crop_pct, interpolation, mean, std):
+    """PIL image -> float32 (size, size, 3): the shorter side resized, the centre cropped, normalized."""
+    image, short = image.convert("RGB"), int(size / crop_pct)
+    width, height = (int(short * side / min(image.size)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.crop((left, top, left + size, top + size))
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    return np.asarray(image, np.float32) * (1 / (255 * std)) - mean / std
+
+
+def fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(model, *photos):
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own have no common class.
+        fail(f"{model} cannot be read as an ONNX model ({str(error).splitlines()[0]}); name another file.")
+    said = session.get_modelmeta().custom_metadata_map
+    if "preprocess" not in said:
+        fail(f"{model} does not say how to prepare an image; name a file that lraqvit_jax has exported.")
+    preprocess, names = json.loads(said["preprocess"]), json.loads(said.get("class_names", "[]")) or []
+    for photo in photos:
+        try:
+            image = prepare(ImageOps.exif_transpose(Image.open(photo)), **preprocess)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            fail(f"{photo} cannot be read as an image ({error}); name another file.")
+        logits = session.run(None, {"images": image[None]})[0][0]
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        print(photo)
+        for index in np.argsort(-logits)[:5]:
+            print(f"  {shares[index]:6.1%}  {names[index] if index < len(names) else f'class {index}'}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        fail("name a model and a photo: classify.py MODEL.onnx PHOTO...")
+    main(*sys.argv[1:])
