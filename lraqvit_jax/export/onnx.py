@@ -33,7 +33,8 @@ from lraqvit_jax.models import swin
 from lraqvit_jax.plan import Plan
 
 OPSET, IR = 23, 11
-"""Of the standard operators: Attention needs 23, ONNX Runtime 1.23 or newer. No other domain is used."""
+"""Of the standard operators: Attention needs 23; ONNX Runtime 1.23 lacks the QuantizeLinear of 23, 1.24 has all. No
+other domain is used."""
 
 
 def export(
