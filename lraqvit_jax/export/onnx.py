@@ -11,7 +11,7 @@ A kernel below 7 bits is stored in int4, where it has 4, and becomes int8 as the
 
 Integers of the target. `avx2` is right on every machine: ONNX Runtime's kernels for AVX2 add two products of uint8 and
 int8 in 16 bits, which hold them up to 7 bits of weights, or of activations; wider kernels are stored as uint8, whose
-sums are exact and take a fifth longer. `vnni` and `arm` have exact dot products of uint8 and int8.
+sums are exact and take a third longer. `vnni` and `arm` have exact dot products of uint8 and int8.
 """
 
 import json
