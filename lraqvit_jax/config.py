@@ -200,6 +200,23 @@ def default() -> ConfigDict:
                 "only": (),  # names of methods; () is all
                 "seeds": (0, 1, 2),  # of the calibration draw
             },
+            "latency": {  # of `python -m lraqvit_jax.bench latency`
+                # Artefacts, names in WORKDIR/checkpoints or paths, or random weights in one of the forms below. The first
+                # is what the others are compared with.
+                "models": (
+                    "random:dense",
+                    "random:low_rank",
+                    "random:int8_dense",
+                    "random:int8_low_rank",
+                    "random:int8_dense_dynamic",
+                    "random:int8_low_rank_dynamic",
+                ),
+                # Modules of lraqvit_jax.runtimes; "?NAME=VALUE" sets an option, onnxruntime?session.disable_prepacking=1
+                "runtimes": ("onnxruntime", "openvino", "torch", "jax"),
+                "threads": (1, 2),
+                "batches": (1, 8),
+                "rounds": 15,
+            },
             "export": {
                 "artifacts": ("rb_lra_kd", "int8_wads"),
                 "platforms": ("cpu", "cuda", "tpu"),  # of the StableHLO files
@@ -230,7 +247,7 @@ def imagenet(model: str, weights: str) -> ConfigDict:
     return config
 
 
-FREE = ("grid", "quant_grid", "mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
+FREE = ("grid", "quant_grid", "latency", "mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
 """Fields that may change between two calls in one work directory: they do not change what is computed."""
 
 
