@@ -201,8 +201,8 @@ def default() -> ConfigDict:
                 "seeds": (0, 1, 2),  # of the calibration draw
             },
             "latency": {  # of `python -m lraqvit_jax.bench latency`
-                # Artefacts, names in WORKDIR/checkpoints or paths, or random weights in one of the forms below. The first
-                # is what the others are compared with.
+                # Artefacts, names in WORKDIR/checkpoints or paths, or random weights in one of the forms below. The
+                # others are compared with the first.
                 "models": (
                     "random:dense",
                     "random:low_rank",
@@ -211,7 +211,8 @@ def default() -> ConfigDict:
                     "random:int8_dense_dynamic",
                     "random:int8_low_rank_dynamic",
                 ),
-                # Modules of lraqvit_jax.runtimes; "?NAME=VALUE" sets an option, onnxruntime?session.disable_prepacking=1
+                # Modules of lraqvit_jax.runtimes. "?NAME=VALUE" after one sets an option of it, such as
+                # onnxruntime?session.disable_prepacking=1
                 "runtimes": ("onnxruntime", "openvino", "torch", "jax"),
                 "threads": (1, 2),
                 "batches": (1, 8),
@@ -247,7 +248,10 @@ def imagenet(model: str, weights: str) -> ConfigDict:
     return config
 
 
-FREE = ("grid", "quant_grid", "latency", "mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
+FREE = (
+    *("grid", "quant_grid", "latency", "export"),
+    *("mesh", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
+)
 """Fields that may change between two calls in one work directory: they do not change what is computed."""
 
 

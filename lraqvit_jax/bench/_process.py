@@ -11,7 +11,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """What `main` starts itself over with. Other programs run without, and so do those that are measured."""
 
 
-class Failed(Exception):
+class RuntimeFailedError(Exception):
     """A runtime could not do something with a model, or died of it."""
 
 
@@ -25,12 +25,12 @@ class Process:
 
     def __init__(self, runtime: str, threads: int) -> None:
         command = [sys.executable, "-m", "lraqvit_jax.bench._worker", runtime, str(threads)]
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._errors: Any = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors, "text": True}
         self._process = subprocess.Popen(command, env=_environment(threads), **pipes)
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        """What the worker answers; Failed where that is an error, or nothing."""
+        """What the worker answers; RuntimeFailedError where that is an error, or nothing."""
         stdin: Any = self._process.stdin
         stdout: Any = self._process.stdout
         try:
@@ -43,10 +43,10 @@ class Process:
             code = self._process.wait()
             self._errors.seek(0)
             said = self._errors.read().strip().splitlines() or ["it said nothing"]
-            raise Failed(f"its process ended with {code}: {said[-1][:200]}")
+            raise RuntimeFailedError(f"its process ended with {code}: {said[-1][:200]}")
         answer = json.loads(line)
         if "error" in answer:
-            raise Failed(answer["error"])
+            raise RuntimeFailedError(answer["error"])
         return answer
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lraqvit_jax import checkpoint, sharding, statistics, tensors, trees
@@ -41,7 +42,7 @@ def artifact(ws: Workspace, name: str) -> checkpoint.Artifact:
         name: PREFIX and one of FORMS.
     """
     pairs, granularity = form(name)
-    plan = plan_lib.low_rank(ws.plan) if pairs else plan_lib.dense(ws.spec.layers)
+    plan: Plan = plan_lib.low_rank(ws.plan) if pairs else plan_lib.dense(ws.spec.layers)
     params = _draw(ws, plan)
     if granularity:
         params, plan = _quantize(ws, params, plan, granularity)
@@ -68,7 +69,7 @@ def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str) -> tuple
     size, quant = ws.preprocess.size, ws.config["quant"]
     layers = [info for info in ws.spec.layers if info.compressible or quant["embedding_and_head"]]
     images = np.random.default_rng(1).standard_normal((1, size, size, 3), np.float32)
-    batch = {"image": images, "mask": np.ones(1, bool)}
+    batch: Any = {"image": images, "mask": np.ones(1, bool)}
     seen = statistics.inputs(ws.create(plan), params, layers, [batch], sharding.one_device())
     changed, weights = dict(plan), {}
     for path in (info.path for info in layers):
@@ -76,6 +77,6 @@ def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str) -> tuple
         changed[path], old = layer, trees.get(params, path)
         new = {name: value if name == "bias" else dict(qarray.quantize_kernel(value)) for name, value in old.items()}
         if granularity != "per_token_dynamic":
-            new |= {f"{part}_scale": minmax.ranges(x, layer).scale for part, x in seen[path].items()}
+            new |= {f"{part}_scale": minmax.ranges(jnp.asarray(x), layer).scale for part, x in seen[path].items()}
         weights[path] = new
     return checkpoint.host(trees.replace(params, weights)), changed

@@ -1,8 +1,9 @@
 """A process that holds one model in one runtime, and does as its parent says, a line of JSON each way.
 
-    {"load": path, "job": {...}}   {"load_s", "logits" of the first image}, and megabytes: `baseline_mb` with the runtime
-                                   alone, `peak_mb` the most so far, `running_mb` the most in calls, `resident_mb` now
-    {}                             calls the model: {"wall_ms", "cpu_ms"}, processor time of all threads
+    {"load": path, "job": {...}}   loads it: {"load_s", "logits" of the first image}, and megabytes: `baseline_mb` of
+                                   the runtime alone, `peak_mb` the most so far, `running_mb` the most in calls,
+                                   `resident_mb` now
+    {}                             calls it: {"wall_ms", "cpu_ms"}, processor time of all threads
 
 Whatever fails is answered with {"error"}. The process is held to as many cores as it has threads.
 """

@@ -1,12 +1,12 @@
 """bench latency: models as their exported files run, in several runtimes, side by side.
 
-`latency.models` are artefacts, by their name in the work directory or their path, or "random:FORM": the configuration's
-shapes and ranks with random weights, which take the same time. A model is written as each runtime reads it: ONNX for ONNX
-Runtime and OpenVINO, StableHLO for JAX, safetensors for PyTorch.
+`latency.models` are artefacts, by their name in the work directory or their path, or "random:FORM": the shapes and
+ranks of the configuration with random weights, which take the same time. A model is written as each runtime reads it:
+ONNX for ONNX Runtime and OpenVINO, StableHLO for JAX, safetensors for PyTorch.
 
 Each model of each runtime is loaded by a process of its own, which has as many cores as threads. In every round each is
-called once, so that other load on the machine falls on all; ratios are taken within a round. What is not installed is left
-out, and so is, with one line, what a runtime cannot run.
+called once, so that other load on the machine falls on all; ratios are taken within a round. What is not installed is
+left out, and so is, with one line, what a runtime cannot run.
 """
 
 import importlib
@@ -16,7 +16,7 @@ import os
 import pathlib
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ import numpy as np
 
 from lraqvit_jax import checkpoint, metrics, models, runtimes, workspace
 from lraqvit_jax.bench import _random
-from lraqvit_jax.bench._process import Failed, Process
+from lraqvit_jax.bench._process import Process, RuntimeFailedError
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.export import onnx, safetensors, stablehlo
 from lraqvit_jax.report import figures
@@ -56,7 +56,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
             found = _measure(files, names, threads, batch, options["rounds"])
             found = compare(found, options["models"][0], names[0])
             rows += [{**row, "threads": threads, "batch": batch} for row in found]
-            print(f"\n{text(rows, threads, batch)}\n", flush=True)
+            print(f"\n{text(rows, threads, batch, (names[0], options['models'][0]))}\n", flush=True)
     path = ws.directory / "latency-runtimes.json"
     result = {"schema": 1, "model": ws.model, "reference": {"model": options["models"][0], "runtime": names[0]}}
     result |= {"rounds": options["rounds"], "machine": _machine(), "versions": _versions(names), "rows": rows}
@@ -153,7 +153,7 @@ def _measure(models: Mapping[str, Row], names: list[str], threads: int, batch: i
                 row = {"runtime": name, "model": model, "file_mb": path.stat().st_size / 1e6}
                 try:
                     row |= process.ask(load=str(path), job={**made["job"], "threads": threads, "batch": batch})
-                except Failed as error:
+                except RuntimeFailedError as error:
                     print(f"{name} does not run {model}: {error}", flush=True)
                     continue
                 got, want = np.asarray(row.pop("logits")), made["logits"]
@@ -163,7 +163,7 @@ def _measure(models: Mapping[str, Row], names: list[str], threads: int, batch: i
             for key in list(rows):
                 try:
                     took = processes[key].ask()
-                except Failed as error:
+                except RuntimeFailedError as error:
                     print(f"{key[0]} stopped running {key[1]}: {error}", flush=True)
                     del rows[key]
                     continue
@@ -205,29 +205,41 @@ def spread(values: Any) -> dict[str, float]:
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
-def text(rows: list[Row], threads: int, batch: int) -> str:
-    """The table of one setting: latency, ratios, memory."""
+def text(rows: list[Row], threads: int, batch: int, reference: Key) -> str:
+    """The two tables of one setting."""
     mine = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
-    width = max([5, *(len(row["model"]) for row in mine)])
-    wide = max([7, *(len(row["runtime"]) for row in mine)])
-    head = f"{'model':<{width}}  {'runtime':<{wide}}"
-    lines = [f"{threads} thread{'s' * (threads > 1)}, batch {batch}: median of rounds [10-90 %], times faster", ""]
-    lines.append(f"{head} {'wall ms':>24} {'in runtime':>17} {'in first':>9} {'cpu ms':>8} {'in runtime':>17} {'in first':>9}")
+    width, wide = (max([7, *(len(row[name]) for row in mine)]) for name in ("model", "runtime"))
+    runtime, model = reference
+    lines = [
+        f"{threads} thread{'s' * (threads > 1)}, batch {batch}. Medians [10-90 %]; times faster than {model} in the "
+        f"same runtime, and than that in {runtime}",
+        "",
+        f"{'model':<{width}}  {'runtime':<{wide}} {'wall, ms':>21} {'faster':>17} {'than first':>10} "
+        f"{'CPU, ms':>8} {'faster':>6} {'than first':>10}",
+    ]
     for row in mine:
         wall, cpu = row["wall"], row["cpu"]
         lines.append(
-            f"{row['model']:<{width}}  {row['runtime']:<{wide}} {_range(wall['ms'], '.1f'):>24} "
-            f"{_range(wall['in_runtime'], '.2f'):>17} {_median(wall['in_first']):>9} {cpu['ms']['median']:>8.1f} "
-            f"{_range(cpu['in_runtime'], '.2f'):>17} {_median(cpu['in_first']):>9}"
+            f"{row['model']:<{width}}  {row['runtime']:<{wide}} {_range(wall['ms'], '.1f'):>21} "
+            f"{_range(wall['in_runtime'], '.2f'):>17} {_median(wall['in_first']):>10} "
+            f"{cpu['ms']['median']:>8.1f} {_median(cpu['in_runtime']):>6} {_median(cpu['in_first']):>10}"
         )
-    lines += ["", f"{head} {'file MB':>8} {'load s':>7} {'peak MB':>8} {'- empty':>8} {'running':>8} {'logits within':>14}"]
-    lines += [
-        f"{row['model']:<{width}}  {row['runtime']:<{wide}} {row['file_mb']:>8.1f} {row['load_s']:>7.2f} "
-        f"{row['peak_mb']:>8.0f} {row['peak_mb'] - row['baseline_mb']:>8.0f} {row['running_mb']:>8.0f} "
-        f"{row['difference']:>14.1e}"
-        for row in mine
-    ]
+    lines += ["", f"{'model':<{width}}  {'runtime':<{wide}}" + "".join(f" {title:>11}" for title, _, _ in MEMORY)]
+    for row in mine:
+        values = "".join(f" {of(row):>11{style}}" for _, style, of in MEMORY)
+        lines.append(f"{row['model']:<{width}}  {row['runtime']:<{wide}}{values}")
     return "\n".join(lines)
+
+
+MEMORY: tuple[tuple[str, str, Callable[[Row], float]], ...] = (
+    ("file, MB", ".1f", lambda row: row["file_mb"]),
+    ("load, s", ".2f", lambda row: row["load_s"]),
+    ("peak, MB", ".0f", lambda row: row["peak_mb"]),
+    ("of model", ".0f", lambda row: row["peak_mb"] - row["baseline_mb"]),
+    ("logits to", ".0e", lambda row: row["difference"]),
+)
+"""What the second table shows of a row: peak memory of the process, that without what the runtime takes alone, and by
+how much the logits differ from those of the model in JAX."""
 
 
 def _range(value: Mapping[str, float] | None, style: str) -> str:

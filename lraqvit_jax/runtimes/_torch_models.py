@@ -125,9 +125,7 @@ class Vit(nn.Module):
         if not fields.get("layer_scale"):  # timm's DeiT-III gives the class token no position.
             prefix, positions = prefix + positions[:, :count], positions[:, count:]
         self.prefix, self.positions = nn.Parameter(prefix), nn.Parameter(positions)
-        self.blocks = nn.Sequential(
-            *(VitBlock(tensors, f"blocks.{index}", fields) for index in range(fields["depth"]))
-        )
+        self.blocks = nn.Sequential(*(VitBlock(tensors, f"blocks.{index}", fields) for index in range(fields["depth"])))
         self.norm = norm(tensors, "norm", fields["norm_eps"])
         self.heads = nn.ModuleList(linear(tensors, name) for name in ("head", "head_dist")[:count])
 
@@ -216,7 +214,8 @@ class Swin(nn.Module):
                 SwinBlock(tensors, f"layers.{stage}.blocks.{index}", side, used, shift * (index % 2), heads, gelu)
                 for index in range(depth)
             ]
-        self.parts, self.norm, self.head = nn.Sequential(*parts), norm(tensors, "norm", 1e-5), linear(tensors, "head.fc")
+        self.parts, self.norm = nn.Sequential(*parts), norm(tensors, "norm", 1e-5)
+        self.head = linear(tensors, "head.fc")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patch_norm(self.patch_embed(patches(images, self.patch)))
