@@ -6,7 +6,8 @@ ONNX for ONNX Runtime and OpenVINO, StableHLO for JAX, safetensors for PyTorch.
 
 Each model of each runtime is loaded by a process of its own, which has as many cores as threads. In every round each is
 called once, so that other load on the machine falls on all; ratios are taken within a round. What is not installed is
-left out, and so is, with one line, what a runtime cannot run.
+left out, and so is, with one line, what a runtime cannot run. All are in memory at once; where that is short, name
+fewer.
 """
 
 import importlib
@@ -25,6 +26,7 @@ import numpy as np
 from lraqvit_jax import checkpoint, metrics, models, runtimes, workspace
 from lraqvit_jax.bench import _random
 from lraqvit_jax.bench._process import Process, RuntimeFailedError
+from lraqvit_jax.bench._worker import give_back
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.export import onnx, safetensors, stablehlo
 from lraqvit_jax.report import figures
@@ -135,6 +137,9 @@ def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, R
         fields = {**models.fields(table, model, size), "image_size": size}
         images = np.random.default_rng(0).standard_normal((1, size, size, 3), np.float32)
         logits = np.asarray(jax.jit(one.model.apply)({"params": one.params}, images))[0]
+        del one
+        jax.clear_caches()
+        give_back()
         found[name] = {"files": made, "job": {"size": size, "family": family, "fields": fields}, "logits": logits}
     return found
 

@@ -23,4 +23,6 @@ def load(path: pathlib.Path, job: Job) -> Callable[[Any], Any]:
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
     shape = jax.ShapeDtypeStruct((job.batch, job.size, job.size, 3), np.float32)
     compiled = jax.jit(exported.call).lower(shape).compile()
+    del exported
+    jax.clear_caches()  # They hold the weights once more.
     return lambda images: np.asarray(compiled(images))

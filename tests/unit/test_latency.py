@@ -1,6 +1,8 @@
 """What `bench latency` refuses, and what its numbers and its models with random weights are."""
 
 import dataclasses
+import pathlib
+import pkgutil
 
 import jax
 import numpy as np
@@ -33,10 +35,14 @@ def test_bad_fields_are_named(tmp_path, field, value, says):
     assert not (tmp_path / "run").exists()
 
 
-def test_runtimes_say_what_they_need():
-    """Without importing any of them."""
-    for name in ("onnxruntime", "openvino", "torch", "jax"):
+def test_a_runtime_says_what_it_needs_where_it_is_not_installed():
+    root = pathlib.Path(__file__).parents[2]
+    needed = "".join((root / name).read_text() for name in ("requirements.txt", "requirements-latency.txt"))
+    names = [one.name for one in pkgutil.iter_modules(runtimes.__path__) if not one.name.startswith("_")]
+    assert {"onnxruntime", "openvino", "torch", "jax"} <= set(names)
+    for name in names:
         module = runtimes.module(name)
+        assert f"\n{module.PACKAGE}>=" in needed
         assert module.SUFFIX in ("onnx", "stablehlo", "safetensors")
         assert runtimes.imported(name).isidentifier()
     assert runtimes.split("openvino?A=1&B=f32") == ("openvino", {"A": "1", "B": "f32"})
