@@ -10,6 +10,7 @@ left out, and so is, with one line, what a runtime cannot run. All are in memory
 fewer.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -30,6 +31,7 @@ from lraqvit_jax.bench._worker import give_back
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.export import onnx, safetensors, stablehlo
 from lraqvit_jax.report import figures
+from lraqvit_jax.statistics import progress
 from lraqvit_jax.workspace import Workspace
 
 WARMUP = 2
@@ -117,7 +119,7 @@ def _path(ws: Workspace, name: str) -> pathlib.Path:
 def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, Row]:
     """By model: its file for each suffix, what a job says of it, and its logits in JAX for one image."""
     wanted, found = {runtimes.module(name).SUFFIX for name in names}, {}
-    for index, name in enumerate(ws.config["latency"]["models"]):
+    for index, name in enumerate(progress(ws.config["latency"]["models"], "files", "model")):
         random = name.startswith(_random.PREFIX)
         one = _random.artifact(ws, name) if random else checkpoint.load_artifact(_path(ws, name))
         size, model = one.preprocess.size, one.meta["model"]
@@ -144,40 +146,42 @@ def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, R
     return found
 
 
-def _measure(models: Mapping[str, Row], names: list[str], threads: int, batch: int, rounds: int) -> list[Row]:
+def _measure(files: Mapping[str, Row], names: list[str], threads: int, batch: int, rounds: int) -> list[Row]:
     """A row for every model that a runtime can run: memory, load time, and what every round took."""
-    rows: dict[Key, Row] = {}
+    suffixes = {name: runtimes.module(name).SUFFIX for name in names}
+    keys = [(name, model) for name in names for model in files if suffixes[name] in files[model]["files"]]
     processes: dict[Key, Process] = {}
-    try:
-        for name in names:
-            for model, made in models.items():
-                path = made["files"].get(runtimes.module(name).SUFFIX)
-                if path is None:
-                    continue
-                process = processes[name, model] = Process(name, threads)
-                row = {"runtime": name, "model": model, "file_mb": path.stat().st_size / 1e6}
-                try:
-                    row |= process.ask(load=str(path), job={**made["job"], "threads": threads, "batch": batch})
-                except RuntimeFailedError as error:
-                    print(f"{name} does not run {model}: {error}", flush=True)
-                    continue
-                got, want = np.asarray(row.pop("logits")), made["logits"]
-                row["difference"] = float(np.abs(got - want).max() / np.abs(want).max())
-                rows[name, model] = {**row, "wall_ms": [], "cpu_ms": []}
-        for _ in range(WARMUP + rounds):
+    rows: dict[Key, Row] = {}
+    with contextlib.ExitStack() as stack:
+        for key in progress(keys, "loading", "model"):
+            name, model = key
+            processes[key] = stack.enter_context(contextlib.closing(Process(name, threads)))
+            path, job = (
+                files[model]["files"][suffixes[name]],
+                {**files[model]["job"], "threads": threads, "batch": batch},
+            )
+            if loaded := _ask(processes[key], key, load=str(path), job=job):
+                got, want = np.asarray(loaded.pop("logits")), files[model]["logits"]
+                difference = float(np.abs(got - want).max() / np.abs(want).max())
+                rows[key] = {"runtime": name, "model": model, "file_mb": path.stat().st_size / 1e6, **loaded}
+                rows[key] |= {"difference": difference, "wall_ms": [], "cpu_ms": []}
+        for _ in progress(range(WARMUP + rounds), "latency", "round"):
             for key in list(rows):
-                try:
-                    took = processes[key].ask()
-                except RuntimeFailedError as error:
-                    print(f"{key[0]} stopped running {key[1]}: {error}", flush=True)
+                if took := _ask(processes[key], key):
+                    for clock, value in took.items():
+                        rows[key][clock].append(value)
+                else:
                     del rows[key]
-                    continue
-                for clock, value in took.items():
-                    rows[key][clock].append(value)
-    finally:
-        for process in processes.values():
-            process.close()
     return [{**row, **{clock: row[clock][WARMUP:] for clock in ("wall_ms", "cpu_ms")}} for row in rows.values()]
+
+
+def _ask(process: Process, key: Key, **question: Any) -> Row:
+    """The answer; an empty one where there is none, and a line that says why."""
+    try:
+        return process.ask(**question)
+    except RuntimeFailedError as error:
+        print(f"{key[0]} does not run {key[1]}: {error}", flush=True)
+        return {}
 
 
 def compare(rows: list[Row], model: str, runtime: str) -> list[Row]:

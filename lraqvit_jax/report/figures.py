@@ -240,12 +240,16 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> str:
 def latency(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many times faster than the first model in the first runtime, with the 10 and 90 % points of the rounds.
 
+    A panel for each number of threads and size of batch, a color for each runtime.
+
     Args:
-        rows: of `bench latency`; a panel for each number of threads and size of batch, a color for each runtime.
+        rows: of `bench latency`.
     """
     settings = list(dict.fromkeys((row["threads"], row["batch"]) for row in rows))
     runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
-    labels = list(dict.fromkeys((row["runtime"], row["model"]) for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    known = {(row["runtime"], row["model"]) for row in rows}
+    labels = [(runtime, model) for runtime in runtimes for model in models if (runtime, model) in known]
     colors = STYLE["axes.prop_cycle"].by_key()["color"]
 
     def draw(figure: Figure) -> None:
@@ -263,7 +267,9 @@ def latency(rows: Sequence[Mapping[str, Any]]) -> str:
                 axes.text(value["high"], place, f" {value['median']:.2f}", va="center", fontsize=7)
             axes.set(title=f"{threads} thread{'s' * (threads > 1)}, batch {batch}", xlabel="times faster")
             axes.margins(x=0.15)
-        axes.set_yticks(range(len(labels)), [f"{model}, {runtime}" for runtime, model in labels], fontsize=7)
+        axes.set_yticks(
+            range(len(labels)), [f"{model.removeprefix('random:')}, {runtime}" for runtime, model in labels], fontsize=7
+        )
         axes.invert_yaxis()
 
     return svg("latency", draw, (3 + 2.4 * len(settings), 1 + 0.2 * len(labels)))
