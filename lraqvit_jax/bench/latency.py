@@ -223,13 +223,13 @@ def text(rows: list[Row], threads: int, batch: int, reference: Key) -> str:
         f"{threads} thread{'s' * (threads > 1)}, batch {batch}. Medians [10-90 %]; times faster than {model} in the "
         f"same runtime, and than that in {runtime}",
         "",
-        f"{'model':<{width}}  {'runtime':<{wide}} {'wall, ms':>21} {'faster':>17} {'than first':>10} "
+        f"{'model':<{width}}  {'runtime':<{wide}} {'wall, ms':>22} {'faster':>17} {'than first':>10} "
         f"{'CPU, ms':>8} {'faster':>6} {'than first':>10}",
     ]
     for row in mine:
         wall, cpu = row["wall"], row["cpu"]
         lines.append(
-            f"{row['model']:<{width}}  {row['runtime']:<{wide}} {_range(wall['ms'], '.1f'):>21} "
+            f"{row['model']:<{width}}  {row['runtime']:<{wide}} {_range(wall['ms'], '.1f'):>22} "
             f"{_range(wall['in_runtime'], '.2f'):>17} {_median(wall['in_first']):>10} "
             f"{cpu['ms']['median']:>8.1f} {_median(cpu['in_runtime']):>6} {_median(cpu['in_first']):>10}"
         )
@@ -245,7 +245,7 @@ MEMORY: tuple[tuple[str, str, Callable[[Row], float]], ...] = (
     ("load, s", ".2f", lambda row: row["load_s"]),
     ("peak, MB", ".0f", lambda row: row["peak_mb"]),
     ("of model", ".0f", lambda row: row["peak_mb"] - row["baseline_mb"]),
-    ("logits to", ".0e", lambda row: row["difference"]),
+    ("logits off", ".0e", lambda row: row["difference"]),
 )
 """What the second table shows of a row: peak memory of the process, that without what the runtime takes alone, and by
 how much the logits differ from those of the model in JAX."""
