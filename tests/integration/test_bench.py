@@ -72,7 +72,7 @@ def test_a_step_is_timed_against_its_parts(tmp_path):
     assert {row["reparam"] > 0 for row in found["forms"].values()} == {True}
 
 
-TIMED = ("dense", "lra_whitened", "random:int8_low_rank_dynamic")
+TIMED = ("dense", "random:int8_low_rank_dynamic")
 
 
 def test_models_are_timed_in_their_runtimes(grid):
@@ -110,7 +110,6 @@ def test_models_are_timed_in_their_runtimes(grid):
             assert row[clock]["in_runtime"]["median"] == pytest.approx(np.median(own / times))
             assert row[clock]["in_first"]["median"] == pytest.approx(np.median(first / times))
             assert row[clock]["ms"]["low"] <= row[clock]["ms"]["median"] <= row[clock]["ms"]["high"]
-    assert rows["onnxruntime", "lra_whitened"]["file_mb"] < rows["onnxruntime", "dense"]["file_mb"]
     assert "jax" in (workdir / "latency-runtimes.svg").read_text()
     assert sorted(path.name for path in workdir.glob("tmp*")) == []
 
