@@ -24,6 +24,9 @@ import numpy as np
 
 from lraqvit_jax import runtimes
 
+BRIEF = 100
+"""Milliseconds. A model that takes less is called once more before each call that counts: the models that had their
+turn since have thrown it out of the caches, where a small one stays while it is used."""
 STATUS = pathlib.Path("/proc/self/status")
 
 
@@ -50,6 +53,7 @@ class Worker:
         self._name, self._baseline = name, memory("VmRSS")
         self._model: Callable[[Any], Any] = lambda images: images
         self._images: Any = None
+        self._brief = False
 
     def load(self, load: str, job: dict[str, Any]) -> dict[str, Any]:
         job |= {"options": runtimes.split(self._name)[1]}
@@ -61,13 +65,15 @@ class Worker:
         sides = (job["batch"], job["size"], job["size"], 3)
         self._images = np.random.default_rng(0).standard_normal(sides, np.float32)
         logits = np.asarray(self._model(self._images))[0].tolist()
-        self.call()
+        self._brief = self.call()["cpu_ms"] < BRIEF
         running = memory("VmHWM")
         found = {"load_s": seconds, "logits": logits, "baseline_mb": self._baseline, "resident_mb": memory("VmRSS")}
         give_back()  # Other models wait in their processes for their turn.
         return found | {"peak_mb": max(loading, running), "running_mb": running}
 
     def call(self) -> dict[str, Any]:
+        if self._brief:
+            self._model(self._images)
         wall, cpu = time.perf_counter(), time.process_time()
         self._model(self._images)
         return {"wall_ms": 1e3 * (time.perf_counter() - wall), "cpu_ms": 1e3 * (time.process_time() - cpu)}
