@@ -91,7 +91,7 @@ class Attention(nn.Module):
         """(groups, tokens, dim) -> the same; `bias`, (1 or groups, heads, tokens, tokens), is added to the logits."""
         groups, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(groups, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(*qkv, attn_mask=bias)
+        mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias)
         return self.proj(mixed.transpose(1, 2).reshape(groups, tokens, dim))
 
 
