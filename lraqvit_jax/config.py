@@ -201,6 +201,24 @@ def default() -> ConfigDict:
                 "only": (),  # names of methods; () is all
                 "seeds": (0, 1, 2),  # of the calibration draw
             },
+            "latency": {  # of `python -m lraqvit_jax.bench latency`
+                # Artefacts, names in WORKDIR/checkpoints or paths, or random weights in one of the forms below. The
+                # others are compared with the first.
+                "models": (
+                    "random:dense",
+                    "random:low_rank",
+                    "random:int8_dense",
+                    "random:int8_low_rank",
+                    "random:int8_dense_dynamic",
+                    "random:int8_low_rank_dynamic",
+                ),
+                # Modules of lraqvit_jax.runtimes. "?NAME=VALUE" after one sets an option of it, such as
+                # onnxruntime?session.disable_prepacking=1
+                "runtimes": ("onnxruntime", "openvino", "torch", "jax"),
+                "threads": (1, 2),
+                "batches": (1, 8),
+                "rounds": 15,
+            },
             "export": {
                 "artifacts": ("rb_lra_kd", "int8_wads"),
                 "platforms": ("cpu", "cuda", "tpu"),  # of the StableHLO files
@@ -231,7 +249,10 @@ def imagenet(model: str, weights: str) -> ConfigDict:
     return config
 
 
-FREE = ("grid", "quant_grid", "mesh", "log_every", "checkpoint_every", "eval_batch_size", "export", "cache_dir")
+FREE = (
+    *("grid", "quant_grid", "latency", "export"),
+    *("mesh", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
+)
 """Fields that may change between two calls in one work directory: they do not change what is computed."""
 
 

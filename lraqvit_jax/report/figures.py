@@ -235,3 +235,41 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.legend(frameon=False, fontsize=6, ncols=2)
 
     return svg("pareto", draw, (9, 4))
+
+
+def latency(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many times faster than the first model in the first runtime, with the 10 and 90 % points of the rounds.
+
+    A panel for each number of threads and size of batch, a color for each runtime.
+
+    Args:
+        rows: of `bench latency`.
+    """
+    settings = list(dict.fromkeys((row["threads"], row["batch"]) for row in rows))
+    runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    known = {(row["runtime"], row["model"]) for row in rows}
+    labels = [(runtime, model) for runtime in runtimes for model in models if (runtime, model) in known]
+    colors = STYLE["axes.prop_cycle"].by_key()["color"]
+
+    def draw(figure: Figure) -> None:
+        for axes, (threads, batch) in zip(
+            figure.subplots(1, len(settings), sharey=True, squeeze=False)[0], settings, strict=True
+        ):
+            mine = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
+            for row in mine:
+                place, value = labels.index((row["runtime"], row["model"])), row["wall"]["in_first"]
+                if value is None:
+                    continue
+                error = [[value["median"] - value["low"]], [value["high"] - value["median"]]]
+                color = colors[runtimes.index(row["runtime"]) % len(colors)]
+                axes.barh(place, value["median"], xerr=error, color=color, ecolor="#4a5568", capsize=1.5)
+                axes.text(value["high"], place, f" {value['median']:.2f}", va="center", fontsize=7)
+            axes.set(title=f"{threads} thread{'s' * (threads > 1)}, batch {batch}", xlabel="times faster")
+            axes.margins(x=0.15)
+        axes.set_yticks(
+            range(len(labels)), [f"{model.removeprefix('random:')}, {runtime}" for runtime, model in labels], fontsize=7
+        )
+        axes.invert_yaxis()
+
+    return svg("latency", draw, (3 + 2.4 * len(settings), 1 + 0.2 * len(labels)))

@@ -1,7 +1,9 @@
 """`python -m lraqvit_jax.bench`, as a user would run it."""
 
+import importlib.util
 import json
 
+import numpy as np
 import pytest
 
 from tests.integration import command
@@ -70,6 +72,48 @@ def test_a_step_is_timed_against_its_parts(tmp_path):
     assert {row["reparam"] > 0 for row in found["forms"].values()} == {True}
 
 
+TIMED = ("dense", "random:int8_low_rank_dynamic")
+
+
+def test_models_are_timed_in_their_runtimes(grid):
+    """Artefacts and random weights; an option that a runtime does not know loses no other row."""
+    workdir, *_ = grid
+    fields = ("--config=configs/digits.py", f"--workdir={workdir}", *command.FAST, "--config.plan.budget=0.6")
+    options = (
+        f"--config.latency.models={TIMED}",
+        "--config.latency.runtimes=('onnxruntime','jax?speed=1','jax','openvino')",
+        "--config.latency.threads=(1,)",
+        "--config.latency.batches=(2,)",
+        "--config.latency.rounds=4",
+    )
+    done = bench("latency", *fields, *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "jax?speed=1 does not run dense: ValueError: jax takes no option 'speed'" in done.stdout
+    if importlib.util.find_spec("openvino") is None:
+        assert "openvino is not installed and left out; pip install openvino" in done.stdout
+    found = json.loads((workdir / "latency-runtimes.json").read_text())
+    rows = {(row["runtime"], row["model"]): row for row in found["rows"] if row["runtime"] != "openvino"}
+    assert list(rows) == [(runtime, model) for runtime in ("onnxruntime", "jax") for model in TIMED]
+    assert found["reference"] == {"model": "dense", "runtime": "onnxruntime"}
+    for (runtime, model), row in rows.items():
+        assert (row["threads"], row["batch"]) == (1, 2)
+        assert row["difference"] < 1e-5
+        assert row["peak_mb"] >= row["resident_mb"] > 0 < row["baseline_mb"] <= row["peak_mb"]
+        assert row["load_s"] > 0 < row["file_mb"]
+        assert f"{model:<28}  {runtime}" in done.stdout
+        for clock in ("wall", "cpu"):
+            times, own, first = (
+                np.array(one[f"{clock}_ms"]) for one in (row, rows[runtime, "dense"], rows["onnxruntime", "dense"])
+            )
+            assert times.shape == (4,) and np.all(times > 0)
+            assert row[clock]["ms"]["median"] == pytest.approx(np.median(times))
+            assert row[clock]["in_runtime"]["median"] == pytest.approx(np.median(own / times))
+            assert row[clock]["in_first"]["median"] == pytest.approx(np.median(first / times))
+            assert row[clock]["ms"]["low"] <= row[clock]["ms"]["median"] <= row[clock]["ms"]["high"]
+    assert "jax" in (workdir / "latency-runtimes.svg").read_text()
+    assert sorted(path.name for path in workdir.glob("tmp*")) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -77,6 +121,7 @@ def test_a_step_is_timed_against_its_parts(tmp_path):
         (("lowrank", "--config.grid.methods=('logit',)"), "'logit'; did you mean 'logits'"),
         (("lowrank", "--config.grid.runs=('rb_lra',)"), "'rb_lra', which is no run; did you mean 'rb_lra_kd'"),
         (("lowrank", "--config.plan.unit=parms"), "'parms'; did you mean 'params'"),
+        (("latency", "--config.latency.runtimes=('onnxruntim',)"), "'onnxruntim'; did you mean 'onnxruntime'"),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, arguments, says):

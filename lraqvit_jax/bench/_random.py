@@ -1,0 +1,90 @@
+"""Models with random weights, in every form: what a runtime takes for a shape does not depend on the weights."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from lraqvit_jax import checkpoint, sharding, statistics, tensors, trees
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.plan import Plan
+from lraqvit_jax.quant import qarray
+from lraqvit_jax.workspace import Workspace
+
+PREFIX = "random:"
+FORMS = {
+    "dense": (False, ""),
+    "low_rank": (True, ""),
+    "int8_dense": (False, "per_tensor"),
+    "int8_low_rank": (True, "per_tensor"),
+    "int8_dense_dynamic": (False, "per_token_dynamic"),
+    "int8_low_rank_dynamic": (True, "per_token_dynamic"),
+}
+"""Whether layers are pairs, and the granularity of the activations' scales; "" is float."""
+
+
+def form(name: str) -> tuple[bool, str]:
+    """Whether "random:low_rank" has pairs, and its granularity; UserError for a form that is none."""
+    wanted = name.removeprefix(PREFIX)
+    if wanted not in FORMS:
+        raise UserError(f"latency.models has {name!r}, which is no form; {nearest(wanted, FORMS)}")
+    return FORMS[wanted]
+
+
+def artifact(ws: Workspace, name: str) -> checkpoint.Artifact:
+    """A model of the configuration's shapes and ranks, with random weights.
+
+    Args:
+        ws: gives model, classes, image size, ranks.
+        name: PREFIX and one of FORMS.
+    """
+    pairs, granularity = form(name)
+    plan: Plan = plan_lib.low_rank(ws.plan) if pairs else plan_lib.dense(ws.spec.layers)
+    params = _draw(ws, plan)
+    if granularity:
+        params, plan = _quantize(ws, params, plan, granularity)
+    meta = {"name": name, "model": ws.model, "num_classes": ws.num_classes, "class_names": None}
+    meta |= {"plan": plan_lib.to_json(plan), "preprocess": ws.preprocess.to_json()}
+    return checkpoint.Artifact(checkpoint.build(meta), params, ws.preprocess, meta)
+
+
+def _draw(ws: Workspace, plan: Plan) -> Any:
+    """Normal kernels that keep the variance of what they multiply, small offsets, scales of norms near 1."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        last = path.rpartition("/")[2]
+        spread = leaf.shape[0] ** -0.5 if last in ("kernel", "u", "v") else 0.02
+        return np.float32(last == "scale") + np.float32(spread) * rng.standard_normal(leaf.shape, np.float32)
+
+    abstract = tensors.flatten(sharding.abstract_params(ws.create(plan), ws.preprocess.size, sharding.one_device()))
+    return tensors.nest({path: draw(path, leaf) for path, leaf in abstract.items()})
+
+
+def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str) -> tuple[Any, Plan]:
+    """int8 to the nearest in every layer that `quant` says, the scales of activations from the range of noise."""
+    size, quant = ws.preprocess.size, ws.config["quant"]
+    layers = [info for info in ws.spec.layers if info.compressible or quant["embedding_and_head"]]
+    images = np.random.default_rng(1).standard_normal((1, size, size, 3), np.float32)
+    batch: Any = {"image": images, "mask": np.ones(1, bool)}
+    seen = statistics.inputs(ws.create(plan), params, layers, [batch], sharding.one_device())
+    changed, weights, paths = dict(plan), {}, [info.path for info in layers]
+    found = {path: trees.get(params, path) for path in paths}
+    kernels = {path: {name: one for name, one in found[path].items() if name != "bias"} for path in paths}
+    integers, scales = _round(kernels, seen, granularity)
+    for path in paths:
+        changed[path] = dataclasses.replace(plan[path], form="quantized", bits=8, granularity=granularity)
+        weights[path] = {**found[path], **integers[path]}
+        if granularity != "per_token_dynamic":
+            weights[path] |= {f"{part}_scale": scale for part, scale in scales[path].items()}
+    return checkpoint.host(trees.replace(params, weights)), changed
+
+
+@functools.partial(jax.jit, static_argnames="granularity")
+def _round(kernels: Any, seen: Any, granularity: str) -> tuple[Any, Any]:
+    """All kernels in int8, and the scales of what they read; in one program, which compiles faster than its parts."""
+    scales = jax.tree.map(lambda x: qarray.input_scale(x, granularity), seen)
+    return jax.tree.map(qarray.quantize_kernel, kernels), scales

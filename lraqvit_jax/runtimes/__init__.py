@@ -1,0 +1,68 @@
+"""Runtimes that exported files are timed in by `bench latency`, found by name. A module here offers
+
+    PACKAGE   what pip installs, and with "_" for "-" what is imported
+    SUFFIX    of the file that it reads: "onnx", "stablehlo" or "safetensors"
+    load(path, job) -> function from images (batch, size, size, 3) float32 to logits (batch, classes)
+
+and imports its runtime in `load` alone: so that a module can be asked for the first two where nothing is installed, and
+that a process holds no other runtime than the one it measures.
+"""
+
+import importlib
+import importlib.util
+import pathlib
+import pkgutil
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lraqvit_jax.errors import UserError, nearest
+
+
+class Job(NamedTuple):
+    """What a runtime is to load.
+
+    Attributes:
+        threads: that it may use.
+        batch: images in a call.
+        size: of an image.
+        family: module of the model in `lraqvit_jax.models`.
+        fields: of the model's variant, such as heads.
+        options: of the runtime, by name.
+    """
+
+    threads: int
+    batch: int
+    size: int
+    family: str
+    fields: Mapping[str, Any]
+    options: Mapping[str, str]
+
+
+def split(name: str) -> tuple[str, dict[str, str]]:
+    """ "onnxruntime?session.disable_prepacking=1" is a module and the options it gets."""
+    module, _, options = name.partition("?")
+    return module, dict(urllib.parse.parse_qsl(options))
+
+
+def module(name: str) -> Any:
+    """The module of a runtime; UserError if there is none."""
+    wanted, known = split(name)[0], [one.name for one in pkgutil.iter_modules(__path__) if one.name[0] != "_"]
+    if wanted not in known:
+        raise UserError(f"There is no runtime {wanted!r}; {nearest(wanted, known)}")
+    return importlib.import_module(f"{__name__}.{wanted}")
+
+
+def imported(name: str) -> str:
+    """What is imported of a runtime."""
+    return module(name).PACKAGE.replace("-", "_")
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(imported(name)) is not None
+
+
+def refuse_options(name: str, path: pathlib.Path, job: Job) -> None:
+    """Raises ValueError where a runtime that has no options is given some."""
+    if job.options:
+        raise ValueError(f"{name} takes no option {next(iter(job.options))!r} ({path.name})")

@@ -1,0 +1,222 @@
+"""ViT, DeiT and Swin in PyTorch from the tensors of `export.safetensors`: what a user of PyTorch would run.
+
+An int8 layer is `torch.ao.nn.quantized.dynamic.Linear`, what `quantize_dynamic` makes of a linear layer, with the
+integers and the scales of the file: PyTorch scales the activations itself, one scale for a tensor.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Tensors = Mapping[str, torch.Tensor]
+BLOCKED = -100.0
+"""Added to the attention between tokens of different regions of a shifted map, as in the authors' code."""
+
+
+def build(tensors: Tensors, family: str, fields: Mapping[str, Any]) -> nn.Module:
+    """The model of a file.
+
+    Args:
+        tensors: of the file, by name.
+        family: "vit" or "swin".
+        fields: of the variant, as `lraqvit_jax.models` has them.
+
+    Raises:
+        ValueError: layers of a form that PyTorch's dynamic int8 does not have.
+    """
+    return {"vit": Vit, "swin": Swin}[family](tensors, fields)
+
+
+def linear(tensors: Tensors, name: str) -> nn.Module:
+    """One layer, in the form that its tensors have."""
+    if f"{name}.0.weight" in tensors:
+        return nn.Sequential(linear(tensors, f"{name}.0"), linear(tensors, f"{name}.1"))
+    if f"{name}.input_scale" in tensors:
+        raise ValueError("PyTorch has dynamic int8 alone, and this model static scales")
+    scale, bias = tensors.get(f"{name}.weight_scale"), tensors.get(f"{name}.bias")
+    if f"{name}.weight" not in tensors or (scale is not None and scale.shape[1] > 1):
+        raise ValueError("PyTorch's dynamic int8 has kernels of 8 bits, one scale to a channel")
+    weight = tensors[f"{name}.weight"].flatten(1)
+    n, m = weight.shape
+    if scale is None:
+        made: Any = nn.Linear(m, n, bias is not None, device="meta")
+        made.weight = nn.Parameter(weight, requires_grad=False)
+        made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    else:
+        made = torch.ao.nn.quantized.dynamic.Linear(m, n, bias_=bias is not None)
+        zeros = torch.zeros(n, dtype=torch.int64)
+        made.set_weight_bias(torch.quantize_per_channel(weight * scale, scale[:, 0], zeros, 0, torch.qint8), bias)
+    smooth = tensors.get(f"{name}.input_smooth")
+    return made if smooth is None else nn.Sequential(Scaled(1 / smooth), made)
+
+
+class Scaled(nn.Module):
+    """Multiplies by a vector."""
+
+    factor: torch.Tensor
+
+    def __init__(self, factor: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factor", factor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def norm(tensors: Tensors, name: str, eps: float) -> nn.LayerNorm:
+    weight = tensors[f"{name}.weight"]
+    made = nn.LayerNorm(len(weight), eps)
+    made.load_state_dict({"weight": weight, "bias": tensors[f"{name}.bias"]})
+    return made
+
+
+def patches(images: torch.Tensor, p: int) -> torch.Tensor:
+    """(batch, size, size, 3) -> (batch, tokens, 3 p p), in the order of a convolution's kernel."""
+    batch, side = images.shape[0], images.shape[1] // p
+    cut = images.reshape(batch, side, p, side, p, 3).permute(0, 1, 3, 5, 2, 4)
+    return cut.reshape(batch, side * side, 3 * p * p)
+
+
+class Attention(nn.Module):
+    def __init__(self, tensors: Tensors, name: str, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = linear(tensors, f"{name}.qkv"), linear(tensors, f"{name}.proj")
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """(groups, tokens, dim) -> the same; `bias`, (1 or groups, heads, tokens, tokens), is added to the logits."""
+        groups, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(groups, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias)
+        return self.proj(mixed.transpose(1, 2).reshape(groups, tokens, dim))
+
+
+class Mlp(nn.Sequential):
+    def __init__(self, tensors: Tensors, name: str, gelu: str) -> None:
+        middle = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
+        super().__init__(linear(tensors, f"{name}.fc1"), middle, linear(tensors, f"{name}.fc2"))
+
+
+class VitBlock(nn.Module):
+    def __init__(self, tensors: Tensors, name: str, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (norm(tensors, f"{name}.norm{index}", fields["norm_eps"]) for index in (1, 2))
+        self.attn = Attention(tensors, f"{name}.attn", fields["heads"])
+        self.mlp = Mlp(tensors, f"{name}.mlp", fields["gelu"])
+        scales = (tensors.get(f"{name}.ls{index}.gamma") for index in (1, 2))
+        self.ls1, self.ls2 = (nn.Identity() if one is None else Scaled(one) for one in scales)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class Vit(nn.Module):
+    def __init__(self, tensors: Tensors, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.patch = fields["patch_size"]
+        self.patch_embed = linear(tensors, "patch_embed.proj")
+        prefix = torch.cat([tensors[name] for name in ("cls_token", "dist_token") if name in tensors], 1)
+        positions, count = tensors["pos_embed"], prefix.shape[1]
+        if not fields.get("layer_scale"):  # timm's DeiT-III gives the class token no position.
+            prefix, positions = prefix + positions[:, :count], positions[:, count:]
+        self.prefix, self.positions = nn.Parameter(prefix), nn.Parameter(positions)
+        self.blocks = nn.Sequential(*(VitBlock(tensors, f"blocks.{index}", fields) for index in range(fields["depth"])))
+        self.norm = norm(tensors, "norm", fields["norm_eps"])
+        self.heads = nn.ModuleList(linear(tensors, name) for name in ("head", "head_dist")[:count])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patch_embed(patches(images, self.patch)) + self.positions
+        x = self.norm(self.blocks(torch.cat([self.prefix.expand(len(x), -1, -1), x], 1)))
+        logits = [head(x[:, index]) for index, head in enumerate(self.heads)]
+        return sum(logits[1:], logits[0]) / len(logits)
+
+
+class SwinBlock(nn.Module):
+    bias: torch.Tensor
+
+    def __init__(self, tensors: Tensors, name: str, side: int, window: int, shift: int, heads: int, gelu: str) -> None:
+        super().__init__()
+        self.side, self.window, self.shift = side, window, shift
+        self.padded = side + -side % window
+        self.norm1, self.norm2 = (norm(tensors, f"{name}.norm{index}", 1e-5) for index in (1, 2))
+        self.attn = Attention(tensors, f"{name}.attn", heads)
+        self.mlp = Mlp(tensors, f"{name}.mlp", gelu)
+        bias = tensors[f"{name}.attn.relative_position_bias_table"][_bias_index(window)].permute(2, 0, 1)[None]
+        self.register_buffer("bias", bias + self._mask()[:, None] if shift else bias)
+
+    def _mask(self) -> torch.Tensor:
+        """(windows, tokens, tokens)."""
+        place = torch.arange(self.padded)
+        region = (place >= self.padded - self.window).long() + (place >= self.padded - self.shift).long()
+        regions = self._windows((3 * region[:, None] + region)[None, ..., None])[..., 0]
+        return (regions[:, :, None] != regions[:, None]).float() * BLOCKED
+
+    def _windows(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, side, side, dim) -> (batch * windows, tokens, dim)."""
+        count, window = self.padded // self.window, self.window
+        x = x.reshape(-1, count, window, count, window, x.shape[-1]).transpose(2, 3)
+        return x.reshape(-1, window * window, x.shape[-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (batch, _, dim), side, window = x.shape, self.side, self.window
+        y, extra = self.norm1(x).reshape(batch, side, side, dim), self.padded - side
+        y = functional.pad(y, (0, 0, 0, extra, 0, extra)) if extra else y
+        y = torch.roll(y, (-self.shift, -self.shift), (1, 2)) if self.shift else y
+        bias = self.bias.repeat(batch, 1, 1, 1) if self.shift else self.bias
+        count = self.padded // window
+        y = self.attn(self._windows(y), bias).reshape(batch, count, count, window, window, dim).transpose(2, 3)
+        y = y.reshape(batch, self.padded, self.padded, dim)
+        y = torch.roll(y, (self.shift, self.shift), (1, 2)) if self.shift else y
+        x = x + y[:, :side, :side].reshape(batch, side * side, dim)
+        return x + self.mlp(self.norm2(x))
+
+
+def _bias_index(window: int) -> torch.Tensor:
+    """For each pair of tokens of a window, the row of the relative position bias table."""
+    token = torch.arange(window * window)
+    dy, dx = (axis[:, None] - axis + window - 1 for axis in (token // window, token % window))
+    return (2 * window - 1) * dy + dx
+
+
+class Merging(nn.Module):
+    """Joins 2 x 2 tokens, column by column, and halves their features."""
+
+    def __init__(self, tensors: Tensors, name: str, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.norm, self.reduction = norm(tensors, f"{name}.norm", 1e-5), linear(tensors, f"{name}.reduction")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (batch, _, dim), side, odd = x.shape, self.side, self.side % 2
+        x, half = x.reshape(batch, side, side, dim), (side + 1) // 2
+        x = functional.pad(x, (0, 0, 0, odd, 0, odd)) if odd else x
+        x = x.reshape(batch, half, 2, half, 2, dim).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.reshape(batch, half * half, 4 * dim)))
+
+
+class Swin(nn.Module):
+    def __init__(self, tensors: Tensors, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.patch, window, gelu = fields["patch_size"], fields["window_size"], fields["gelu"]
+        self.patch_embed, self.patch_norm = linear(tensors, "patch_embed.proj"), norm(tensors, "patch_embed.norm", 1e-5)
+        side, parts = fields["image_size"] // self.patch, list[nn.Module]()
+        for stage, (depth, heads) in enumerate(zip(fields["depths"], fields["heads"], strict=True)):
+            if stage:
+                parts.append(Merging(tensors, f"layers.{stage}.downsample", side))
+                side = math.ceil(side / 2)
+            used, shift = (side, 0) if side <= window else (window, window // 2)
+            parts += [
+                SwinBlock(tensors, f"layers.{stage}.blocks.{index}", side, used, shift * (index % 2), heads, gelu)
+                for index in range(depth)
+            ]
+        self.parts, self.norm = nn.Sequential(*parts), norm(tensors, "norm", 1e-5)
+        self.head = linear(tensors, "head.fc")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patch_norm(self.patch_embed(patches(images, self.patch)))
+        return self.head(self.norm(self.parts(x)).mean(1))
