@@ -201,7 +201,7 @@ def default() -> ConfigDict:
                 "only": (),  # names of methods; () is all
                 "seeds": (0, 1, 2),  # of the calibration draw
             },
-            "latency": {  # of `python -m lraqvit_jax.bench latency`
+            "latency": {  # of `python -m lraqvit_jax.bench latency` and `bench profile`
                 # Artefacts, names in WORKDIR/checkpoints or paths, or random weights in one of the forms below. The
                 # others are compared with the first.
                 "models": (
@@ -209,8 +209,10 @@ def default() -> ConfigDict:
                     "random:low_rank",
                     "random:int8_dense",
                     "random:int8_low_rank",
+                    "random:int8_low_rank_7",  # kernels of 7 bits
                     "random:int8_dense_dynamic",
                     "random:int8_low_rank_dynamic",
+                    "random:int8_low_rank_dynamic_7",
                 ),
                 # Modules of lraqvit_jax.runtimes. "?NAME=VALUE" after one sets an option of it, such as
                 # onnxruntime?session.disable_prepacking=1

@@ -1,7 +1,8 @@
-"""Models with random weights, in every form: what a runtime takes for a shape does not depend on the weights."""
+"""The models to time: artefacts, or random weights in every form, which take a runtime as long as any of a shape."""
 
-import dataclasses
 import functools
+import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from lraqvit_jax import checkpoint, sharding, statistics, tensors, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.plan import Plan
+from lraqvit_jax.plan import LayerPlan, Plan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.workspace import Workspace
 
@@ -24,14 +25,36 @@ FORMS = {
     "int8_low_rank_dynamic": (True, "per_token_dynamic"),
 }
 """Whether layers are pairs, and the granularity of the activations' scales; "" is float."""
+NARROW = "_7"
+"""Ends the name of an int8 form whose kernels have 7 bits."""
 
 
-def form(name: str) -> tuple[bool, str]:
-    """Whether "random:low_rank" has pairs, and its granularity; UserError for a form that is none."""
+def form(name: str) -> tuple[bool, str, int]:
+    """Whether "random:low_rank" has pairs, its granularity, and the bits of its kernels; UserError for no form."""
     wanted = name.removeprefix(PREFIX)
-    if wanted not in FORMS:
-        raise UserError(f"latency.models has {name!r}, which is no form; {nearest(wanted, FORMS)}")
-    return FORMS[wanted]
+    plain = wanted.removesuffix(NARROW)
+    if plain not in FORMS or (plain != wanted and not FORMS[plain][1]):
+        known = [*FORMS, *(f"{one}{NARROW}" for one, (_, granularity) in FORMS.items() if granularity)]
+        raise UserError(f"latency.models has {name!r}, which is no form; {nearest(wanted, known)}")
+    return *FORMS[plain], 8 if plain == wanted else 7
+
+
+def check(ws: Workspace, names: Iterable[str]) -> None:
+    """UserError for a form or an artefact that there is not."""
+    for name in names:
+        if name.startswith(PREFIX):
+            form(name)
+        else:
+            checkpoint.read_meta(_path(ws, name))
+
+
+def load(ws: Workspace, name: str) -> checkpoint.Artifact:
+    """An artefact, by its name in the work directory or its path, or one with random weights."""
+    return artifact(ws, name) if name.startswith(PREFIX) else checkpoint.load_artifact(_path(ws, name))
+
+
+def _path(ws: Workspace, name: str) -> pathlib.Path:
+    return ws.path(name) if ws.has(name) else pathlib.Path(name).expanduser()
 
 
 def artifact(ws: Workspace, name: str) -> checkpoint.Artifact:
@@ -39,13 +62,13 @@ def artifact(ws: Workspace, name: str) -> checkpoint.Artifact:
 
     Args:
         ws: gives model, classes, image size, ranks.
-        name: PREFIX and one of FORMS.
+        name: PREFIX and one of FORMS, with NARROW behind an int8 one or not.
     """
-    pairs, granularity = form(name)
+    pairs, granularity, bits = form(name)
     plan: Plan = plan_lib.low_rank(ws.plan) if pairs else plan_lib.dense(ws.spec.layers)
     params = _draw(ws, plan)
     if granularity:
-        params, plan = _quantize(ws, params, plan, granularity)
+        params, plan = _quantize(ws, params, plan, granularity, bits)
     meta = {"name": name, "model": ws.model, "num_classes": ws.num_classes, "class_names": None}
     meta |= {"plan": plan_lib.to_json(plan), "preprocess": ws.preprocess.to_json()}
     return checkpoint.Artifact(checkpoint.build(meta), params, ws.preprocess, meta)
@@ -64,8 +87,8 @@ def _draw(ws: Workspace, plan: Plan) -> Any:
     return tensors.nest({path: draw(path, leaf) for path, leaf in abstract.items()})
 
 
-def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str) -> tuple[Any, Plan]:
-    """int8 to the nearest in every layer that `quant` says, the scales of activations from the range of noise."""
+def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str, bits: int) -> tuple[Any, Plan]:
+    """Integers to the nearest in every layer that `quant` says, the scales of activations from the range of noise."""
     size, quant = ws.preprocess.size, ws.config["quant"]
     layers = [info for info in ws.spec.layers if info.compressible or quant["embedding_and_head"]]
     images = np.random.default_rng(1).standard_normal((1, size, size, 3), np.float32)
@@ -74,17 +97,17 @@ def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str) -> tuple
     changed, weights, paths = dict(plan), {}, [info.path for info in layers]
     found = {path: trees.get(params, path) for path in paths}
     kernels = {path: {name: one for name, one in found[path].items() if name != "bias"} for path in paths}
-    integers, scales = _round(kernels, seen, granularity)
+    integers, scales = _round(kernels, seen, granularity, bits)
     for path in paths:
-        changed[path] = dataclasses.replace(plan[path], form="quantized", bits=8, granularity=granularity)
+        changed[path] = LayerPlan("quantized", plan[path].rank, 8, granularity, weight_bits=bits)
         weights[path] = {**found[path], **integers[path]}
         if granularity != "per_token_dynamic":
             weights[path] |= {f"{part}_scale": scale for part, scale in scales[path].items()}
     return checkpoint.host(trees.replace(params, weights)), changed
 
 
-@functools.partial(jax.jit, static_argnames="granularity")
-def _round(kernels: Any, seen: Any, granularity: str) -> tuple[Any, Any]:
-    """All kernels in int8, and the scales of what they read; in one program, which compiles faster than its parts."""
+@functools.partial(jax.jit, static_argnames=("granularity", "bits"))
+def _round(kernels: Any, seen: Any, granularity: str, bits: int) -> tuple[Any, Any]:
+    """All kernels on integers, and the scales of what they read; one program compiles faster than its parts."""
     scales = jax.tree.map(lambda x: qarray.input_scale(x, granularity), seen)
-    return jax.tree.map(qarray.quantize_kernel, kernels), scales
+    return jax.tree.map(lambda kernel: qarray.quantize_kernel(kernel, bits), kernels), scales

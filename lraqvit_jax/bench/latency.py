@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lraqvit_jax import checkpoint, metrics, models, runtimes, workspace
+from lraqvit_jax import metrics, models, runtimes, workspace
 from lraqvit_jax.bench import _random
 from lraqvit_jax.bench._process import Process, RuntimeFailedError
 from lraqvit_jax.bench._worker import give_back
@@ -50,8 +50,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
     ws = workspace.open_workspace(config, workdir, write=False)
     options = ws.config["latency"]
     settings, names = _settings(options), _installed(options)
-    for name in options["models"]:
-        _check_model(ws, name)
+    _random.check(ws, options["models"])
     ws.directory.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=ws.directory) as folder:
@@ -105,23 +104,11 @@ def _installed(options: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _check_model(ws: Workspace, name: str) -> None:
-    if name.startswith(_random.PREFIX):
-        _random.form(name)
-    else:
-        checkpoint.read_meta(_path(ws, name))
-
-
-def _path(ws: Workspace, name: str) -> pathlib.Path:
-    return ws.path(name) if ws.has(name) else pathlib.Path(name).expanduser()
-
-
 def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, Row]:
     """By model: its file for each suffix, what a job says of it, and its logits in JAX for one image."""
     wanted, found = {runtimes.module(name).SUFFIX for name in names}, {}
     for index, name in enumerate(progress(ws.config["latency"]["models"], "files", "model")):
-        random = name.startswith(_random.PREFIX)
-        one = _random.artifact(ws, name) if random else checkpoint.load_artifact(_path(ws, name))
+        one = _random.load(ws, name)
         size, model = one.preprocess.size, one.meta["model"]
         made = {suffix: folder / f"{index}.{suffix}" for suffix in wanted}
         if reason := onnx.obstacle(one.plan):

@@ -18,6 +18,7 @@ from lraqvit_jax.errors import UserError
     ("field", "value", "says"),
     [
         ("models", ("random:int4",), "'random:int4', which is no form"),
+        ("models", ("random:dense_7",), "'random:dense_7', which is no form"),
         ("models", ("dense",), "There is no whole artefact"),
         ("models", (), "latency.models is ()"),
         ("runtimes", ("tflite",), "no runtime 'tflite'"),
@@ -54,8 +55,8 @@ def test_random_models_have_the_form_they_name_and_signals_that_live(tmp_path):
     ws = dataclasses.replace(ws, plan=workspace.quantized(ws.config, ws.spec, ws.plan))
     images = np.random.default_rng(2).standard_normal((3, 8, 8, 3), np.float32)
     logits = {}
-    for name in ("dense", "low_rank", "int8_low_rank", "int8_low_rank_dynamic"):
-        pairs, granularity = _random.form(f"random:{name}")
+    for name in ("dense", "low_rank", "int8_low_rank", "int8_low_rank_7", "int8_low_rank_dynamic"):
+        pairs, granularity, _ = _random.form(f"random:{name}")
         one = _random.artifact(ws, f"random:{name}")
         if pairs:
             logits[name] = np.asarray(jax.jit(one.model.apply)({"params": one.params}, images))
@@ -64,7 +65,7 @@ def test_random_models_have_the_form_they_name_and_signals_that_live(tmp_path):
         assert {layer.granularity for layer in encoder.values() if layer.bits} == ({granularity} - {""})
     want = logits["low_rank"]
     assert want.std() > 0.1
-    for name in ("int8_low_rank", "int8_low_rank_dynamic"):
+    for name in ("int8_low_rank", "int8_low_rank_7", "int8_low_rank_dynamic"):
         assert 0 < np.linalg.norm(logits[name] - want) < 0.2 * np.linalg.norm(want)
 
 
