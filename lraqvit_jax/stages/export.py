@@ -3,18 +3,26 @@
 Writes `export/`.
 """
 
+import functools
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
 from lraqvit_jax import checkpoint, metrics
+from lraqvit_jax.data import pipeline
+from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.export import onnx, safetensors, stablehlo
+from lraqvit_jax.statistics import progress
 from lraqvit_jax.workspace import Workspace
 
-IMAGES = 200
+IMAGES, LABELLED, BATCH = 200, 1000, 10
+"""Images of the calibration that outputs are compared on, labelled ones that answers are counted on at most, and how
+many of those at once."""
 
 
 def run(ws: Workspace) -> None:
@@ -38,10 +46,13 @@ def run(ws: Workspace) -> None:
         else:
             onnx.export(found, made["onnx"], options["onnx_target"])
         safetensors.save(found, made["safetensors"])
-        want = np.asarray(jax.jit(found.model.apply)({"params": found.params}, images))
+        model = functools.partial(jax.jit(found.model.apply), {"params": found.params})
+        want = np.asarray(model(images))
         loads = {"stablehlo": stablehlo.load, "onnx": onnx.load}
         runs = {suffix: loads[suffix](path) for suffix, path in made.items() if suffix in loads}
         parity = {suffix: _parity(np.asarray(run(images)), want) for suffix, run in runs.items()}
+        counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix == "onnx"}
+        top1, labelled = _top1(ws, found.preprocess, counted)
         card = {
             "name": name,
             "input": ["batch", found.preprocess.size, found.preprocess.size, 3],
@@ -52,6 +63,8 @@ def run(ws: Workspace) -> None:
             "bytes": {suffix: path.stat().st_size for suffix, path in made.items()},
             "checked_images": len(images),
             "parity": parity,
+            "labelled_images": labelled,
+            "top1": top1,
         }
         metrics.write_atomically(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
         for suffix, path in made.items():
@@ -62,7 +75,23 @@ def run(ws: Workspace) -> None:
                     f"logits within {check['max_relative_difference']:.1e}, "
                     f"{check['mean_relative_difference']:.1e} on average"
                 )
+            if suffix in top1:
+                said += f"; top-1 {top1[suffix]:.2f} % of {labelled:,} images, the model's {top1['model']:.2f} %"
             print(said, flush=True)
+
+
+def _top1(ws: Workspace, preprocess: Preprocess, runs: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+    """Percentage of right answers of each on the same images, evenly spread over data.eval, and how many those are."""
+    source = ws.source("eval")
+    chosen = np.linspace(0, len(source) - 1, min(len(source), LABELLED)).astype(int)
+    right, total = dict.fromkeys(runs, 0), 0
+    batches = pipeline.ordered(source, preprocess, batch_size=BATCH, indices=chosen)
+    for batch in progress(batches, "exported files", "batch"):
+        real = batch["mask"] & (batch["label"] >= 0)
+        total += int(real.sum())
+        for name, run in runs.items():
+            right[name] += int(np.sum(real & (np.asarray(run(batch["image"])).argmax(-1) == batch["label"])))
+    return {name: 100 * count / max(1, total) for name, count in right.items()}, total
 
 
 def _parity(got: Float[np.ndarray, "images classes"], want: Float[np.ndarray, "images classes"]) -> dict[str, float]:
