@@ -177,7 +177,7 @@ def test_quantizers_in_a_grid_of_models_widths_and_draws(tmp_path):
         errors = [sum(by[source, name]["errors"].values()) for name in ("naive", "ours")]
         assert errors[1] < errors[0]
         assert 0 < by[source, "ours"]["kl"] < by[source, "naive"]["kl"]
-        assert by[source, "ours"]["agreement"] > 90
+        assert by[source, "ours"]["agreement"] > by[source, "naive"]["agreement"] + 10
 
 
 def test_a_profile_of_every_form(tmp_path):
