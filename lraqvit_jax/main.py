@@ -111,6 +111,10 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UserError(f"The command line or its config file does not fit: {last}") from error
 
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Of glibc's malloc, as GLIBC_TUNABLES asks for them."""
+
+
 def _use_huge_pages() -> None:
     """Starts this process over with huge pages for malloc, where Linux gives them only on request.
 
@@ -119,7 +123,7 @@ def _use_huge_pages() -> None:
     """
     setting = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if "GLIBC_TUNABLES" not in os.environ and setting.is_file() and "[madvise]" in setting.read_text():
-        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        environment = os.environ | {"GLIBC_TUNABLES": HUGE_PAGES}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

@@ -7,8 +7,7 @@ import sys
 import tempfile
 from typing import Any
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""What `main` starts itself over with. Other programs run without, and so do those that are measured."""
+from lraqvit_jax.main import HUGE_PAGES
 
 
 class RuntimeFailedError(Exception):
@@ -56,6 +55,7 @@ class Process:
 
 
 def _environment(threads: int) -> dict[str, str]:
+    """Without the huge pages that `main` starts itself over with: other programs run without them."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     environment = {"JAX_PLATFORMS": "cpu"} | os.environ | counts
     if environment.get("GLIBC_TUNABLES") == HUGE_PAGES:

@@ -156,12 +156,7 @@ def table(rows: Sequence[Row], noise: float) -> str:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m lraqvit_jax.export.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m lraqvit_jax.export.compare", __doc__)
     parser.add_argument("artifact", type=pathlib.Path, help="DIR/checkpoints/NAME")
     parser.add_argument("--onnx", type=pathlib.Path, help="a file of that artefact; otherwise it is exported afresh")
     parser.add_argument("--target", choices=TARGETS, default="avx2", help="of the export, where there is no --onnx")

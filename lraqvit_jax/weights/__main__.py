@@ -23,19 +23,18 @@ NAMES = 5
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
+    """Shows a docstring as it is; says what is wrong in one sentence."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:]}; --help lists what there is.")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m lraqvit_jax.weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("python -m lraqvit_jax.weights", __doc__)
     parser.add_argument("source", help="timm:..., huggingface:..., big_vision:... or artifact:...")
     parser.add_argument("--num_classes", type=int, default=0, help="0 keeps the head; another number makes a new one")
     parser.add_argument("--image_size", type=int, default=0, help="0 keeps the size; another resamples positions")

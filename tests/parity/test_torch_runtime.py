@@ -7,7 +7,7 @@ import pytest
 from lraqvit_jax import models
 from lraqvit_jax.export import safetensors
 from lraqvit_jax.models import swin, vit
-from tests.unit.test_onnx import artifact
+from tests.unit.test_onnx import FAMILIES, artifact
 
 torch = pytest.importorskip("torch", reason="needs torch, as bash launch/parity.sh installs it")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -29,16 +29,7 @@ def logits(one, images, path):
     return got, np.asarray(jax.jit(one.model.apply)({"params": one.params}, images))
 
 
-@pytest.mark.parametrize(
-    ("model", "size", "rank"),
-    [
-        ("vit_pico_tanh", 8, 0),
-        ("swin_pico", 8, 8),
-        ("swin_pico", 10, 0),  # Windows that do not tile the map, an odd side that is merged.
-        ("deit_tiny_distilled_patch8", 16, 8),
-        ("deit3_tiny_patch8", 16, 0),
-    ],
-)
+@pytest.mark.parametrize(("model", "size", "rank"), FAMILIES)
 def test_float_models_of_every_family(rng, tmp_path, model, size, rank):
     got, want = logits(*artifact(rng, model, size, rank), tmp_path / "one.safetensors")
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()

@@ -20,6 +20,14 @@ from lraqvit_jax.quant import quantize
 from tests.unit import small
 
 IMAGES = 9
+FAMILIES = [
+    ("vit_pico_tanh", 8, 0),
+    ("swin_pico", 8, 8),
+    ("swin_pico", 10, 0),  # Windows that do not tile the map, an odd side that is merged.
+    ("deit_tiny_distilled_patch8", 16, 8),
+    ("deit3_tiny_patch8", 16, 0),
+]
+"""Model, image size, rank."""
 
 
 def artifact(rng, model, size, rank=0, fields=None, **method):
@@ -52,16 +60,7 @@ def errors(one, images, path, **options):
     return np.abs(run(path, images) - want).max(-1) / np.abs(want).max()
 
 
-@pytest.mark.parametrize(
-    ("model", "size", "rank"),
-    [
-        ("vit_pico_tanh", 8, 0),
-        ("swin_pico", 8, 8),
-        ("swin_pico", 10, 0),  # Windows that do not tile the map, an odd side that is merged.
-        ("deit_tiny_distilled_patch8", 16, 8),
-        ("deit3_tiny_patch8", 16, 0),
-    ],
-)
+@pytest.mark.parametrize(("model", "size", "rank"), FAMILIES)
 def test_float_models_of_every_family(rng, tmp_path, model, size, rank):
     one, images = artifact(rng, model, size, rank)
     assert errors(one, images, tmp_path / "one.onnx").max() < 1e-5
