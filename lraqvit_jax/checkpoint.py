@@ -1,7 +1,8 @@
 """Checkpoints, on orbax: the training state as it goes, and artefacts, the finished results of a stage.
 
 An artefact is a directory with `params/` (an orbax tree) and `meta/metadata` (JSON: everything needed to rebuild the
-model and to know where it came from). Orbax writes beside it and renames, so an artefact is whole or absent.
+model and to know where it came from). Orbax writes beside it and renames, so an artefact is whole or absent; that it
+still is what was written, its fingerprint says when it is read.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import importlib.metadata
 import json
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +18,10 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lraqvit_jax import models, plan, sharding
+from lraqvit_jax import fingerprint, models, plan, processes, sharding
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError
@@ -62,8 +65,16 @@ def versions() -> dict[str, str]:
 def save_artifact(directory: pathlib.Path, params: Any, meta: dict[str, Any]) -> None:
     """Writes an artefact, atomically. `meta["plan"]` holds the plan as JSON."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        params = jax.tree.map(_saved, params)
+        meta = {**meta, "fingerprint": fingerprint.of(params)}
         items = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
         checkpointer.save(directory.absolute(), items)
+
+
+def _saved(leaf: Any) -> Any:
+    """What orbax writes of an array: of one that every process has for itself, the first one's."""
+    local = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    return np.asarray(leaf) if local and jax.process_count() > 1 else leaf
 
 
 def read_meta(directory: pathlib.Path) -> dict[str, Any]:
@@ -98,21 +109,44 @@ def load_artifact(
         arithmetic: of its quantized layers, "integer" or "fake".
 
     Raises:
-        UserError: there is no artefact.
+        UserError: there is no artefact, or it is damaged.
     """
     directory = pathlib.Path(directory).absolute()
     meta = read_meta(directory)
     mesh = sharding.one_device() if mesh is None else mesh
     model = build(meta, dtype, arithmetic)
     abstract = sharding.abstract_params(model, meta["preprocess"]["size"], mesh)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(directory, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(directory, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
+        _check(restored["params"], meta.get("fingerprint"))
+    except Exception as error:  # A damaged file can go wrong in any way.
+        raise UserError(
+            f"The artefact {directory} is damaged ({_first_line(error)}); delete that folder, and run the stage that "
+            "makes it again."
+        ) from error
     return Artifact(model, restored["params"], preprocess.from_json(meta["preprocess"]), meta)
 
 
+def _check(tree: Any, wanted: Any) -> None:
+    """Raises ValueError where arrays are not those that were written; an older version wrote no fingerprint."""
+    if wanted and (path := fingerprint.different(tree, wanted)):
+        raise ValueError(f"{path} is not what was written")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+
+
 def host(params: Any) -> Any:
-    """The parameters as NumPy arrays, whole on this host."""
-    return jax.tree.map(np.asarray, params)
+    """The parameters as NumPy arrays, whole on this host; every process must ask."""
+
+    def whole(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, params)
 
 
 class TrainCheckpoints:
@@ -128,21 +162,37 @@ class TrainCheckpoints:
         return self._every > 0 and step % self._every == 0
 
     def save(self, step: int, state: Any, batches: grain.DatasetIterator) -> None:
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(batches.get_state()))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(batches.get_state()),
+            fingerprint=ocp.args.JsonSave(fingerprint.of(state)),
+        )
         self._manager.save(step, args=items, force=True)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
     def restore(self, abstract: Any, batches: grain.DatasetIterator) -> Any:
-        """Restores the newest state and moves `batches` to its position; None if there is none."""
-        step = self.latest()
-        if step is None:
-            return None
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        batches.set_state(restored["data"])
-        return restored["state"]
+        """Restores the newest state that is whole and moves `batches` to its position; None if there is none.
+
+        Warns of a damaged one on stderr, and deletes it.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(), fingerprint=ocp.args.JsonRestore()
+        )
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._manager.restore(step, args=items)
+                _check(restored["state"], restored["fingerprint"])
+                batches.set_state(restored["data"])
+            except Exception as error:  # A damaged file can go wrong in any way.
+                if processes.first():
+                    folder = self.directory / str(step)
+                    print(f"warning: the checkpoint {folder} is damaged ({_first_line(error)}).", file=sys.stderr)
+                self._manager.delete(step)
+                continue
+            return restored["state"]
+        return None
 
     def close(self) -> None:
         """Waits until what was saved is whole on disk."""
@@ -151,4 +201,4 @@ class TrainCheckpoints:
     def delete(self) -> None:
         """Forgets the run, once its artefact is written."""
         self.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        processes.once(lambda: shutil.rmtree(self.directory, ignore_errors=True))

@@ -1,6 +1,8 @@
 """Errors that are the user's to mend, and how a name that matches nothing is answered."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 FEW = 20
@@ -18,3 +20,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(known) > FEW and close:
         return hint
     return f"{hint} Known: {', '.join(known)}.".strip()
+
+
+STORAGE = {errno.ENOSPC: "is full", errno.EDQUOT: "has no quota left", errno.EFBIG: "takes no file of that size"}
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def storage(error: BaseException) -> str:
+    """The sentence for an error of the disk, anywhere in a chain of exceptions; "" for any other error.
+
+    Libraries in C++ tell of such errors in words alone.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        words = str(seen)
+        for number, what in STORAGE.items():
+            if getattr(seen, "errno", None) == number or os.strerror(number) in words:
+                return f"The disk {what} ({_short(words)}); make room and run the same command again."
+        for number in READ_ONLY:
+            if getattr(seen, "errno", None) == number or os.strerror(number) in words:
+                return f"The disk cannot be written ({_short(words)}); name another work directory, or mend its rights."
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+def _short(words: str, length: int = 200) -> str:
+    line = " ".join(words.split())
+    return line if len(line) <= length else f"{line[:length]} ..."

@@ -5,8 +5,9 @@ evaluates, exports and reports.
     python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k --dry_run
     python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k --stages=quantize,evaluate
 
-The same command again goes on where the last one stopped. Exit codes: 0 done, 2 a mistake in the input,
-1 a defect here.
+The same command again goes on where the last one stopped. Exit codes: 0 done, 2 a mistake in the input, 75 stopped by
+SIGTERM after saving, 1 a defect here. On several machines, the same command on each, with --distributed or
+--coordinator, --num_processes and --process_id.
 """
 
 import importlib
@@ -15,17 +16,22 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lraqvit_jax import config as config_lib
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.errors import UserError, nearest, storage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
 _STAGES = flags.DEFINE_list("stages", None, "Stages to run, in their usual order; default all.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with its costs and stop; nothing is written.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod, SLURM or Kubernetes job.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, to join processes anywhere else.")
+_COUNT = flags.DEFINE_integer("num_processes", 0, "How many processes there are, with --coordinator.")
+_INDEX = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0, with --coordinator.")
 
 
 def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None:
@@ -39,24 +45,26 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
     Raises:
         UserError: bad input.
     """
-    from lraqvit_jax import results, workspace
+    from lraqvit_jax import preemption, processes, results, workspace
     from lraqvit_jax.stages import evaluate
 
     wanted = list(config_lib.STAGES) if stages is None else list(stages)
     for name in wanted:
         if name not in config_lib.STAGES:
             raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
-    ws = workspace.open_workspace(config, workdir)
-    for name in config_lib.STAGES:
-        if name in wanted:
-            print(f"-- {name}", flush=True)
-            started = time.perf_counter()
-            ws = importlib.import_module(f"lraqvit_jax.stages.{name}").run(ws) or ws
-            print(f"-- {name}: {time.perf_counter() - started:.1f} s", flush=True)
-            if name not in ("export", "report"):
-                evaluate.add_rows(ws)
-    if (ws.directory / "results.json").exists():
-        print(f"\n{results.table(results.read(ws.directory))}\n\n{ws.directory / 'results.json'}", flush=True)
+    with processes.alone(workdir):
+        ws = workspace.open_workspace(config, workdir)
+        for name in config_lib.STAGES:
+            if name in wanted:
+                processes.say(f"-- {name}")
+                started = time.perf_counter()
+                ws = importlib.import_module(f"lraqvit_jax.stages.{name}").run(ws) or ws
+                processes.say(f"-- {name}: {time.perf_counter() - started:.1f} s")
+                if name not in ("export", "report"):
+                    evaluate.add_rows(ws)
+                preemption.stop_if_reached()
+        if (ws.directory / "results.json").exists():
+            processes.say(f"\n{results.table(results.read(ws.directory))}\n\n{ws.directory / 'results.json'}")
 
 
 def dry_run(config: dict, workdir: str) -> None:
@@ -78,10 +86,24 @@ def _main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag; write --config=FILE --workdir=DIR.")
     config, workdir = given()
+    join()
     if _DRY_RUN.value:
         dry_run(config, workdir)
     else:
         run(config, workdir, _STAGES.value)
+
+
+def join() -> None:
+    """Joins the other processes where the command line says that there are some, and watches for SIGTERM."""
+    from lraqvit_jax import preemption, processes
+
+    if not _COORDINATOR.value and (_COUNT.value or _INDEX.value != -1):
+        raise UserError(
+            "--num_processes and --process_id go with --coordinator=HOST:PORT; give that, or --distributed."
+        )
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value)
+    preemption.watch()
 
 
 def given() -> tuple[dict, str]:
@@ -133,14 +155,26 @@ def cli(command: Callable[[Sequence[str]], None] = _main) -> None:
     try:
         app.run(command, flags_parser=parse)
     except UserError as error:
-        sys.exit(_fail(str(error), 2))
+        _stop(str(error), 2)
     except KeyboardInterrupt:
-        sys.exit(_fail("Interrupted; the same command goes on from the last checkpoint.", 130))
+        _stop("Interrupted; the same command goes on from the last checkpoint.", 130)
+    except Exception as error:
+        from lraqvit_jax.preemption import EXIT_CODE, Preempted
+
+        if isinstance(error, Preempted):
+            _stop(str(error), EXIT_CODE)
+        if not (sentence := storage(error)):
+            raise
+        _stop(sentence, 2)
 
 
-def _fail(sentence: str, code: int) -> int:
+def _stop(sentence: str, code: int) -> NoReturn:
+    """Says why on stderr, and exits. One of several processes does not wait for the others, who may wait for it."""
     print(f"error: {sentence}", file=sys.stderr, flush=True)
-    return code
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

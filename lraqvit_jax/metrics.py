@@ -6,16 +6,23 @@ import pathlib
 import tempfile
 from typing import Any
 
+from lraqvit_jax import processes
+
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Replaces a file in one step, so that a reader or a crash sees the old content or the new."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    pathlib.Path(temporary).chmod(0o644)
-    pathlib.Path(temporary).replace(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = pathlib.Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -30,13 +37,21 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends the metrics of one run. Lines after `step`, from before an interruption, are dropped first."""
+    """Appends the metrics of one run, on the first process.
+
+    Lines after `step`, from before an interruption, are dropped first.
+    """
 
     def __init__(self, path: pathlib.Path, run: str, step: int) -> None:
+        self._writes = processes.first()
+        if not self._writes:
+            return
         kept = [row for row in read(path) if row["run"] != run or row["step"] <= step]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._path, self._run = path, run
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if not self._writes:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"run": self._run, "step": step, **values}) + "\n")

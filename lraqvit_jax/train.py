@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from lraqvit_jax import sharding
+from lraqvit_jax import preemption, sharding
 from lraqvit_jax.checkpoint import TrainCheckpoints
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.metrics import MetricsLog
@@ -116,6 +116,8 @@ def init_state(params: Any, tx: optax.GradientTransformation, abstract: State) -
 def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, abstract: State, mesh: Mesh) -> Callable[..., Any]:
     """Compiles one update: `step(state, frozen, batch) -> (state, metrics)`, the state donated.
 
+    Where the loss or a gradient is not finite, parameters and optimizer stay as they were.
+
     Args:
         loss_fn: `(params, frozen, batch) -> (loss, metrics)`.
         tx: optimizer.
@@ -128,7 +130,10 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, abstract: State
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
-        return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
+        finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        updated = {"params": params, "opt_state": opt_state}
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, {key: state[key] for key in updated})
+        return {"step": state["step"] + 1, **kept}, metrics
 
     out = (sharding.shardings(abstract), sharding.replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out)
@@ -148,26 +153,44 @@ def fit(
     metrics_path: pathlib.Path,
     log_every: int,
     learning_rate: optax.Schedule,
+    blame: Callable[[int, Any, Any], str],
 ) -> State:
     """Runs to `steps`, from wherever the state is.
 
+    Args:
+        name: of the run.
+        state: where to start.
+        step_fn: of `make_step`.
+        frozen: parameters of the teacher.
+        batches: of this process.
+        steps: the last step.
+        batch_size: of all processes together.
+        mesh: where it runs.
+        checkpoints: of the run.
+        metrics_path: metrics.jsonl.
+        log_every: steps between two lines of it.
+        learning_rate: by step, for the log.
+        blame: `(step, params, batch) -> str`, where a number that is not finite comes from.
+
     Raises:
         UserError: the loss or the gradient is not finite. The newest checkpoint is from before it.
+        Preempted: after saving, where the run is to stop.
     """
     start = int(state["step"])
     log = MetricsLog(metrics_path, name, start)
     clock, since, pending = time.perf_counter(), start, None
-    with tqdm(
-        total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=2
-    ) as bar:
+    with (
+        tqdm(total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=2) as bar,
+        preemption.deferred(),
+    ):
 
-        def settle(step: int, metrics: Any) -> None:
+        def settle(step: int, metrics: Any, batch: Any) -> None:
             """Waits for a step, checks it, logs it."""
             nonlocal clock, since
             values = {key: float(value) for key, value in metrics.items()}
             if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
                 checkpoints.close()
-                raise UserError(_diverged(name, step, values, checkpoints.latest()))
+                raise UserError(_diverged(name, values, blame(step, state["params"], batch), checkpoints.latest()))
             if step % log_every == 0 or step == steps:
                 speed = (step - since) * batch_size / max(1e-9, time.perf_counter() - clock)
                 clock, since = time.perf_counter(), step
@@ -177,21 +200,27 @@ def fit(
             bar.update(1)
 
         for step in range(start + 1, steps + 1):
-            state, metrics = step_fn(state, frozen, sharding.put_batch(next(batches), mesh))
+            batch = sharding.put_batch(next(batches), mesh)
+            state, metrics = step_fn(state, frozen, batch)
             if pending is not None:
                 settle(*pending)  # of the step before, while this one runs
-            pending = (step, metrics)
-            if step == steps or checkpoints.due(step):
+            pending = (step, metrics, batch)
+            stop = preemption.reached()
+            if step == steps or checkpoints.due(step) or stop:
                 settle(*pending)
                 pending = None
                 checkpoints.save(step, state, batches)
+            if stop:
+                checkpoints.close()
+                raise preemption.Preempted(
+                    f"Stopped by SIGTERM at step {step} of {name}, which is saved; run the same command again to go on."
+                )
     return state
 
 
-def _diverged(name: str, step: int, values: dict[str, float], kept: int | None) -> str:
+def _diverged(name: str, values: dict[str, float], blamed: str, kept: int | None) -> str:
     last = f"step {kept}" if kept else "the start"
     return (
-        f"The loss of {name} is not finite at step {step} (loss {values['loss']}, gradient norm "
-        f"{values['grad_norm']}); the last good checkpoint is {last}: lower the learning rate or set grad_clip, "
-        "in a new work directory."
+        f"The loss of {name} is not finite at {blamed} (loss {values['loss']}, gradient norm {values['grad_norm']}); "
+        f"the last good checkpoint is {last}: lower the learning rate or set grad_clip, in a new work directory."
     )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lraqvit_jax import __version__, checkpoint, metrics, models, sharding, weights
+from lraqvit_jax import __version__, checkpoint, metrics, models, processes, sharding, weights
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
@@ -90,7 +90,7 @@ class Workspace:
         """Writes the plan of a measured method, quantized as the configuration says."""
         plan = quantized(self.config, self.spec, plan)
         plan_lib.check(plan, self.spec.layers)
-        _claim(self.directory, self.config, plan)
+        processes.once(lambda: _claim(self.directory, self.config, plan))
         return dataclasses.replace(self, plan=plan, provisional=False)
 
     def create(self, plan: plan_lib.Plan, **options: Any) -> Any:
@@ -111,8 +111,10 @@ class Workspace:
             )
         return opened
 
-    def calibration(self, images: int) -> tuple[Any, list[int]]:
+    def calibration(self, images: int, whole: bool = False) -> tuple[Any, list[int]]:
         """Batches of `images` calibration images drawn by the seed, and which they are.
+
+        Each process gets its share of every batch, or all of it where it wants the `whole`.
 
         Raises:
             UserError: the source has fewer.
@@ -122,7 +124,7 @@ class Workspace:
             raise UserError(f"calibration_images is {images}; data.calibration has {len(source)} images to draw from.")
         rng = np.random.default_rng(self.config["seed"])
         drawn = np.sort(rng.permutation(len(source))[:images])
-        process = (jax.process_index(), jax.process_count())
+        process = (0, 1) if whole else (jax.process_index(), jax.process_count())
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         batch = min(batch, -(-images // ways) * ways)
         batches = pipeline.ordered(source, self.preprocess, batch_size=batch, indices=drawn, process=process)
@@ -146,10 +148,16 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     Raises:
         UserError: a bad field, a directory of another configuration, a broken plan, missing data.
     """
+    ws = processes.together(lambda: _opened(fields, pathlib.Path(directory).expanduser().absolute(), write))
+    if write:
+        processes.once(lambda: _claim(ws.directory, ws.config, ws.plan, ws.provisional))
+    return ws
+
+
+def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool) -> Workspace:
     config: dict[str, Any] = json.loads(json.dumps(dict(fields)))
     # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.
     config["runs"] = dict(sorted(config["runs"].items(), key=lambda item: item[0] == config["quant"]["source"]))
-    directory = pathlib.Path(directory).expanduser().absolute()
     config_lib.check(_tuples(config))
     mesh = sharding.make_mesh(config["mesh"])
     for field in ("batch_size", "eval_batch_size"):
@@ -179,7 +187,6 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
         _check_names(config)
         for role in ("train", "eval", "calibration"):
             sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
-        _claim(directory, config, plan, provisional)
     return Workspace(
         config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan, provisional=provisional
     )
@@ -297,8 +304,6 @@ def _claimed(directory: pathlib.Path) -> dict[str, Any]:
 
 def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Plan, provisional: bool = False) -> None:
     """Writes config.json and plan.json. A plan that the user edited stays as it is."""
-    if jax.process_index():
-        return
     text = _plan_text(plan)
     try:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from lraqvit_jax import bench, main
+from lraqvit_jax import bench, main, processes
 from lraqvit_jax.errors import UserError, nearest
 
 
@@ -18,7 +18,9 @@ def command(argv: Sequence[str]) -> None:
         wrong = argv[1] if len(argv) > 1 else ""
         raise UserError(f"There is no measurement {wrong!r}; {nearest(wrong, names)}")
     config, workdir = main.given()
-    importlib.import_module(f"lraqvit_jax.bench.{argv[1]}").run(config, workdir)
+    main.join()
+    with processes.alone(workdir):
+        importlib.import_module(f"lraqvit_jax.bench.{argv[1]}").run(config, workdir)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,12 @@ def training(
     return iter(batches.to_iter_dataset(READ))
 
 
+def images(count: int, seed: int, batch_size: int, step: int) -> list[int]:
+    """Which of `count` images the training batch of a step, counted from 1, has."""
+    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+    return [int(order[(step - 1) * batch_size + row]) for row in range(batch_size)]
+
+
 def ordered(
     source: Source,
     preprocess: Preprocess,

@@ -1,10 +1,11 @@
 """Stage evaluate: a row in results.json for every deployable artefact that has none."""
 
+import functools
 from typing import Any
 
 import jax
 
-from lraqvit_jax import evaluate, results, trees
+from lraqvit_jax import evaluate, processes, results, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.errors import UserError
@@ -43,9 +44,8 @@ def add_rows(ws: Workspace) -> None:
         )
         row = {"name": name, **size(found), **{"top1": score.top1, "top5": score.top5, "n_images": score.images}}
         row |= {"seconds": round(score.seconds, 3), "notes": found.meta["notes"]}
-        if jax.process_index() == 0:
-            results.add(ws.directory, ws.model, row, order)
-            print(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB", flush=True)
+        processes.once(functools.partial(results.add, ws.directory, ws.model, row, order))
+        processes.say(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB")
 
 
 def size(found: Artifact) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Writes `export/`.
 
 import functools
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lraqvit_jax import checkpoint, metrics
+from lraqvit_jax import checkpoint, metrics, processes
+from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError
@@ -26,12 +28,8 @@ many of those at once."""
 
 
 def run(ws: Workspace) -> None:
-    if jax.process_index():
-        return
-    options, folder = ws.config["export"], ws.directory / "export"
-    batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))))
-    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
-    for name in options["artifacts"]:
+    folder = ws.directory / "export"
+    for name in ws.config["export"]["artifacts"]:
         if (folder / f"{name}.json").exists() and "onnx_target" in json.loads((folder / f"{name}.json").read_text()):
             continue
         if not ws.has(name):
@@ -39,45 +37,53 @@ def run(ws: Workspace) -> None:
                 f"export.artifacts names {name!r}, which {ws.directory} does not have; run its stage first."
             )
         found = checkpoint.load_artifact(ws.path(name))
-        made = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
-        stablehlo.export(found.model, found.params, found.preprocess.size, options["platforms"], made["stablehlo"])
-        if reason := onnx.obstacle(found.plan):
-            print(f"no {made.pop('onnx').name}: {name} {reason}", flush=True)
-        else:
-            onnx.export(found, made["onnx"], options["onnx_target"])
-        safetensors.save(found, made["safetensors"])
-        model = functools.partial(jax.jit(found.model.apply), {"params": found.params})
-        want = np.asarray(model(images))
-        loads = {"stablehlo": stablehlo.load, "onnx": onnx.load}
-        runs = {suffix: loads[suffix](path) for suffix, path in made.items() if suffix in loads}
-        parity = {suffix: _parity(np.asarray(run(images)), want) for suffix, run in runs.items()}
-        counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix == "onnx"}
-        top1, labelled = _top1(ws, found.preprocess, counted)
-        card = {
-            "name": name,
-            "input": ["batch", found.preprocess.size, found.preprocess.size, 3],
-            "preprocess": found.preprocess.to_json(),
-            "class_names": ws.class_names,
-            "platforms": list(options["platforms"]),
-            "onnx_target": options["onnx_target"],
-            "bytes": {suffix: path.stat().st_size for suffix, path in made.items()},
-            "checked_images": len(images),
-            "parity": parity,
-            "labelled_images": labelled,
-            "top1": top1,
-        }
-        metrics.write_atomically(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
-        for suffix, path in made.items():
-            said = f"export/{path.name}: {card['bytes'][suffix] / 1e6:.3f} MB"
-            if check := parity.get(suffix):
-                said += (
-                    f", top-1 equal to the model's on {check['top1_agreement']:.1%} of {len(images)} images, "
-                    f"logits within {check['max_relative_difference']:.1e}, "
-                    f"{check['mean_relative_difference']:.1e} on average"
-                )
-            if suffix in top1:
-                said += f"; top-1 {top1[suffix]:.2f} % of {labelled:,} images, the model's {top1['model']:.2f} %"
-            print(said, flush=True)
+        processes.once(functools.partial(_export, ws, found, folder))
+
+
+def _export(ws: Workspace, found: Artifact, folder: pathlib.Path) -> None:
+    """Writes the files of one artefact, which is on one device, and NAME.json, what they are."""
+    options, name = ws.config["export"], found.name
+    made = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
+    stablehlo.export(found.model, found.params, found.preprocess.size, options["platforms"], made["stablehlo"])
+    if reason := onnx.obstacle(found.plan):
+        print(f"no {made.pop('onnx').name}: {name} {reason}", flush=True)
+    else:
+        onnx.export(found, made["onnx"], options["onnx_target"])
+    safetensors.save(found, made["safetensors"])
+    batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))), whole=True)
+    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+    model = functools.partial(jax.jit(found.model.apply), {"params": found.params})
+    want = np.asarray(model(images))
+    loads = {"stablehlo": stablehlo.load, "onnx": onnx.load}
+    runs = {suffix: loads[suffix](path) for suffix, path in made.items() if suffix in loads}
+    parity = {suffix: _parity(np.asarray(run(images)), want) for suffix, run in runs.items()}
+    counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix == "onnx"}
+    top1, labelled = _top1(ws, found.preprocess, counted)
+    card = {
+        "name": name,
+        "input": ["batch", found.preprocess.size, found.preprocess.size, 3],
+        "preprocess": found.preprocess.to_json(),
+        "class_names": ws.class_names,
+        "platforms": list(options["platforms"]),
+        "onnx_target": options["onnx_target"],
+        "bytes": {suffix: path.stat().st_size for suffix, path in made.items()},
+        "checked_images": len(images),
+        "parity": parity,
+        "labelled_images": labelled,
+        "top1": top1,
+    }
+    metrics.write_atomically(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
+    for suffix, path in made.items():
+        said = f"export/{path.name}: {card['bytes'][suffix] / 1e6:.3f} MB"
+        if check := parity.get(suffix):
+            said += (
+                f", top-1 equal to the model's on {check['top1_agreement']:.1%} of {len(images)} images, "
+                f"logits within {check['max_relative_difference']:.1e}, "
+                f"{check['mean_relative_difference']:.1e} on average"
+            )
+        if suffix in top1:
+            said += f"; top-1 {top1[suffix]:.2f} % of {labelled:,} images, the model's {top1['model']:.2f} %"
+        print(said, flush=True)
 
 
 def _top1(ws: Workspace, preprocess: Preprocess, runs: Mapping[str, Any]) -> tuple[dict[str, float], int]:

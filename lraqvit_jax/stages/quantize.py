@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lraqvit_jax import checkpoint, sharding, statistics, tensors, trees
+from lraqvit_jax import checkpoint, processes, sharding, statistics, tensors, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.distill.losses import logits_kl
 from lraqvit_jax.quant import between, mixed, qat, quantize
@@ -62,7 +62,7 @@ def calibrated(ws: Workspace, source: checkpoint.Artifact) -> Calibrated:
     batches, drawn = ws.calibration(ws.config["quant"]["calibration_images"])
     batches = list(batches)
     seen = statistics.inputs(source.model, source.params, ws.spec.layers, batches, ws.mesh)
-    for warning in degenerate(seen) if jax.process_index() == 0 else ():
+    for warning in degenerate(seen) if processes.first() else ():
         print(f"warning: {warning}", file=sys.stderr)
     return Calibrated(source.model, source.params, batches, drawn, seen)
 
@@ -193,7 +193,8 @@ def surfaces(alphas: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
 
 def _save_surfaces(ws: Workspace, name: str, alphas: Mapping[str, Any], seen: Seen) -> None:
     """Writes `surfaces` to report/activations-NAME.npz."""
-    if found := surfaces(alphas, seen):
+    found = surfaces(alphas, seen)
+    if found and processes.first():
         folder = ws.directory / "report"
         folder.mkdir(exist_ok=True)
         np.savez_compressed(folder / f"activations-{name}.npz", **found)

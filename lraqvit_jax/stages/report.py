@@ -2,18 +2,21 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
-from lraqvit_jax import checkpoint, metrics, results, trees
+from lraqvit_jax import checkpoint, metrics, processes, results, trees
+from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import spectra
 from lraqvit_jax.workspace import Workspace
 
 
 def run(ws: Workspace) -> None:
-    if jax.process_index():
-        return
+    dense = checkpoint.load_artifact(ws.path("dense")) if ws.has("dense") else None
+    processes.once(lambda: _write(ws, dense))
+
+
+def _write(ws: Workspace, dense: Artifact | None) -> None:
     from lraqvit_jax.report import page  # matplotlib takes a second to import
 
     rows = results.read(ws.directory)["rows"]
@@ -23,7 +26,7 @@ def run(ws: Workspace) -> None:
     name = "int8_wads" if "int8_wads" in scaled else next(iter(scaled), "")
     sections = [
         page.training(metrics.read(ws.directory / "metrics.jsonl")),
-        page.spectra(*_spectra(ws)),
+        page.spectra(*_spectra(ws, dense)),
         page.activations(_surfaces(ws, name), _errors(ws), name),
     ]
     plan = page.plan_rows(ws.plan, ws.spec.layers)
@@ -32,13 +35,12 @@ def run(ws: Workspace) -> None:
     print(ws.directory / "report.html", flush=True)
 
 
-def _spectra(ws: Workspace) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def _spectra(ws: Workspace, dense: Artifact | None) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     ranks = {path: layer.rank for path, layer in ws.plan.items() if layer.rank}
-    if not ranks or not ws.has("dense"):
+    if not ranks or not dense:
         return {}, ranks
-    params = checkpoint.load_artifact(ws.path("dense")).params
     spectrum = spectra.memo(ws.config["cache_dir"])
-    values = spectra.each(lambda path: spectrum(np.asarray(trees.get(params, path)["kernel"])).values, ranks)
+    values = spectra.each(lambda path: spectrum(np.asarray(trees.get(dense.params, path)["kernel"])).values, ranks)
     return dict(zip(ranks, values, strict=True)), ranks
 
 

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from lraqvit_jax import sharding, tensors, train
+from lraqvit_jax import divergence, sharding, tensors, train
 from lraqvit_jax.checkpoint import TrainCheckpoints
 from lraqvit_jax.data import augment, mix, pipeline
 from lraqvit_jax.distill import step as losses
 from lraqvit_jax.quant import qat
 from lraqvit_jax.train import Recipe
 from lraqvit_jax.workspace import Workspace
+
+SHOWN = 6
+"""Images of a batch that are named where its loss is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +60,10 @@ class Objective:
 
 
 class Compiled(NamedTuple):
-    """A step function with the optimizer and the abstract state it belongs to."""
+    """A step function with the loss, the optimizer and the abstract state it belongs to."""
 
     step: Any
+    loss_fn: Any
     tx: Any
     abstract: train.State
 
@@ -104,7 +108,7 @@ def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -
             bound=objective.bound,
             label_smoothing=objective.label_smoothing,
         )
-    return Compiled(train.make_step(loss_fn, tx, state, mesh), tx, state)
+    return Compiled(train.make_step(loss_fn, tx, state, mesh), loss_fn, tx, state)
 
 
 def fit(
@@ -124,10 +128,10 @@ def fit(
     Returns:
         The trained parameters and the checkpoints, to be deleted once the artefact is written.
     """
-    batch_size = ws.config["batch_size"]
+    batch_size, source = ws.config["batch_size"], ws.source("train")
     preprocess = dataclasses.replace(ws.preprocess, size=image_size or ws.preprocess.size)
     batches = pipeline.training(
-        ws.source("train"),
+        source,
         preprocess,
         augment.parse(ws.config["augment"]),
         batch_size=batch_size,
@@ -135,6 +139,12 @@ def fit(
         mix=mix.parse(ws.config["mix"]),
         process=(jax.process_index(), jax.process_count()),
     )
+
+    def blame(step: int, params: Any, batch: Any) -> str:
+        found = divergence.source(objective.model, compiled.loss_fn, params, frozen, batch)
+        images = ", ".join(map(str, pipeline.images(len(source), ws.config["seed"], batch_size, step)[:SHOWN]))
+        return f"step {step}, in {found}, on the batch of images {images}, ... of data.train"
+
     with sharding.use(ws.mesh):
         compiled = _compile(objective, recipe, preprocess.size, ws.mesh)
         checkpoints = TrainCheckpoints(ws.path(f"{name}.training"), ws.config["checkpoint_every"])
@@ -154,6 +164,7 @@ def fit(
             metrics_path=ws.directory / "metrics.jsonl",
             log_every=ws.config["log_every"],
             learning_rate=train.schedule(recipe),
+            blame=blame,
         )
     return state["params"], checkpoints
 
