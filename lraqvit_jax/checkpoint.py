@@ -11,6 +11,7 @@ import json
 import pathlib
 import shutil
 import sys
+import zlib
 from typing import Any
 
 import flax.linen as nn
@@ -134,6 +135,10 @@ def _check(tree: Any, wanted: Any) -> None:
         raise ValueError(f"{path} is not what was written")
 
 
+def _sum(position: Any) -> int:
+    return zlib.crc32(json.dumps(position, sort_keys=True).encode())
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
@@ -162,10 +167,11 @@ class TrainCheckpoints:
         return self._every > 0 and step % self._every == 0
 
     def save(self, step: int, state: Any, batches: grain.DatasetIterator) -> None:
+        position = batches.get_state()
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(batches.get_state()),
-            fingerprint=ocp.args.JsonSave(fingerprint.of(state)),
+            data=ocp.args.JsonSave(position),
+            fingerprint=ocp.args.JsonSave({**fingerprint.of(state), "data": _sum(position)}),
         )
         self._manager.save(step, args=items, force=True)
 
@@ -183,7 +189,10 @@ class TrainCheckpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(step, args=items)
-                _check(restored["state"], restored["fingerprint"])
+                wanted = dict(restored["fingerprint"])
+                if wanted.pop("data") != _sum(restored["data"]):
+                    raise ValueError("the position of the data is not what was written")
+                _check(restored["state"], wanted)
                 batches.set_state(restored["data"])
             except Exception as error:  # A damaged file can go wrong in any way.
                 if processes.first():

@@ -14,9 +14,10 @@ import importlib
 import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -152,6 +153,7 @@ def _use_huge_pages() -> None:
 def cli(command: Callable[[Sequence[str]], None] = _main) -> None:
     """Entry point: turns a user's mistake into one sentence and exit code 2."""
     _use_huge_pages()
+    _quiet_threads()
     try:
         app.run(command, flags_parser=parse)
     except UserError as error:
@@ -166,6 +168,25 @@ def cli(command: Callable[[Sequence[str]], None] = _main) -> None:
         if not (sentence := storage(error)):
             raise
         _stop(sentence, 2)
+
+
+def _quiet_threads() -> None:
+    """Leaves an error of the disk to the main thread, which says it in one sentence: threads that write checkpoints
+    would each print a traceback of it, and others of the event loop that it closes."""
+
+    def told(error: BaseException | None) -> bool:
+        return error is not None and (bool(storage(error)) or str(error) == "Event loop is closed")
+
+    def from_thread(args: threading.ExceptHookArgs) -> None:
+        if not told(args.exc_value):
+            threading.__excepthook__(args)
+
+    def unraisable(args: Any) -> None:
+        if not told(args.exc_value):
+            sys.__unraisablehook__(args)
+
+    threading.excepthook, sys.unraisablehook = from_thread, unraisable
+    logging.get_absl_handler().addFilter(lambda record: not (record.exc_info and told(record.exc_info[1])))
 
 
 def _stop(sentence: str, code: int) -> NoReturn:

@@ -1,5 +1,6 @@
 """Runs the training loop for a stage: restore or start, fit, hand back the parameters."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -151,21 +152,26 @@ def fit(
         state = checkpoints.restore(compiled.abstract, batches)
         if state is None:
             state = train.init_state(params, compiled.tx, compiled.abstract)
-        state = train.fit(
-            name,
-            state,
-            compiled.step,
-            frozen,
-            batches,
-            steps=recipe.steps,
-            batch_size=batch_size,
-            mesh=ws.mesh,
-            checkpoints=checkpoints,
-            metrics_path=ws.directory / "metrics.jsonl",
-            log_every=ws.config["log_every"],
-            learning_rate=train.schedule(recipe),
-            blame=blame,
-        )
+        try:
+            state = train.fit(
+                name,
+                state,
+                compiled.step,
+                frozen,
+                batches,
+                steps=recipe.steps,
+                batch_size=batch_size,
+                mesh=ws.mesh,
+                checkpoints=checkpoints,
+                metrics_path=ws.directory / "metrics.jsonl",
+                log_every=ws.config["log_every"],
+                learning_rate=train.schedule(recipe),
+                blame=blame,
+            )
+        except BaseException:
+            with contextlib.suppress(Exception):  # What is being saved is finished; the first error is the one to tell.
+                checkpoints.close()
+            raise
     return state["params"], checkpoints
 
 

@@ -12,9 +12,15 @@ FAST = ("--config.teacher.steps=6", "--config.steps=6", "--config.checkpoint_eve
 
 
 def start(
-    *arguments: str, devices: int = 1, prelude: str = "", cached: bool = True, module: str = "main", **options
+    *arguments: str,
+    devices: int = 1,
+    prelude: str = "",
+    cached: bool = True,
+    module: str = "main",
+    wrapper: tuple[str, ...] = (),
+    **options,
 ) -> subprocess.Popen:
-    """Starts `python -m lraqvit_jax.MODULE ARGUMENTS`, after the Python statements of `prelude`."""
+    """Starts `WRAPPER python -m lraqvit_jax.MODULE ARGUMENTS`, after the Python statements of `prelude`."""
     entry = {"main": "main.cli()", "bench": "from lraqvit_jax.bench import __main__ as bench\nmain.cli(bench.command)"}
     code = f"import sys; sys.argv[0] = 'lraqvit_jax.main'\n{prelude}\nfrom lraqvit_jax import main\n{entry[module]}"
     environment = os.environ | {
@@ -29,7 +35,7 @@ def start(
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **pipes)
+    return subprocess.Popen([*wrapper, sys.executable, "-c", code, *arguments], env=environment, **pipes)
 
 
 def run(*arguments: str, check: bool = False, **options) -> subprocess.CompletedProcess:

@@ -1,0 +1,103 @@
+"""Two real processes of four CPU devices each, joined on loopback: killed together, they come back as one process of
+eight devices, and end as an undisturbed run of one."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+
+import numpy as np
+import pytest
+
+from lraqvit_jax import metrics
+from tests.integration import command
+from tests.integration.test_mesh import STAGES, curve
+from tests.integration.test_resume import AFTER_STEP
+
+MESH = ("--config.mesh.data=4", "--config.mesh.fsdp=2")
+
+
+def joined(workdir, *arguments: str, **options) -> list[subprocess.CompletedProcess]:
+    """Runs the command as two processes; what each said, and its exit code."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        command.start(
+            "--config=configs/digits.py",
+            f"--workdir={workdir}",
+            *(f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"),
+            *arguments,
+            devices=4,
+            **options,
+        )
+        for index in range(2)
+    ]
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        found.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return found
+
+
+def test_two_processes_are_killed_and_come_back_as_one(tmp_path):
+    one, work = tmp_path / "one", tmp_path / "work"
+    command.digits(one, *command.FAST, STAGES, check=True)
+
+    killed = joined(work, *command.FAST, STAGES, *MESH, prelude=AFTER_STEP.format(run="rb_lra_kd", step=5))
+    assert killed[0].returncode == -signal.SIGKILL, killed[0].stderr[-2000:]
+    assert killed[1].returncode != 0  # JAX ends a process whose coordinator is gone.
+    assert "-- distill" in killed[0].stdout
+    assert killed[1].stdout == ""  # Only the first process prints.
+    assert len(command.rows(work)) == 3
+    assert (work / "checkpoints" / "rb_lra_kd.training" / "4").is_dir()
+
+    command.digits(work, *command.FAST, STAGES, *MESH, devices=8, check=True)
+    assert [(row["run"], row["step"]) for row in metrics.read(work / "metrics.jsonl")] == [
+        (run, step) for run in ("teacher", "rb_lra_kd") for step in range(1, 7)
+    ]
+    np.testing.assert_allclose(curve(work), curve(one), rtol=2e-4)
+    for name, row in command.rows(one).items():
+        assert abs(command.rows(work)[name]["top1"] - row["top1"]) < 2
+
+
+def test_a_notice_to_one_process_stops_both_at_the_same_saved_step(tmp_path):
+    prelude = """
+import jax, os
+from lraqvit_jax import preemption
+ask = preemption.reached
+def noticed():
+    next_ask = noticed.count = noticed.count + 1
+    if next_ask == 2 and jax.process_index() == 1:
+        os.kill(os.getpid(), 15)
+    return ask()
+noticed.count = 0
+preemption.reached = noticed
+"""
+    steps = ("--config.teacher.steps=400", "--config.checkpoint_every=1000", "--stages=teacher")
+    stopped = joined(tmp_path, *steps, prelude=prelude)
+    assert [one.returncode for one in stopped] == [75, 75], stopped[0].stderr[-2000:]
+    (folder,) = [path for path in (tmp_path / "checkpoints" / "teacher.training").iterdir() if path.name.isdigit()]
+    assert f"at step {folder.name} of teacher, which is saved" in stopped[0].stderr
+    assert f"at step {folder.name} of teacher, which is saved" in stopped[1].stderr
+
+
+def test_a_mistake_stops_all_processes(tmp_path):
+    stopped = joined(tmp_path, "--config.data.train=folder:no/such/place")
+    assert [one.returncode for one in stopped] == [2, 2]
+    assert all("no/such/place" in one.stderr and "Traceback" not in one.stderr for one in stopped)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--coordinator=localhost"], "do not fit"),
+        (["--num_processes=2"], "go with --coordinator"),
+        (["--distributed"], "cannot join the others"),
+    ],
+    ids=["no port", "no coordinator", "no cluster"],
+)
+def test_flags_that_do_not_fit(tmp_path, arguments, words):
+    result = command.digits(tmp_path, *arguments)
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert words in result.stderr
