@@ -8,10 +8,13 @@ from typing import Any
 
 from lraqvit_jax import processes
 
+UNFINISHED = ".unfinished"
+"""How the names of files end while they are written."""
+
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Replaces a file in one step, so that a reader or a crash sees the old content or the new."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     temporary = pathlib.Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

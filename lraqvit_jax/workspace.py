@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -307,6 +308,7 @@ def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Pl
     text = _plan_text(plan)
     try:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
         written = directory / "plan.json"
         edited, before = _edited(directory), _claimed(directory)
         if not written.exists() or plan_lib.read(written) != plan:
@@ -317,6 +319,15 @@ def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Pl
         metrics.write_atomically(directory / "config.json", json.dumps(claim, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"The work directory {directory} cannot be written ({error}); name another.") from error
+
+
+def _sweep(directory: pathlib.Path) -> None:
+    """Deletes what a killed run was writing: artefacts and files get their names when they are whole."""
+    for path in (directory / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path)
+    for folder in (directory, directory / "export"):
+        for path in folder.glob(f".*{metrics.UNFINISHED}"):
+            path.unlink()
 
 
 def _plan_text(plan: plan_lib.Plan) -> str:
