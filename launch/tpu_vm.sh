@@ -103,9 +103,12 @@ tar -xzf ../lraqvit_jax.tar.gz && $install && { $prepare; }; else echo 'A run go
 }
 
 run_once() {
-    on all "cd lraqvit_jax && exec 9> run.lock && touch run.log && { tail --lines=0 --follow --pid=\$\$ run.log 9>&- & } && \
-if flock --nonblock 9; then rm -f run.code; $(quoted .venv/bin/python -m lraqvit_jax.main --distributed "$@") >> run.log 2>&1; \
-code=\$?; echo \$code > run.code; else flock 9; code=\$(cat run.code || echo 1); fi; exit \$code"
+    local main
+    main=$(quoted .venv/bin/python -m lraqvit_jax.main --distributed "$@")
+    on all "cd lraqvit_jax && exec 9> run.lock && touch run.log && \
+{ tail --lines=0 --follow --pid=\$\$ run.log 9>&- & } && shown=\$! && \
+if flock --nonblock 9; then rm -f run.code; $main >> run.log 2>&1; code=\$?; echo \$code > run.code; \
+else flock 9; code=\$(cat run.code || echo 1); fi; sleep 1; kill \$shown; exit \$code"
 }
 
 new=''  # set while the VM has not got its copy

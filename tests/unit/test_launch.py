@@ -69,6 +69,13 @@ def dry(script, *arguments, **environment):
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
+def wait_for(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def jobset(*arguments):
     done = launch("k8s.sh", *K8S, "--dry_run", *arguments, "--", *FLAGS)
     assert done.returncode == 0, done.stderr
@@ -209,13 +216,12 @@ def test_a_worker_gets_every_word_and_runs_once(worker):
     command = dry("tpu_vm.sh", "run", *TPU, "--dry_run", "--", *FLAGS)[-1]
     remote = next(word.removeprefix("--command=") for word in command if word.startswith("--command="))
     options = {"cwd": worker, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    first = subprocess.Popen(["bash", "-c", remote], **options)
     log = worker / "lraqvit_jax" / "run.log"
-    while not log.exists() or not log.read_text():
-        time.sleep(0.02)
-    second = subprocess.Popen(["bash", "-c", remote], **options)  # As gcloud does when a connection breaks.
-    shown, _ = first.communicate(timeout=20)
-    assert second.wait(timeout=20) == first.returncode == 75
+    with subprocess.Popen(["bash", "-c", remote], **options) as first:
+        wait_for(lambda: log.exists() and log.read_text())
+        again = subprocess.run(["bash", "-c", remote], timeout=20, **options)  # As gcloud does when a connection breaks.
+        shown, errors = first.communicate(timeout=20)
+    assert again.returncode == first.returncode == 75, errors + again.stderr
     assert [json.loads(line) for line in log.read_text().splitlines()] == [MAIN]
     assert shown == log.read_text()
 
@@ -258,8 +264,7 @@ def test_slurm_hands_the_signal_on_and_waits_for_the_last_save(tmp_path):
     environment |= {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
     spooled = shutil.copy(ROOT / "launch" / "gpu_slurm.sh", tmp_path / "slurm_script")  # As sbatch does.
     job = subprocess.Popen(["bash", spooled, "--", *FLAGS], env=environment, cwd="/", stderr=subprocess.PIPE)
-    while not (tmp_path / "started").exists():
-        time.sleep(0.02)
+    wait_for((tmp_path / "started").exists)
     job.send_signal(signal.SIGTERM)
     job.communicate(timeout=20)
     assert job.returncode == 75
