@@ -55,7 +55,8 @@ while [ -n "$signalled" ]; do
     signalled='' code=0
     wait "$srun" || code=$?
 done
-if [ "$code" = 75 ]; then
+# `scancel JOB` ends the processes with 75 too; that job is COMPLETING and must stay ended.
+if [ "$code" = 75 ] && [[ $(squeue --noheader --format=%T "--jobs=$SLURM_JOB_ID") != COMPLETING ]]; then
     echo "Preempted after saving: job $SLURM_JOB_ID is queued again." >&2
     scontrol requeue "$SLURM_JOB_ID" || echo "It could not be queued again; submit the same command." >&2
 fi

@@ -1,4 +1,4 @@
-"""The launch scripts on a machine without a cloud: their dry runs, and their loops against commands that answer by script."""
+"""The launch scripts without a cloud: their dry runs, and their loops against commands that answer by script."""
 
 import json
 import os
@@ -121,7 +121,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(script, arguments, word):
 
 
 def test_tpu_vm_dry_run():
-    create, tar, scp, install, run = dry("tpu_vm.sh", "run", *TPU, "--spot", "--project=mine", "--dry_run", "--", *FLAGS)
+    options = ("--spot", "--project=mine", "--dry_run")
+    create, tar, scp, install, run = dry("tpu_vm.sh", "run", *TPU, *options, "--", *FLAGS)
     assert create[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "create", "pod"]
     assert {"--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot"} <= set(create)
     assert all(path in tar and (ROOT / path).exists() for path in ("lraqvit_jax", "configs", "requirements.txt"))
@@ -219,7 +220,8 @@ def test_a_worker_gets_every_word_and_runs_once(worker):
     log = worker / "lraqvit_jax" / "run.log"
     with subprocess.Popen(["bash", "-c", remote], **options) as first:
         wait_for(lambda: log.exists() and log.read_text())
-        again = subprocess.run(["bash", "-c", remote], timeout=20, **options)  # As gcloud does when a connection breaks.
+        # gcloud sends the command again when a connection breaks.
+        again = subprocess.run(["bash", "-c", remote], check=False, timeout=20, **options)
         shown, errors = first.communicate(timeout=20)
     assert again.returncode == first.returncode == 75, errors + again.stderr
     assert [json.loads(line) for line in log.read_text().splitlines()] == [MAIN]
@@ -245,14 +247,17 @@ def test_slurm_asks_for_a_process_a_gpu_a_signal_and_a_second_chance():
     assert before.count("#SBATCH") == text.count("#SBATCH ")  # sbatch reads none after the first command.
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 75])
-def test_slurm_queues_itself_again_after_75_alone(tmp_path, code):
+@pytest.mark.parametrize(
+    ("code", "state"), [(0, "RUNNING"), (1, "RUNNING"), (2, "RUNNING"), (75, "RUNNING"), (75, "COMPLETING")]
+)
+def test_slurm_queues_itself_again_after_75_alone(tmp_path, code, state):
     srun, scontrol = stub(tmp_path, "srun", {"main": [["", code]]}), stub(tmp_path, "scontrol")
-    done = launch("gpu_slurm.sh", "--", *FLAGS, path=[srun, scontrol], SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="3")
+    path = [srun, scontrol, stub(tmp_path, "squeue", {"--jobs=7": [[state, 0]]})]
+    done = launch("gpu_slurm.sh", "--", *FLAGS, path=path, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="3")
     assert done.returncode == code
     ((*_, cpus, python), words) = calls(srun)[0][:4], calls(srun)[0][4:]
     assert (cpus, python, words) == ("--cpus-per-task=3", ".venv/bin/python", MAIN)
-    assert calls(scontrol) == ([["requeue", "7"]] if code == 75 else [])
+    assert calls(scontrol) == ([["requeue", "7"]] if (code, state) == (75, "RUNNING") else [])
 
 
 def test_slurm_hands_the_signal_on_and_waits_for_the_last_save(tmp_path):
@@ -260,7 +265,8 @@ def test_slurm_hands_the_signal_on_and_waits_for_the_last_save(tmp_path):
     srun.write_text("#!/bin/bash\ntrap 'sleep 0.5; exit 75' TERM\ntouch started\nwhile :; do sleep 0.05; done\n")
     srun.chmod(0o755)
     (tmp_path / "launch").symlink_to(ROOT / "launch")
-    environment = {**os.environ, "PATH": f"{tmp_path}:{scontrol}:{os.environ['PATH']}"}
+    squeue = stub(tmp_path, "squeue", {"--jobs=7": [["RUNNING", 0]]})
+    environment = {**os.environ, "PATH": f"{tmp_path}:{scontrol}:{squeue}:{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
     spooled = shutil.copy(ROOT / "launch" / "gpu_slurm.sh", tmp_path / "slurm_script")  # As sbatch does.
     job = subprocess.Popen(["bash", spooled, "--", *FLAGS], env=environment, cwd="/", stderr=subprocess.PIPE)
