@@ -42,7 +42,7 @@ workdir_of() {  # checks the flags of lraqvit_jax.main and prints the work direc
     done
     [ -n "$config" ] && [ -n "$workdir" ] || fail "Give --config=FILE and --workdir=DIR of lraqvit_jax.main after --."
     case $workdir in
-        *://*) fail "--workdir=$workdir is no path; mount the bucket on every machine and give the mounted path (docs/clusters.md)." ;;
+        *://*) fail "--workdir=$workdir is no path; mount it on every machine and give that path (docs/clusters.md)." ;;
         /*) echo "$workdir" ;;
         *) fail "--workdir=$workdir must be an absolute path that every process sees." ;;
     esac

@@ -6,7 +6,7 @@
 #
 # Submit from the root of this checkout, on a file system that every node sees. Options of sbatch go before those below:
 #   sbatch --nodes=4 --partition=NAME launch/gpu_slurm.sh -- --config=configs/deit_base.py --workdir=/shared/deit_base
-# --python=FILE is the interpreter (default .venv/bin/python); --dry_run prints every command, one a line, and runs none.
+# --python=FILE: interpreter (default .venv/bin/python). --dry_run: print every command, one a line, and run none.
 #SBATCH --job-name=lraqvit_jax
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=8
@@ -29,14 +29,14 @@ while [ $# -gt 0 ]; do
         --python=*) python=${1#*=} ;;
         --dry_run) DRY_RUN=1 ;;
         --) shift; break ;;
-        *) fail "$1 is no option of gpu_slurm.sh; options of sbatch come before the script, flags of lraqvit_jax.main after --." ;;
+        *) fail "$1 is no option of gpu_slurm.sh; those of sbatch come before it, flags of lraqvit_jax.main after --." ;;
     esac
     shift
 done
 workdir_of "$@" > /dev/null
-# A process that has saved and left must not take the others along while they save (--kill-on-bad-exit, --wait). srun does not
-# take --cpus-per-task from sbatch. JAX gives a process the GPU of its place on the node, so every process must see all GPUs of
-# its node: no --gpus-per-task.
+# A process that has saved and left must not take the others along while they save (--kill-on-bad-exit, --wait).
+# srun does not take --cpus-per-task from sbatch. JAX gives a process the GPU of its place on the node, so every process
+# must see all GPUs of its node: no --gpus-per-task.
 run=(srun --kill-on-bad-exit=0 --wait=0 "--cpus-per-task=${SLURM_CPUS_PER_TASK:-8}")
 run+=("$python" -m lraqvit_jax.main --distributed "$@")
 if [ -n "$DRY_RUN" ]; then

@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
         --topology=*) topology=${1#*=} ;;
         --dry_run) DRY_RUN=1 ;;
         --) shift; break ;;
-        *) fail "$1 is no option of k8s.sh; --help lists them, and flags of lraqvit_jax.main come after --." ;;
+        *) fail "$1 is no option of k8s.sh; --help lists them, flags of lraqvit_jax.main come after --." ;;
     esac
     shift
 done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs a fast part of the tests with the lowest and with the newest releases that requirements.txt and requirements-test.txt
-# allow, on several Pythons, each in a fresh environment: bash launch/ranges.sh [PYTEST ARGUMENTS]
-# PYTHONS="3.11 3.13" says which, as versions that uv finds or downloads, or as files; a missing one is skipped, saying so.
+# Runs a fast part of the tests with the lowest and with the newest releases that the requirements allow, on several
+# Pythons, each in a fresh environment: bash launch/ranges.sh [PYTEST ARGUMENTS]
+# PYTHONS="3.11 3.13" says which, as versions that uv finds or downloads, or as files; one that is missing is skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ $# -gt 0 ] || set -- tests/unit/test_{reparam,fake_quant,sources,report,onnx}.py tests/integration/test_mesh.py
@@ -18,9 +18,11 @@ for python in ${PYTHONS:-3.11 3.13}; do
             break
         fi
         what="$("$here" -V), $resolution"
-        if "$uv" pip install --quiet --python "$here" --resolution "$resolution" -r requirements.txt -r requirements-test.txt &&
+        if "$uv" pip install --quiet --python "$here" --resolution "$resolution" \
+            -r requirements.txt -r requirements-test.txt &&
             "$here" -m pytest -m "not slow and not parity and not web" "$@"; then
-            results+=("$what: passed ($("$uv" pip freeze --python "$here" | grep -E '^(flax|jax|numpy)==' | tr '\n' ' '))")
+            releases=$("$uv" pip freeze --quiet --python "$here" | grep -E '^(flax|jax|numpy)==')
+            results+=("$what: passed with ${releases//$'\n'/, }")
         else
             results+=("$what: FAILED") failed=1
         fi

@@ -89,12 +89,13 @@ delete() {
     fi
 }
 
-# On a worker, whoever holds the lock runs. gcloud sends a command again when its connection breaks: the second one waits for
-# the first and hands on its exit code. Nothing is copied over code that runs.
+# On a worker, whoever holds the lock runs. gcloud sends a command again when its connection breaks: the second one waits
+# for the first and hands on its exit code. Nothing is copied over code that runs.
 copy() {
     local archive="${TMPDIR:-/tmp}/$name.tar.gz" install
     # The images of TPU VMs have Python 3.10; uv brings a newer one.
-    install="python3 -m pip install --user --quiet uv && ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 .venv"
+    install="python3 -m pip install --user --quiet uv"
+    install+=" && ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 .venv"
     install+=" && ~/.local/bin/uv pip install --quiet --requirements=requirements.txt 'jax[tpu]'"
     act tar -czf "$archive" --exclude=__pycache__ lraqvit_jax configs requirements.txt &&
         tpu tpu-vm scp "$archive" "$name:lraqvit_jax.tar.gz" --worker=all &&

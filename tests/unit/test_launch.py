@@ -332,7 +332,7 @@ def test_kubernetes_applies_what_the_dry_run_prints(tmp_path):
 
 def test_the_commands_of_the_docs_are_accepted():
     text = (ROOT / "docs" / "clusters.md").read_text().replace("\\\n", " ")
-    commands = re.findall(r"^    (?:bash|sbatch).* launch/(tpu_vm.sh|k8s.sh|gpu_slurm.sh)(.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^ {4,}(?:bash|sbatch).* launch/(tpu_vm.sh|k8s.sh|gpu_slurm.sh)(.*)$", text, re.MULTILINE)
     assert {script for script, _ in commands} == {"tpu_vm.sh", "k8s.sh", "gpu_slurm.sh"}
     for script, rest in commands:
         before, _, flags = rest.partition(" -- ")
