@@ -1,5 +1,6 @@
 # Sourced by the other scripts: makes the virtual environment of this checkout, .venv, and installs what is named.
 # Usage: source launch/_venv.sh REQUIREMENTS...    (PYTHON chooses the interpreter, default python3)
+# shellcheck shell=bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
