@@ -18,3 +18,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(known) > FEW and close:
         return hint
     return f"{hint} Known: {', '.join(known)}.".strip()
+
+
+def short(text: str, limit: int = 120) -> str:
+    """Text that others wrote, fit for a sentence: printable, on one line, the middle of what is long left out."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[: 4 * limit])
+    return text if len(text) <= limit else f"{text[: limit - 23]}...{text[-20:]}"

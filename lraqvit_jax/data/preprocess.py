@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from lraqvit_jax.data import images
 from lraqvit_jax.errors import UserError, nearest
 
 INTERPOLATIONS = {
@@ -48,7 +49,7 @@ class Preprocess:
 
     def geometry(self, image: Image.Image) -> Image.Image:
         """Converts to RGB, resizes and crops; the result is a size x size image."""
-        image = image.convert("RGB")
+        image = images.rgb(image)
         if image.size == (self.size, self.size) and self.crop_pct == 1:
             return image
         short = int(self.size / self.crop_pct)
@@ -59,7 +60,7 @@ class Preprocess:
 
     def squash(self, image: Image.Image) -> Image.Image:
         """Converts to RGB and resizes to size x size, whatever the sides were."""
-        return image.convert("RGB").resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
+        return images.rgb(image).resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
 
     def normalize(self, image: Image.Image) -> Float[np.ndarray, "size size 3"]:
         scale = 1 / (255 * np.asarray(self.std, np.float32))
