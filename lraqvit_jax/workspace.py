@@ -15,7 +15,7 @@ from lraqvit_jax import __version__, checkpoint, metrics, models, sharding, weig
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.data import augment, pipeline, sources
+from lraqvit_jax.data import augment, pipeline, skip, sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.preprocess import from_json as preprocess_from_json
 from lraqvit_jax.data.sources import Source
@@ -103,7 +103,11 @@ class Workspace:
         """Opens the data for "train", "eval" or "calibration"."""
         data = self.config["data"]
         name = data[role] or data["train"]
-        opened = sources.load(name, role, data["data_dir"])
+        if data["on_bad_image"] == "skip":
+            host = f".{jax.process_index()}" if jax.process_index() else ""
+            opened: Source = skip.load(name, role, data["data_dir"], self.directory / f"skipped{host}.txt")
+        else:
+            opened = sources.load(name, role, data["data_dir"])
         if len(opened.class_names) > self.num_classes:
             raise UserError(
                 f"data.{role} has {len(opened.class_names)} classes and the model {self.num_classes}; "
@@ -271,7 +275,7 @@ def _check_same(config: Mapping[str, Any], directory: pathlib.Path) -> None:
         raise UserError(f"{directory} holds checkpoints but no config.json to tell whose; name another work directory.")
     old, new = config_lib.leaves(before), config_lib.leaves(config)
     for name in sorted({*old, *new}):
-        if name.split(".")[0] not in config_lib.FREE and old.get(name) != new.get(name):
+        if not {name, name.split(".")[0]} & set(config_lib.FREE) and old.get(name) != new.get(name):
             raise UserError(
                 f"{directory} belongs to another config: {name} was {old.get(name)!r} and is {new.get(name)!r}; "
                 "name another work directory or put the field back."

@@ -48,11 +48,12 @@ class BadImage(UserError):
 
     Attributes:
         name: of the image.
+        where: the folder or set that has it.
         reason: why, in a few words.
     """
 
     def __init__(self, name: str, where: str, reason: str) -> None:
-        self.name, self.reason = name, reason
+        self.name, self.where, self.reason = name, where, reason
         super().__init__(
             f"The image {short(name)} in {where} cannot be read ({short(reason)}); replace it, take it out, or set "
             "data.on_bad_image to skip."
