@@ -6,7 +6,6 @@ model and to know where it came from). Orbax writes beside it and renames, so an
 
 import dataclasses
 import importlib.metadata
-import json
 import pathlib
 import shutil
 from typing import Any
@@ -18,11 +17,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from lraqvit_jax import models, plan, sharding
+from lraqvit_jax import files, models, plan, sharding
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.errors import UserError, short
 
+META = {"name": str, "model": str, "num_classes": int, "class_names": list, "preprocess": dict, "plan": dict}
+"""What every artefact says of itself, and more."""
+MAX_CLASSES = 2**24
+MEND = "delete the artefact and run the stage that makes it"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -68,10 +71,16 @@ def save_artifact(directory: pathlib.Path, params: Any, meta: dict[str, Any]) ->
 
 def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     """Reads what an artefact says of itself; UserError if there is none."""
-    try:
-        return json.loads((directory / "meta" / "metadata").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"There is no whole artefact in {directory} ({error}); run the stage that makes it.") from error
+    path = directory / "meta" / "metadata"
+    if not path.is_file():
+        raise UserError(f"There is no whole artefact in {directory}; run the stage that makes it.")
+    meta = files.json_object(path, MEND)
+    files.check(meta, META, str(path), MEND)
+    if not files.whole(meta["num_classes"], 1, MAX_CLASSES):
+        raise UserError(f"{path} has num_classes = {short(repr(meta['num_classes']))}, out of range; {MEND}.")
+    plan.from_json(meta["plan"], str(path))
+    preprocess.from_json(meta["preprocess"])
+    return meta
 
 
 def build(meta: dict[str, Any], dtype: str = "float32", arithmetic: str = "integer") -> nn.Module:
@@ -100,7 +109,7 @@ def load_artifact(
     Raises:
         UserError: there is no artefact.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = files.locate(str(directory)).absolute()
     meta = read_meta(directory)
     mesh = sharding.one_device() if mesh is None else mesh
     model = build(meta, dtype, arithmetic)

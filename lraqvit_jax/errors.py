@@ -13,7 +13,7 @@ class UserError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns the tail of an error message: the nearest known name, and all of them where they are few."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(short(name), known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else ""
     if len(known) > FEW and close:
         return hint

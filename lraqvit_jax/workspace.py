@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lraqvit_jax import __version__, checkpoint, metrics, models, sharding, weights
+from lraqvit_jax import __version__, checkpoint, files, metrics, models, sharding, tensors, weights
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
@@ -206,7 +206,9 @@ def read_weights(config: Mapping[str, Any]) -> weights.Pretrained | None:
     """The pretrained model that a configuration names, with its head and size; None where it names none."""
     if not config["weights"]:
         return None
-    return weights.read(config["weights"], num_classes=config["num_classes"], image_size=config["image_size"])
+    found = weights.read(config["weights"], num_classes=config["num_classes"], image_size=config["image_size"])
+    tensors.check_finite(found.params, config["weights"])
+    return found
 
 
 def _provisional(config: Mapping[str, Any], directory: pathlib.Path) -> bool:
@@ -293,10 +295,10 @@ def _claimed(directory: pathlib.Path) -> dict[str, Any]:
     written = directory / "config.json"
     if not written.exists():
         return {}
-    try:
-        return json.loads(written.read_text())
-    except ValueError as error:
-        raise UserError(f"{written} cannot be read ({error}); name another work directory.") from error
+    found = files.json_object(written, "name another work directory")
+    if not isinstance(found.get("config", {}), dict):
+        raise UserError(f"{written} has no configuration; name another work directory.")
+    return found
 
 
 def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Plan, provisional: bool = False) -> None:
@@ -329,7 +331,7 @@ def _digest(text: str) -> str:
 def _edited(directory: pathlib.Path) -> bool:
     """Whether plan.json is no longer what the configuration gave."""
     written = directory / "plan.json"
-    return written.exists() and _claimed(directory).get("plan_sha256") != _digest(written.read_text())
+    return written.exists() and _claimed(directory).get("plan_sha256") != _digest(files.text(written, plan_lib.MEND))
 
 
 def _tuples(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ UPRIGHT = {
 }
 
 
-class BadImage(UserError):
+class BadImageError(UserError):
     """An image whose content cannot be used. `data.on_bad_image` says what becomes of it.
 
     Attributes:

@@ -63,7 +63,7 @@ def _text(path: pathlib.Path) -> str:
         raise UserError(f"{path} cannot be read ({error}); look after the disk.") from error
     try:
         text = content.decode(MARKS.get(content[:2], "utf-8-sig"))
-    except UnicodeError as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8 ({error.reason}); save it in that encoding.") from error
     if "\0" in text:
         raise UserError(f"{path} holds NUL bytes, so it is no text, or UTF-16 without its mark; save it in UTF-8.")

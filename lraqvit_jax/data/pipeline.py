@@ -7,8 +7,8 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lraqvit_jax.data.augment import Augment
 from lraqvit_jax.data import skip
+from lraqvit_jax.data.augment import Augment
 from lraqvit_jax.data.mix import Mix
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.skip import Skipping

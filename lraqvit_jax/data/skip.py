@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 from lraqvit_jax.data import sources
-from lraqvit_jax.data.images import BadImage
+from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example, Source
 from lraqvit_jax.errors import UserError, short
 
@@ -54,14 +54,14 @@ class Skipping:
             return None
         try:
             example = self._source[index]
-        except BadImage as error:
+        except BadImageError as error:
             self._note(index, BAD, error)
             return None
         if self._state[index] == UNREAD:
             self._note(index, GOOD)
         return example
 
-    def _note(self, index: int, state: int, error: BadImage | None = None) -> None:
+    def _note(self, index: int, state: int, error: BadImageError | None = None) -> None:
         with self._lock:
             if self._state[index] != UNREAD:
                 return
@@ -74,7 +74,7 @@ class Skipping:
             if self._bad >= MANY and 2 * self._bad > self._read:
                 raise UserError(most(self._role, self._bad, self._read, self._listing)) from error
 
-    def _list(self, error: BadImage) -> None:
+    def _list(self, error: BadImageError) -> None:
         line = f"data.{self._role}\t{short(f'{error.where}/{error.name}', 1000)}\t{short(error.reason)}"
         if self._bad == 1:
             print(f"{error} Skipped, as further ones; {self._listing} lists them.", flush=True)
@@ -85,8 +85,9 @@ class Skipping:
             with self._listing.open("a") as file:
                 file.write(line + "\n")
         except OSError as problem:
-            raise UserError(f"{self._listing} cannot be written ({problem}); free the disk, or name another work "
-                            "directory.") from problem
+            raise UserError(
+                f"{self._listing} cannot be written ({problem}); free the disk, or name another work directory."
+            ) from problem
 
     @property
     def listing(self) -> pathlib.Path:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lraqvit_jax import checkpoint, metrics
+from lraqvit_jax import checkpoint, files, metrics
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError
@@ -25,6 +25,9 @@ IMAGES, LABELLED, BATCH = 200, 1000, 10
 many of those at once."""
 
 
+MEND = "delete it to have the artefact exported anew"
+
+
 def run(ws: Workspace) -> None:
     if jax.process_index():
         return
@@ -32,7 +35,7 @@ def run(ws: Workspace) -> None:
     batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))))
     images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
     for name in options["artifacts"]:
-        if (folder / f"{name}.json").exists() and "onnx_target" in json.loads((folder / f"{name}.json").read_text()):
+        if (folder / f"{name}.json").exists() and "onnx_target" in files.json_object(folder / f"{name}.json", MEND):
             continue
         if not ws.has(name):
             raise UserError(

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lraqvit_jax import checkpoint, metrics, results, trees
+from lraqvit_jax import checkpoint, metrics, results, tensors, trees
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import spectra
 from lraqvit_jax.workspace import Workspace
@@ -44,10 +44,7 @@ def _spectra(ws: Workspace) -> tuple[dict[str, np.ndarray], dict[str, int]]:
 
 def _surfaces(ws: Workspace, name: str) -> dict[str, np.ndarray]:
     path = ws.directory / "report" / f"activations-{name}.npz"
-    if not path.exists():
-        return {}
-    with np.load(path) as arrays:
-        return dict(arrays)
+    return tensors.read(path) if path.exists() else {}
 
 
 def _errors(ws: Workspace) -> dict[str, dict[str, float]]:

@@ -1,8 +1,8 @@
 """A folder of images: class-named sub-folders, or `labels.csv` (columns file,label) beside `images/` or `images.zip`.
 
 Where the folder holds `train/` and `val/` (or `validation/`, `test/`), the role picks one of them. Images that lie
-directly in the folder, with no classes beside them, have no labels. Hidden files (".name") are left out. Nothing is ever
-unpacked to disk.
+directly in the folder, with no classes beside them, have no labels. Hidden files (".name") are left out. Nothing is
+ever unpacked to disk.
 """
 
 import functools
@@ -12,8 +12,9 @@ import stat
 import zipfile
 from collections.abc import Callable
 
+from lraqvit_jax import files
 from lraqvit_jax.data import images, labels
-from lraqvit_jax.data.images import BadImage
+from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
 from lraqvit_jax.errors import UserError, short
 
@@ -33,14 +34,16 @@ class Images:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads an image; BadImage for content that is none, UserError where the disk does not give it."""
+        """Reads an image; BadImageError for content that is none, UserError where the disk does not give it."""
         name = self.files[index]
         try:
             return {"image": images.decode(self._read(name)), "label": self.labels[index]}
         except OSError as error:
-            raise UserError(f"The file {name} in {self.where} cannot be read ({error}); look after the disk.") from error
+            raise UserError(
+                f"The file {name} in {self.where} cannot be read ({error}); look after the disk."
+            ) from error
         except ValueError as error:
-            raise BadImage(name, self.where, str(error)) from error
+            raise BadImageError(name, self.where, str(error)) from error
 
 
 def load(name: str, role: str, data_dir: str = "") -> Images:
@@ -50,12 +53,8 @@ def load(name: str, role: str, data_dir: str = "") -> Images:
         UserError: the folder is missing or empty, its labels.csv is broken, or there are no labels to evaluate with.
     """
     del data_dir
-    try:
-        root = pathlib.Path(name).expanduser()
-        known = root.is_dir()
-    except (OSError, RuntimeError, ValueError):  # a name too long, a user without a home, a NUL
-        known = False
-    if not known:
+    root = files.locate(name)
+    if not root.is_dir():
         raise UserError(f"data.{role} names the folder {short(name)!r}, which does not exist; correct the path.")
     if (root / "labels.csv").is_file():
         return _labelled(root)
@@ -159,7 +158,9 @@ class Archive:
             if count.get(name, 1) > 1:
                 raise UserError(f"{self.path} has two members {short(name)!r}; zip the images again.")
             if info.flag_bits & 1:
-                raise UserError(f"{self.path} has the encrypted member {short(name)!r}; zip the images without password.")
+                raise UserError(
+                    f"{self.path} has the encrypted member {short(name)!r}; zip the images without password."
+                )
             if info.compress_type not in self.COMPRESSIONS:
                 raise UserError(
                     f"{self.path} has the member {short(name)!r} in a compression that is not read; zip with deflate."

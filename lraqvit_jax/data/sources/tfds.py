@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lraqvit_jax.data import images
-from lraqvit_jax.data.images import BadImage
+from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
 from lraqvit_jax.errors import UserError, short
 
@@ -31,7 +31,7 @@ class Records:
         try:
             return {"image": images.decode(record["image"]), "label": int(record["label"])}
         except ValueError as error:
-            raise BadImage(f"of record {index}", f"the tfds set {self._name}", str(error)) from error
+            raise BadImageError(f"of record {index}", f"the tfds set {self._name}", str(error)) from error
 
 
 def load(name: str, role: str, data_dir: str = "") -> Records:
