@@ -38,7 +38,7 @@ def json_object(path: pathlib.Path, mend: str) -> dict[str, Any]:
     try:
         found = json.loads(text(path, mend))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({short(str(error))}); {mend}.") from error
+        raise UserError(f"{path} cannot be read as JSON ({short(str(error))}); {mend}.") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is no JSON object; {mend}.")
     return found

@@ -63,7 +63,7 @@ class BadImageError(UserError):
 def decode(content: bytes) -> Image.Image:
     """The RGB image of a file's content.
 
-    The size is checked before a pixel is decoded: beyond `content`, no more than 8 bytes for each of MAX_PIXELS are used.
+    The size is checked before a pixel is decoded: beyond `content`, it takes at most 8 bytes for each of MAX_PIXELS.
 
     Raises:
         ValueError: with the reason.

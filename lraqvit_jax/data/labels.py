@@ -1,7 +1,7 @@
 """labels.csv: which file has which label.
 
-Comma, semicolon or tab between the columns; UTF-8, or UTF-16 with its mark. The columns are `file`, `label` and, where it
-is there, `class_name`; others are left alone.
+Comma, semicolon or tab between the columns; UTF-8, or UTF-16 with its mark. The columns are `file`, `label` and, where
+it is there, `class_name`; others are left alone.
 """
 
 import csv
