@@ -72,7 +72,6 @@ def decode(content: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         problem = _problem(*image.size)
         if not problem:
-            image.load()
             return rgb(image)
     except Exception as error:  # Of hostile bytes Pillow raises a dozen kinds.
         raise ValueError(_reason(error)) from error
@@ -102,6 +101,7 @@ def rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: the mode has no known range.
     """
+    image.load()  # which turns a TIFF itself, and takes its tag away
     turn = _turn(image)
     if turn is not None:
         image = image.transpose(turn)
