@@ -42,7 +42,7 @@ def add_rows(ws: Workspace) -> None:
             mesh=ws.mesh,
         )
         row = {"name": name, **size(found), **{"top1": score.top1, "top5": score.top5, "n_images": score.images}}
-        notes = [found.meta["notes"], f"{score.skipped:,} bad images skipped"][: 1 + bool(score.skipped)]
+        notes = [found.meta["notes"], f"bad images skipped: {score.skipped:,}"][: 1 + bool(score.skipped)]
         row |= {"seconds": round(score.seconds, 3), "notes": "; ".join(filter(None, notes))}
         if jax.process_index() == 0:
             results.add(ws.directory, ws.model, row, order)

@@ -213,11 +213,13 @@ def test_a_count_of_too_many_digits_is_refused():
 
 
 @pytest.mark.parametrize(
-    "layers", [[{}], {}, [7], [{"features_in": 1, "features_out": 1, "tokens": 1, "ms": {"0": "a"}}]]
+    "row", [{}, 7, {"tokens": []}, {"ms": {"0": "a", "8": 1.0}}, {"ms": {"8": 1.0}}, {"ms": {"0": 1.0}}, {"ms": [1.0]}]
 )
-def test_a_latency_table_without_numbers_is_refused(layers):
+def test_a_latency_table_without_numbers_is_refused(row):
+    whole = {"features_in": 4, "features_out": 4, "tokens": 1, "ms": {"0": 1.0, "8": 2.0}}
+    assert ranks.latency({"layers": [whole]})
     with pytest.raises(UserError, match="no table of bench layers"):
-        ranks.latency({"layers": [{"features_in": 1, "features_out": 1, "tokens": [], "ms": {}}, *layers]})
+        ranks.latency({"layers": [whole | row if row and isinstance(row, dict) else row]})
 
 
 @pytest.mark.parametrize(
