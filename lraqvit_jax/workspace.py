@@ -108,11 +108,7 @@ class Workspace:
             opened: Source = skip.load(name, role, data["data_dir"], self.directory / f"skipped{host}.txt")
         else:
             opened = sources.load(name, role, data["data_dir"])
-        if len(opened.class_names) > self.num_classes:
-            raise UserError(
-                f"data.{role} has {len(opened.class_names)} classes and the model {self.num_classes}; "
-                "set num_classes to the number of classes."
-            )
+        _check_classes(role, opened, self.num_classes)
         return opened
 
     def calibration(self, images: int) -> tuple[Any, list[int]]:
@@ -182,11 +178,21 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     if write:
         _check_names(config)
         for role in ("train", "eval", "calibration"):
-            sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
+            opened = sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
+            _check_classes(role, opened, num_classes)
         _claim(directory, config, plan, provisional)
     return Workspace(
         config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan, provisional=provisional
     )
+
+
+def _check_classes(role: str, opened: Source, num_classes: int) -> None:
+    """Raises UserError for labels that the model has no logit for."""
+    if len(opened.class_names) > num_classes:
+        raise UserError(
+            f"data.{role} has {len(opened.class_names)} classes and the model {num_classes}; "
+            "set num_classes to the number of classes."
+        )
 
 
 def _check_model(config: Mapping[str, Any], pretrained: weights.Pretrained) -> None:
