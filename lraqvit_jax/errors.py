@@ -9,6 +9,10 @@ FEW = 20
 class UserError(Exception):
     """Bad input. The message is one sentence that names the thing and the mend; `main` exits with code 2."""
 
+    def __init__(self, message: str) -> None:
+        """What others wrote, file names say, may have line breaks: the message stays one line."""
+        super().__init__(" ".join(message.splitlines()))
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns the tail of an error message: the nearest known name, and all of them where they are few."""

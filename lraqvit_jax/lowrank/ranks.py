@@ -143,7 +143,7 @@ def latency(table: Mapping) -> Cost:
             shape = f"{layer.features_in} x {layer.features_out} with {layer.tokens} rows"
             raise UserError(f"plan.latency has no layer of {shape}; run bench layers for this model and image size.")
         points = sorted(point for point in ms if point)
-        return float(np.interp(rank, points, [ms[point] for point in points])) if rank else ms[0]
+        return float(np.interp(rank, points, [float(ms[point]) for point in points])) if rank else ms[0]
 
     return cost
 

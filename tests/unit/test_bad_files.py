@@ -207,6 +207,18 @@ def test_an_augmentation_that_would_take_for_ever_is_refused(text):
         augment.parse(text)
 
 
+def test_a_refusal_is_one_line_whatever_the_name():
+    with pytest.raises(UserError) as error:
+        timm.read("/no/such\nplace\r.npz")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_latency_beyond_64_bits_is_a_number():
+    row = {"features_in": 4, "features_out": 4, "tokens": 1, "ms": {"0": 1.0, "8": 10**30, "16": 1.0}}
+    cost = ranks.latency({"layers": [row]})
+    assert cost(plan.LinearInfo("a", 4, 4, 1, "mlp"), 12) == pytest.approx(5e29)
+
+
 def test_a_count_of_too_many_digits_is_refused():
     with pytest.raises(UserError, match="write"):
         sources.load(f"embedded:digits?images={'9' * 5000}", "train")
