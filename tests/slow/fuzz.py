@@ -39,6 +39,7 @@ from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import ranks
 from lraqvit_jax.stages import plan as plan_stage
 from lraqvit_jax.weights import big_vision, huggingface, timm
+from tests.unit import numpy_vit
 
 SECONDS = 5.0
 BYTES = 6 * 2**30
@@ -228,7 +229,7 @@ def readers(where: pathlib.Path) -> dict[str, Reader]:
         "images.zip": Reader(file("zip/images.zip", opened), [archive(0), archive(8)], 0.03),
         "safetensors": Reader(file("a.safetensors", tensors.read), safe, 0.08),
         "npz": Reader(file("a.npz", tensors.read), npzs, 0.06),
-        "timm:": Reader(file("timm/vit.safetensors", weights(timm.read)), [safetensors.numpy.save(VIT)], 0.002),
+        "timm:": Reader(file("timm/vit.safetensors", weights(timm.read)), [safetensors.numpy.save(VIT)], 0.005),
         "big_vision:": Reader(file("bv.npz", weights(big_vision.read)), [vit_npz.getvalue()], 0.01),
         "huggingface: config": Reader(
             file("hf/config.json", lambda path: huggingface.read(str(path.parent))), [CONFIG], 0.02, True
@@ -351,12 +352,7 @@ META = json.dumps(
 LATENCY = json.dumps(
     {"layers": [{"features_in": 192, "features_out": 768, "tokens": 197, "ms": {"0": 1.0, "8": 0.2, "64": 0.7}}]}
 ).encode()
-VIT = {
-    "cls_token": np.zeros((1, 1, 192), np.float32),
-    "pos_embed": np.zeros((1, 5, 192), np.float32),
-    "patch_embed.proj.weight": np.zeros((192, 3, 4, 4), np.float16),
-    "head.weight": np.zeros((2, 192), np.float16),
-} | {f"blocks.{block}.norm1.weight": np.ones(192, np.float16) for block in range(12)}
+VIT = numpy_vit.random_tensors(np.random.default_rng(0), dim=32, depth=2, patch=4, side=2, classes=2)
 BIG_VISION = {
     "cls": np.zeros((1, 1, 8), np.float32),
     "embedding/kernel": np.zeros((2, 2, 3, 8), np.float32),
