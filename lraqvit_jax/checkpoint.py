@@ -22,11 +22,15 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lraqvit_jax import fingerprint, models, plan, processes, sharding
+from lraqvit_jax import files, fingerprint, models, plan, processes, sharding
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.errors import UserError, short
 
+META = {"name": str, "model": str, "num_classes": int, "class_names": list, "preprocess": dict, "plan": dict}
+"""What every artefact says of itself, and more."""
+MAX_CLASSES = 2**24
+MEND = "delete the artefact and run the stage that makes it"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -80,10 +84,16 @@ def _saved(leaf: Any) -> Any:
 
 def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     """Reads what an artefact says of itself; UserError if there is none."""
-    try:
-        return json.loads((directory / "meta" / "metadata").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"There is no whole artefact in {directory} ({error}); run the stage that makes it.") from error
+    path = directory / "meta" / "metadata"
+    if not path.is_file():
+        raise UserError(f"There is no whole artefact in {directory}; run the stage that makes it.")
+    meta = files.json_object(path, MEND)
+    files.check(meta, META, str(path), MEND)
+    if not files.whole(meta["num_classes"], 1, MAX_CLASSES):
+        raise UserError(f"{path} has num_classes = {short(repr(meta['num_classes']))}, out of range; {MEND}.")
+    plan.from_json(meta["plan"], str(path))
+    preprocess.from_json(meta["preprocess"])
+    return meta
 
 
 def build(meta: dict[str, Any], dtype: str = "float32", arithmetic: str = "integer") -> nn.Module:
@@ -112,7 +122,7 @@ def load_artifact(
     Raises:
         UserError: there is no artefact, or it is damaged.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = files.locate(str(directory)).absolute()
     meta = read_meta(directory)
     mesh = sharding.one_device() if mesh is None else mesh
     model = build(meta, dtype, arithmetic)
@@ -123,8 +133,8 @@ def load_artifact(
         _check(restored["params"], meta.get("fingerprint"))
     except Exception as error:  # A damaged file can go wrong in any way.
         raise UserError(
-            f"The artefact {directory} is damaged ({_first_line(error)}); delete that folder, and run the stage that "
-            "makes it again."
+            f"The artefact {directory} is damaged ({short(str(error) or repr(error))}); delete that folder, and run "
+            "the stage that makes it again."
         ) from error
     return Artifact(model, restored["params"], preprocess.from_json(meta["preprocess"]), meta)
 
@@ -137,10 +147,6 @@ def _check(tree: Any, wanted: Any) -> None:
 
 def _sum(position: Any) -> int:
     return zlib.crc32(json.dumps(position, sort_keys=True).encode())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 
 def host(params: Any) -> Any:
@@ -197,7 +203,10 @@ class TrainCheckpoints:
             except Exception as error:  # A damaged file can go wrong in any way.
                 if processes.first():
                     folder = self.directory / str(step)
-                    print(f"warning: the checkpoint {folder} is damaged ({_first_line(error)}).", file=sys.stderr)
+                    print(
+                        f"warning: the checkpoint {folder} is damaged ({short(str(error) or repr(error))}).",
+                        file=sys.stderr,
+                    )
                 self._manager.delete(step)
                 continue
             return restored["state"]

@@ -148,7 +148,11 @@ def default() -> ConfigDict:
             "cache_dir": "",  # for what is slow to compute; "" is ~/.cache/lraqvit_jax, "none" keeps nothing
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # Sources; calibration "" is train. crop_pct 0 keeps the weights'; 1 where the images are cropped already.
-            "data": {"train": "", "eval": "", "calibration": "", "data_dir": "", "crop_pct": 0.0},
+            # on_bad_image: fail | skip, for files that hold no image that can be read; see docs/data.md.
+            "data": {
+                **{"train": "", "eval": "", "calibration": "", "data_dir": "", "crop_pct": 0.0},
+                "on_bad_image": "fail",
+            },
             "preprocess": {  # of a model trained here; pretrained weights bring their own
                 "size": 224,
                 "crop_pct": 0.9,
@@ -253,9 +257,10 @@ def imagenet(model: str, weights: str) -> ConfigDict:
 
 FREE = (
     *("grid", "quant_grid", "latency", "export"),
-    *("mesh", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
+    *("mesh", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir", "data.on_bad_image"),
 )
-"""Fields that may change between two calls in one work directory: they do not change what is computed."""
+"""Fields that may change between two calls in one work directory: they do not change what is computed, or was."""
+BAD_IMAGE = ("fail", "skip")
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -281,6 +286,9 @@ def check(config: Mapping[str, Any]) -> None:
     if config["export"]["onnx_target"] not in TARGETS:
         target = config["export"]["onnx_target"]
         raise UserError(f"export.onnx_target is {target!r}; {nearest(target, TARGETS)}")
+    if config["data"]["on_bad_image"] not in BAD_IMAGE:
+        given = config["data"]["on_bad_image"]
+        raise UserError(f"data.on_bad_image is {given!r}; {nearest(given, BAD_IMAGE)}")
     for field in ("train", "eval"):
         if not config["data"][field]:
             raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")

@@ -11,15 +11,25 @@ FEW = 20
 class UserError(Exception):
     """Bad input. The message is one sentence that names the thing and the mend; `main` exits with code 2."""
 
+    def __init__(self, message: str) -> None:
+        """What others wrote, file names say, may have line breaks: the message stays one line."""
+        super().__init__(" ".join(message.splitlines()))
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns the tail of an error message: the nearest known name, and all of them where they are few."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(short(name), known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else ""
     if len(known) > FEW and close:
         return hint
     return f"{hint} Known: {', '.join(known)}.".strip()
+
+
+def short(text: str, limit: int = 120) -> str:
+    """Text that others wrote, fit for a sentence: printable, on one line, the middle of what is long left out."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[: 4 * limit])
+    return text if len(text) <= limit else f"{text[: limit - 23]}...{text[-20:]}"
 
 
 STORAGE = {errno.ENOSPC: "is full", errno.EDQUOT: "has no quota left", errno.EFBIG: "takes no file of that size"}
@@ -36,14 +46,9 @@ def storage(error: BaseException) -> str:
         words = str(seen)
         for number, what in STORAGE.items():
             if getattr(seen, "errno", None) == number or os.strerror(number) in words:
-                return f"The disk {what} ({_short(words)}); make room and run the same command again."
+                return f"The disk {what} ({short(words)}); make room and run the same command again."
         for number in READ_ONLY:
             if getattr(seen, "errno", None) == number or os.strerror(number) in words:
-                return f"The disk cannot be written ({_short(words)}); name another work directory, or mend its rights."
+                return f"The disk cannot be written ({short(words)}); name another work directory, or mend its rights."
         seen = seen.__cause__ or seen.__context__
     return ""
-
-
-def _short(words: str, length: int = 200) -> str:
-    line = " ".join(words.split())
-    return line if len(line) <= length else f"{line[:length]} ..."

@@ -20,7 +20,7 @@ from lraqvit_jax.data.sources import Source
 class Accuracy(NamedTuple):
     """Accuracies in percent over `images` labelled images, and the seconds that took. Against another model's logits
     also `kl`, KL(other || this) in nats, mean over the images, and `agreement`, the percentage of equal answers: both
-    tell two good models apart on far fewer images than accuracies do."""
+    tell two good models apart on far fewer images than accuracies do. `skipped` are those that could not be read."""
 
     top1: float
     top5: float
@@ -28,6 +28,7 @@ class Accuracy(NamedTuple):
     seconds: float
     kl: float = 0.0
     agreement: float = 0.0
+    skipped: int = 0
 
 
 @functools.lru_cache(maxsize=32)
@@ -37,7 +38,7 @@ def _counter(model: nn.Module) -> Any:
         logits: Any = model.apply({"params": params}, batch["image"])
         real = batch["mask"] & (batch["label"] >= 0)
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch["label"][:, None]
-        counts = [jnp.sum(real & best[:, 0]), jnp.sum(real & best.any(1)), jnp.sum(real)]
+        counts = [jnp.sum(real & best[:, 0]), jnp.sum(real & best.any(1)), jnp.sum(real), jnp.sum(batch["mask"])]
         if other is None:
             return jnp.stack([*counts, 0]), jnp.zeros(())
         log_other, log_this = jax.nn.log_softmax(other), jax.nn.log_softmax(logits)
@@ -75,10 +76,11 @@ def accuracy(
             found = _counter(model)(params, batch, other[index] if other else None)
         totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
     counts, divergence = jax.device_get(totals)
-    first, fifth, images, equal = (int(value) for value in counts)
+    first, fifth, images, read, equal = (int(value) for value in counts)
     share = 100 / max(1, images)
     seconds = time.perf_counter() - started
-    return Accuracy(first * share, fifth * share, images, seconds, float(divergence) / max(1, images), equal * share)
+    kl, skipped = float(divergence) / max(1, images), len(source) - read
+    return Accuracy(first * share, fifth * share, images, seconds, kl, equal * share, skipped)
 
 
 def logits(

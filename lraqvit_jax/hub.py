@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
+from lraqvit_jax import files as files_lib
 from lraqvit_jax import tensors
 from lraqvit_jax.errors import UserError
 
@@ -17,7 +18,7 @@ def find(name: str, files: Sequence[str]) -> pathlib.Path:
     Raises:
         UserError: nothing there, or the hub cannot be reached.
     """
-    path = pathlib.Path(name).expanduser()
+    path = files_lib.locate(name)
     if path.is_dir():
         found = next((path / file for file in files if (path / file).is_file()), None)
         if found is None:

@@ -29,13 +29,15 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the whole lines; a last line cut off by a crash is left out."""
+    """Reads the rows, each with `run` and `step`; other lines, such as one cut off by a crash, are left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and isinstance(row.get("run"), str) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
 
 

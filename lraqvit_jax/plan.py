@@ -5,12 +5,12 @@ travels with every artefact, and is all that a model needs to know its own shape
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lraqvit_jax import files
 from lraqvit_jax.errors import UserError, nearest
 
 FORMS = ("dense", "reparam", "low_rank", "quantized")
@@ -18,6 +18,7 @@ BITS = (4, 6, 7, 8)
 PACKED = (4, 6)
 """Widths of kernels that are stored in fewer bytes than entries; 7 bits take a byte, as 8 do."""
 GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
+MEND = "mend it or delete it to have it written anew"
 ATTENTION = ("float", "uniform", "log_sqrt2")
 
 
@@ -185,13 +186,7 @@ def from_json(data: Mapping[str, Any], where: str = "the plan") -> dict[str, Lay
 
 def read(path: pathlib.Path) -> dict[str, LayerPlan]:
     """Reads plan.json; UserError if it is no JSON or no plan."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The plan {path} cannot be read ({error}); mend it or delete it to have it written anew."
-        ) from error
-    return from_json(data, str(path))
+    return from_json(files.json_object(path, MEND), str(path))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,15 +4,27 @@ import json
 import pathlib
 from typing import Any
 
-from lraqvit_jax import metrics
+from lraqvit_jax import files, metrics
+from lraqvit_jax.errors import UserError
 
 SCHEMA = 1
+ROW = {"name": str, "notes": str} | dict.fromkeys(
+    ("params", "linear_gflops", "size_mb", "top1", "top5", "n_images", "seconds"), float
+)
+MEND = "put it back, or delete it to have the models evaluated anew"
 
 
 def read(directory: pathlib.Path) -> dict[str, Any]:
-    """The results so far; no rows where there is no file."""
+    """The results so far; no rows where there is no file. UserError where it is no table of results."""
     path = directory / "results.json"
-    return json.loads(path.read_text()) if path.exists() else {"schema": SCHEMA, "model": "", "rows": []}
+    if not path.exists():
+        return {"schema": SCHEMA, "model": "", "rows": []}
+    found = files.json_object(path, MEND)
+    if not isinstance(rows := found.get("rows"), list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} has no list of rows; {MEND}.")
+    for row in rows:
+        files.check(row, ROW, str(path), MEND)
+    return found
 
 
 def add(directory: pathlib.Path, model: str, row: dict[str, Any], order: list[str]) -> None:

@@ -1,40 +1,94 @@
 """Weight files as dicts of NumPy arrays, and strict conversion between naming schemes. Nothing is ever unpickled."""
 
 import hashlib
+import math
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
+from numpy.lib import format as npy
 
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.errors import UserError, short
 
 PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl"}
 SHOWN = 12
+UNPACKED, SMALL = 32, 2**26
+"""An .npz may unpack to UNPACKED times its size and SMALL bytes; weights hardly compress."""
+MAX_SIDE = 2**31
+MAX_HEADER = 10_000
+"""Characters in the header of an array, NumPy's own bound."""
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` or `.npz` file.
+    """Reads a `.safetensors` or `.npz` file. Integers, floats and bfloat16 come as they are.
+
+    Headers are checked before anything is allocated. A safetensors file takes its size in memory, and its header, of at
+    most 100 MB, about ten times its own; an .npz takes at most UNPACKED times its size, and SMALL.
 
     Raises:
-        UserError: missing, truncated, of another kind, or with arrays of Python objects.
+        UserError: missing, truncated, of another kind, with tensors that are empty or no numbers, or too large.
     """
     if path.suffix in PICKLES:
         raise UserError(f"{path} is a pickle, which can run code when it is read; convert it once: {_conversion(path)}")
-    if not path.is_file():
-        raise UserError(f"The weight file {path} does not exist; correct the path.")
+    readers: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
+        ".safetensors": safetensors.numpy.load_file,
+        ".npz": _read_npz,
+    }
+    if path.suffix not in readers:
+        raise UserError(f"The weight file {path} is neither .safetensors nor .npz; convert it to one of them.")
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.numpy.load_file(path)
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise UserError(f"The weight file {path} cannot be read ({error}); copy or convert it again.") from error
-    raise UserError(f"The weight file {path} is neither .safetensors nor .npz; convert it to one of them.")
+        if not path.is_file():
+            raise UserError(f"The weight file {path} does not exist; correct the path.")
+        found = readers[path.suffix](path)
+        return {name: _plain(name, value) for name, value in found.items()}
+    except UserError:
+        raise
+    except Exception as error:  # Of hostile bytes the readers raise a dozen kinds.
+        reason = short(str(error) or type(error).__name__)
+        raise UserError(f"The weight file {path} cannot be read ({reason}); copy or convert it again.") from error
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        members, limit = archive.infolist(), SMALL + UNPACKED * path.stat().st_size
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two arrays have one name")
+        if sum(member.file_size for member in members) > limit:
+            raise ValueError(f"its arrays unpack to more than {limit:,} bytes")
+        return {member.filename.removesuffix(".npy"): _read_npy(archive, member) for member in members}
+
+
+def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, whose header must claim just the bytes that the member has."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
+        raise ValueError(f"{member.filename} is encrypted, or compressed in a way that NumPy does not write")
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"{member.filename} is of the .npy version {version}")
+        shape, _, dtype = HEADERS[version](file, max_header_size=MAX_HEADER)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
+        if any(side < 0 for side in shape) or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} claims {short(str(shape))} of {dtype}, which is not its size")
+    with archive.open(member) as file:
+        return npy.read_array(file, allow_pickle=False, max_header_size=MAX_HEADER)
+
+
+def _plain(name: str, value: np.ndarray) -> np.ndarray:
+    """The array, if it is of numbers; two bytes of no type, as an .npz stores bfloat16, become that."""
+    if value.dtype == np.dtype("V2"):
+        value = value.view(ml_dtypes.bfloat16)
+    if value.dtype.kind not in "biuf" and value.dtype != ml_dtypes.bfloat16:
+        raise ValueError(f"{short(name)} is of {short(str(value.dtype))}, which is no real number")
+    if not value.size or max(value.shape, default=0) > MAX_SIDE:
+        raise ValueError(f"{short(name)} has the shape {short(str(value.shape))}")
+    return value
 
 
 def _conversion(path: pathlib.Path) -> str:
@@ -92,13 +146,21 @@ def convert(
             continue
         if value.shape != tuple(shape):
             problems.append(f"{target} is {tuple(shape)} and {', '.join(rule.sources)} gives {value.shape}")
-        made[target] = np.ascontiguousarray(value, np.float32)
+        with np.errstate(over="ignore"):
+            made[target] = np.ascontiguousarray(value, np.float32)
     used = {name for target in shapes if target in rules for name in rules[target].sources}
     problems += [f"{name} is left over" for name in tensors if name not in used and not ignored(name)]
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(f"The weights do not fit the model: {'; '.join(problems[:SHOWN])}{more}. Name the right model.")
     return nest(made)
+
+
+def check_finite(params: Mapping[str, Any], source: str) -> None:
+    """UserError where parameters are NaN or infinite: nothing can be made of such a model."""
+    for path, value in flatten(params).items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{source} has values in {path} that are NaN or infinite; these weights are broken.")
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lraqvit_jax import __version__, checkpoint, metrics, models, processes, sharding, weights
+from lraqvit_jax import __version__, checkpoint, files, metrics, models, processes, sharding, tensors, weights
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.data import augment, pipeline, sources
+from lraqvit_jax.data import augment, pipeline, skip, sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.preprocess import from_json as preprocess_from_json
 from lraqvit_jax.data.sources import Source
@@ -104,12 +104,12 @@ class Workspace:
         """Opens the data for "train", "eval" or "calibration"."""
         data = self.config["data"]
         name = data[role] or data["train"]
-        opened = sources.load(name, role, data["data_dir"])
-        if len(opened.class_names) > self.num_classes:
-            raise UserError(
-                f"data.{role} has {len(opened.class_names)} classes and the model {self.num_classes}; "
-                "set num_classes to the number of classes."
-            )
+        if data["on_bad_image"] == "skip":
+            host = f".{jax.process_index()}" if jax.process_index() else ""
+            opened: Source = skip.load(name, role, data["data_dir"], self.directory / f"skipped{host}.txt")
+        else:
+            opened = sources.load(name, role, data["data_dir"])
+        _check_classes(role, opened, self.num_classes)
         return opened
 
     def calibration(self, images: int, whole: bool = False) -> tuple[Any, list[int]]:
@@ -187,10 +187,20 @@ def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool) -> 
     if write:
         _check_names(config)
         for role in ("train", "eval", "calibration"):
-            sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
+            opened = sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
+            _check_classes(role, opened, num_classes)
     return Workspace(
         config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan, provisional=provisional
     )
+
+
+def _check_classes(role: str, opened: Source, num_classes: int) -> None:
+    """Raises UserError for labels that the model has no logit for."""
+    if len(opened.class_names) > num_classes:
+        raise UserError(
+            f"data.{role} has {len(opened.class_names)} classes and the model {num_classes}; "
+            "set num_classes to the number of classes."
+        )
 
 
 def _check_model(config: Mapping[str, Any], pretrained: weights.Pretrained) -> None:
@@ -210,7 +220,9 @@ def read_weights(config: Mapping[str, Any]) -> weights.Pretrained | None:
     """The pretrained model that a configuration names, with its head and size; None where it names none."""
     if not config["weights"]:
         return None
-    return weights.read(config["weights"], num_classes=config["num_classes"], image_size=config["image_size"])
+    found = weights.read(config["weights"], num_classes=config["num_classes"], image_size=config["image_size"])
+    tensors.check_finite(found.params, config["weights"])
+    return found
 
 
 def _provisional(config: Mapping[str, Any], directory: pathlib.Path) -> bool:
@@ -279,7 +291,7 @@ def _check_same(config: Mapping[str, Any], directory: pathlib.Path) -> None:
         raise UserError(f"{directory} holds checkpoints but no config.json to tell whose; name another work directory.")
     old, new = config_lib.leaves(before), config_lib.leaves(config)
     for name in sorted({*old, *new}):
-        if name.split(".")[0] not in config_lib.FREE and old.get(name) != new.get(name):
+        if not {name, name.split(".")[0]} & set(config_lib.FREE) and old.get(name) != new.get(name):
             raise UserError(
                 f"{directory} belongs to another config: {name} was {old.get(name)!r} and is {new.get(name)!r}; "
                 "name another work directory or put the field back."
@@ -297,10 +309,10 @@ def _claimed(directory: pathlib.Path) -> dict[str, Any]:
     written = directory / "config.json"
     if not written.exists():
         return {}
-    try:
-        return json.loads(written.read_text())
-    except ValueError as error:
-        raise UserError(f"{written} cannot be read ({error}); name another work directory.") from error
+    found = files.json_object(written, "name another work directory")
+    if not isinstance(found.get("config", {}), dict):
+        raise UserError(f"{written} has no configuration; name another work directory.")
+    return found
 
 
 def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Plan, provisional: bool = False) -> None:
@@ -341,7 +353,7 @@ def _digest(text: str) -> str:
 def _edited(directory: pathlib.Path) -> bool:
     """Whether plan.json is no longer what the configuration gave."""
     written = directory / "plan.json"
-    return written.exists() and _claimed(directory).get("plan_sha256") != _digest(written.read_text())
+    return written.exists() and _claimed(directory).get("plan_sha256") != _digest(files.text(written, plan_lib.MEND))
 
 
 def _tuples(tree: Mapping[str, Any]) -> dict[str, Any]:

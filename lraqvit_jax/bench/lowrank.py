@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, evaluate, main, metrics, results, sharding, statistics, trees, workspace
+from lraqvit_jax import checkpoint, evaluate, files, main, metrics, results, sharding, statistics, trees, workspace
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.errors import UserError, nearest
@@ -32,6 +32,7 @@ from lraqvit_jax.workspace import Workspace
 
 WR = "wr"
 """Not a decomposition: truncated SVD with the paper's weight reconstruction merged into it, as training starts."""
+MEND = "delete it to begin anew"
 KEYS = ("name", "method", "budget", "seed")
 COLUMNS = ("params", "linear_gflops", "top1", "top5", "n_images")
 Row = dict[str, Any]
@@ -67,7 +68,10 @@ class Table:
 
     def __init__(self, path: pathlib.Path, keys: tuple[str, ...] = KEYS) -> None:
         self.path, self._keys = path, keys
-        self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+        self.rows: list[Row] = files.json_object(path, MEND).get("rows", []) if path.exists() else []
+        right = isinstance(self.rows, list) and all(isinstance(row, dict) and {*keys} <= {*row} for row in self.rows)
+        if not right:
+            raise UserError(f"{path} has no rows with {', '.join(keys)}; {MEND}.")
 
     def has(self, key: tuple) -> bool:
         return any(tuple(row[name] for name in self._keys) == key for row in self.rows)

@@ -16,8 +16,9 @@ from PIL import Image, ImageEnhance
 
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.rand_augment import rand_augment
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.errors import UserError, nearest, short
 
+MAX_TEXT = 2000
 TRIES = 10
 """Boxes that are drawn before a random box that has to fit is given up."""
 
@@ -180,6 +181,8 @@ def parse(text: str) -> Augment:
         UserError: an unknown operation, parameters that are not its numbers, or a `random_resized_crop` that is not
             the first.
     """
+    if len(text) > MAX_TEXT:
+        raise UserError(f"augment has {len(text):,} characters, more than {MAX_TEXT:,}; write fewer operations.")
     steps = tuple(_operation(part.strip()) for part in text.split("|") if part.strip())
     if any(name == "random_resized_crop" for name, _ in steps[1:]):
         raise UserError("augment has random_resized_crop after another operation; it crops the original, put it first.")
@@ -189,11 +192,11 @@ def parse(text: str) -> Augment:
 def _operation(text: str) -> tuple[str, tuple[float, ...]]:
     name, bracket, rest = text.partition("(")
     if name not in OPERATIONS:
-        raise UserError(f"augment names the operation {name!r}; {nearest(name, OPERATIONS)}")
+        raise UserError(f"augment names the operation {short(name)!r}; {nearest(name, OPERATIONS)}")
     parameters = list(inspect.signature(OPERATIONS[name]).parameters)[2:]
     try:
         inside = ast.literal_eval(f"[{rest.removesuffix(')')}]")
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         inside = ["?"]
     numbers = tuple(inside) if not bracket or rest.endswith(")") else ("?",)
     if len(numbers) > len(parameters) or not all(type(number) in (int, float) for number in numbers):

@@ -7,10 +7,13 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lraqvit_jax.data import skip
 from lraqvit_jax.data.augment import Augment
 from lraqvit_jax.data.mix import Mix
 from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.data.skip import Skipping
 from lraqvit_jax.data.sources import Example, Source
+from lraqvit_jax.errors import UserError
 
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
@@ -74,7 +77,7 @@ def ordered(
     indices: np.ndarray | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """The images once, in order; the last batch is padded, with mask False on the padding.
+    """The images once, in order; the last batch is padded, with mask False on the padding and on images skipped as bad.
 
     Every host yields the same number of batches, so that collective operations match.
 
@@ -84,6 +87,9 @@ def ordered(
         batch_size: global; each host reads its share.
         indices: which examples; None is all of them.
         process: (index, count) of this host.
+
+    Raises:
+        UserError: at the end, where more than half of this host's images were bad.
     """
     process_index, count = process
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
@@ -92,7 +98,11 @@ def ordered(
     order = np.resize(local if len(local) else chosen[:1], steps * rows)
 
     def prepare(position: int) -> dict[str, Any]:
-        example = source[int(order[position])]
+        index = int(order[position])
+        example = source.at(index) if isinstance(source, Skipping) else source[index]
+        if example is None:
+            nothing = np.zeros((preprocess.size, preprocess.size, 3), np.float32)
+            return {"image": nothing, "label": np.int32(-1), "mask": np.bool_(False)}
         return {
             "image": preprocess(example["image"]),
             "label": np.int32(example["label"]),
@@ -100,4 +110,15 @@ def ordered(
         }
 
     positions = grain.MapDataset.range(len(order)).map(prepare).batch(rows)
-    return iter(positions.to_iter_dataset(READ))
+    batches = iter(positions.to_iter_dataset(READ))
+    return _enough(batches, source, len(local)) if isinstance(source, Skipping) else batches
+
+
+def _enough(batches: Iterator[Batch], source: Skipping, images: int) -> Iterator[Batch]:
+    """The batches; UserError behind the last where fewer than half of the images were real."""
+    real = 0
+    for batch in batches:
+        real += int(batch["mask"].sum())
+        yield batch
+    if 2 * real < images:
+        raise UserError(skip.most(source.role, images - real, images, source.listing))

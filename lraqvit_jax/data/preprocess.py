@@ -8,8 +8,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax import files
+from lraqvit_jax.data import images
+from lraqvit_jax.errors import UserError, nearest, short
 
+MAX_SIZE = 2**13
+"""Pixels of the shorter side of a resized image; the longer is at most `images.MAX_RATIO` times that."""
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -36,19 +40,22 @@ class Preprocess:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            known = nearest(self.interpolation, INTERPOLATIONS)
-            raise UserError(f"preprocess.interpolation is {self.interpolation!r}; {known}")
-        if not 0 < self.crop_pct <= 1:
-            raise UserError(f"preprocess.crop_pct is {self.crop_pct}; it is a share, in (0, 1].")
-        if self.size <= 0:
-            raise UserError(f"preprocess.size is {self.size}; set it to the side of the model's input in pixels.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
+            known = nearest(str(self.interpolation), INTERPOLATIONS)
+            raise UserError(f"preprocess.interpolation is {short(repr(self.interpolation))}; {known}")
+        if not files.number(self.crop_pct) or not 0 < self.crop_pct <= 1:
+            raise UserError(f"preprocess.crop_pct is {short(repr(self.crop_pct))}; it is a share, in (0, 1].")
+        if not isinstance(self.size, int | np.integer) or not 0 < self.size <= MAX_SIZE * self.crop_pct:
+            raise UserError(
+                f"preprocess.size is {short(repr(self.size))} and the crop {self.crop_pct}; set it to the side of the "
+                f"model's input in pixels, at most {MAX_SIZE:,} before the crop."
+            )
+        if not files.numbers(self.mean, 3) or not files.numbers(self.std, 3) or min(self.std) <= 0:
             raise UserError("preprocess.mean and preprocess.std take three numbers each, and no std may be 0.")
 
     def geometry(self, image: Image.Image) -> Image.Image:
         """Converts to RGB, resizes and crops; the result is a size x size image."""
-        image = image.convert("RGB")
+        image = images.rgb(image)
         if image.size == (self.size, self.size) and self.crop_pct == 1:
             return image
         short = int(self.size / self.crop_pct)
@@ -59,7 +66,7 @@ class Preprocess:
 
     def squash(self, image: Image.Image) -> Image.Image:
         """Converts to RGB and resizes to size x size, whatever the sides were."""
-        return image.convert("RGB").resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
+        return images.rgb(image).resize((self.size, self.size), INTERPOLATIONS[self.interpolation])
 
     def normalize(self, image: Image.Image) -> Float[np.ndarray, "size size 3"]:
         scale = 1 / (255 * np.asarray(self.std, np.float32))
@@ -75,4 +82,12 @@ class Preprocess:
 
 
 def from_json(data: Mapping[str, Any]) -> Preprocess:
-    return Preprocess(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+    """Reads one back; UserError where it does not have the shape of one."""
+    fields = [field.name for field in dataclasses.fields(Preprocess)]
+    for name in data:
+        if name not in fields:
+            raise UserError(f"preprocess has the field {short(name)!r}; {nearest(name, fields)}")
+    if "size" not in data:
+        raise UserError("preprocess has no size; set it to the side of the model's input in pixels.")
+    lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+    return Preprocess(**{**data, **lists})

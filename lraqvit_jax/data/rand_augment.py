@@ -15,6 +15,8 @@ Operation = Callable[[Image.Image, float, int], Image.Image]
 GREY = (128, 128, 128)
 PROBABILITY = 0.5
 """That an operation, once drawn, is applied."""
+MOST = 100
+"""Operations that are drawn for one image."""
 STRONGEST = 10
 """The magnitude at which the level is 1."""
 
@@ -81,8 +83,8 @@ def rand_augment(
     Raises:
         ValueError: numbers out of range.
     """
-    if operations != int(operations) or operations < 0:
-        raise ValueError(f"operations is {operations}, not a count")
+    if operations != int(operations) or not 0 <= operations <= MOST:
+        raise ValueError(f"operations is {operations}, not a count up to {MOST}")
     if not 0 <= magnitude <= STRONGEST or magnitude_std < 0:
         raise ValueError(f"magnitude is 0 to {STRONGEST}, its standard deviation not negative")
     for name in rng.choice(list(OPERATIONS), int(operations)):

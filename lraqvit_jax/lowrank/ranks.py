@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from lraqvit_jax import files
 from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.plan import LayerPlan, LinearInfo, check_layer
 
@@ -130,8 +131,11 @@ def latency(table: Mapping) -> Cost:
             (row["features_in"], row["features_out"], row["tokens"]): {int(rank): ms for rank, ms in row["ms"].items()}
             for row in table["layers"]
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError("plan.latency is no table of bench layers; measure it again.") from error
+        right = all(0 in ms and len(ms) > 1 and all(map(files.number, ms.values())) for ms in known.values())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        right = False
+    if not right:
+        raise UserError("plan.latency is no table of bench layers; measure it again.")
 
     def cost(layer: LinearInfo, rank: int) -> float:
         ms = known.get((layer.features_in, layer.features_out, layer.tokens))
@@ -139,7 +143,7 @@ def latency(table: Mapping) -> Cost:
             shape = f"{layer.features_in} x {layer.features_out} with {layer.tokens} rows"
             raise UserError(f"plan.latency has no layer of {shape}; run bench layers for this model and image size.")
         points = sorted(point for point in ms if point)
-        return float(np.interp(rank, points, [ms[point] for point in points])) if rank else ms[0]
+        return float(np.interp(rank, points, [float(ms[point]) for point in points])) if rank else ms[0]
 
     return cost
 

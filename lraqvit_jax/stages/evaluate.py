@@ -43,7 +43,8 @@ def add_rows(ws: Workspace) -> None:
             mesh=ws.mesh,
         )
         row = {"name": name, **size(found), **{"top1": score.top1, "top5": score.top5, "n_images": score.images}}
-        row |= {"seconds": round(score.seconds, 3), "notes": found.meta["notes"]}
+        notes = [found.meta["notes"], f"bad images skipped: {score.skipped:,}"][: 1 + bool(score.skipped)]
+        row |= {"seconds": round(score.seconds, 3), "notes": "; ".join(filter(None, notes))}
         processes.once(functools.partial(results.add, ws.directory, ws.model, row, order))
         processes.say(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB")
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lraqvit_jax import checkpoint, metrics, processes
+from lraqvit_jax import checkpoint, files, metrics, processes
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
@@ -27,10 +27,13 @@ IMAGES, LABELLED, BATCH = 200, 1000, 10
 many of those at once."""
 
 
+MEND = "delete it to have the artefact exported anew"
+
+
 def run(ws: Workspace) -> None:
     folder = ws.directory / "export"
     for name in ws.config["export"]["artifacts"]:
-        if (folder / f"{name}.json").exists() and "onnx_target" in json.loads((folder / f"{name}.json").read_text()):
+        if (folder / f"{name}.json").exists() and "onnx_target" in files.json_object(folder / f"{name}.json", MEND):
             continue
         if not ws.has(name):
             raise UserError(

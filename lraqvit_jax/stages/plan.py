@@ -1,8 +1,6 @@
 """Stage plan: ranks by what the dense model and calibration images say. Does nothing where the shapes alone decide."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lraqvit_jax import checkpoint, sharding, statistics, trees
+from lraqvit_jax import checkpoint, files, sharding, statistics, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import kfac, ranks, spectra, whitened
 from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.plan import LinearInfo
@@ -91,10 +88,7 @@ def cost(options: Mapping[str, Any], plan: plan_lib.Plan) -> ranks.Cost:
 
 
 def _table(path: str) -> Any:
-    try:
-        return json.loads(pathlib.Path(path).expanduser().read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"plan.latency {path!r} cannot be read ({error}); name what bench layers wrote.") from error
+    return files.json_object(files.locate(path), "set plan.latency to what bench layers wrote")
 
 
 def _scaled(

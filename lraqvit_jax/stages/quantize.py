@@ -139,7 +139,7 @@ def _measure(ws: Workspace, source: Calibrated) -> Any:
     @jax.jit
     def divergence(params: Any, batch: Any, wanted: Any) -> jax.Array:
         logits: Any = source.model.apply({"params": params}, batch["image"])
-        return logits_kl(wanted, logits)
+        return logits_kl(wanted, jnp.where(batch["mask"][:, None], logits, wanted))  # rows that are no image: 0
 
     with sharding.use(ws.mesh):
         placed = [sharding.put_batch(batch, ws.mesh) for batch in source.batches]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, metrics, processes, results, trees
+from lraqvit_jax import checkpoint, metrics, processes, results, tensors, trees
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import spectra
@@ -46,10 +46,7 @@ def _spectra(ws: Workspace, dense: Artifact | None) -> tuple[dict[str, np.ndarra
 
 def _surfaces(ws: Workspace, name: str) -> dict[str, np.ndarray]:
     path = ws.directory / "report" / f"activations-{name}.npz"
-    if not path.exists():
-        return {}
-    with np.load(path) as arrays:
-        return dict(arrays)
+    return tensors.read(path) if path.exists() else {}
 
 
 def _errors(ws: Workspace) -> dict[str, dict[str, float]]:

@@ -5,14 +5,12 @@ Both use the tanh GELU, and images of mean and std 0.5. Read are classifiers on 
 """
 
 import functools
-import pathlib
 import re
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 import numpy as np
 
-from lraqvit_jax import tensors
+from lraqvit_jax import files, tensors
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.weights import Pretrained, timm
 
@@ -41,9 +39,12 @@ def read(name: str) -> Pretrained:
     Raises:
         UserError: missing or broken file, a classifier that is none of ours, tensors that do not fit it.
     """
-    path = pathlib.Path(name).expanduser()
+    path = files.locate(name)
     card = {"crop_pct": 0.875, "interpolation": "bilinear", **timm.HALF}
-    values = rename(tensors.read(path), f"big_vision:{name}")
+    try:
+        values = rename(tensors.read(path), f"big_vision:{name}")
+    except (ValueError, IndexError, TypeError) as error:  # of shapes that no kernel of a ViT has
+        raise UserError(f"big_vision:{name} has tensors that no ViT has ({error}); name another file.") from error
     return timm.from_tensors(values, "vit", f"big_vision:{name}", tensors.sha256(path), card, suffix="_tanh")
 
 
@@ -53,9 +54,7 @@ def rename(values: Mapping[str, np.ndarray], source: str = "") -> dict[str, np.n
     Raises:
         UserError: no class token, or a layer before the head.
     """
-    values = {
-        key.removeprefix("params/"): _readable(value) for key, value in values.items() if not key.startswith(LEFT_OUT)
-    }
+    values = {key.removeprefix("params/"): value for key, value in values.items() if not key.startswith(LEFT_OUT)}
     for wrong, what in (("MAPHead_0/", "attention pooling"), ("pre_logits/", "a hidden layer before the head")):
         if any(key.startswith(wrong) for key in values):
             raise UserError(f"{source} is a ViT with {what}, which can not be read; name one without.")
@@ -87,11 +86,6 @@ def _unstacked(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             for index, one in enumerate(value):
                 apart[key.replace(stacked, f"Transformer/encoderblock_{index}/")] = one
     return apart
-
-
-def _readable(value: np.ndarray) -> np.ndarray:
-    """bfloat16 comes out of an .npz as two bytes of no type."""
-    return value.view(jnp.bfloat16) if value.dtype == np.dtype("V2") else value
 
 
 def _flat(value: np.ndarray, end: str) -> np.ndarray:

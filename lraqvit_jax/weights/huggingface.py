@@ -4,7 +4,6 @@ Names are translated to timm's, and the rest is `weights.timm`.
 """
 
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -12,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import hub, tensors
-from lraqvit_jax.errors import UserError
+from lraqvit_jax import files, hub, tensors
+from lraqvit_jax.data.preprocess import MAX_SIZE
+from lraqvit_jax.errors import UserError, short
 from lraqvit_jax.models import swin, vit
 from lraqvit_jax.weights import Pretrained, timm
 
@@ -61,9 +61,15 @@ def read(name: str) -> Pretrained:
     fields = _json(preprocessor) if preprocessor.is_file() else {}
     card = _card(fields) | ({"input_size": [_side(config["image_size"])]} if config.get("image_size") else {})
     found = timm.from_tensors(values, config["model_type"], f"huggingface:{name}", tensors.sha256(path), card, suffix)
-    labels = config.get("id2label", {})
-    names = [labels[str(index)] for index in range(len(labels))] if len(labels) == found.num_classes else []
-    return found._replace(class_names=names)
+    return found._replace(class_names=_class_names(config.get("id2label"), found.num_classes))
+
+
+def _class_names(labels: Any, count: int) -> list[str]:
+    """The names in the order of their numbers; none where they are not one for each class."""
+    numbers = [str(index) for index in range(count)]
+    if not isinstance(labels, dict) or sorted(labels) != sorted(numbers):
+        return []
+    return [str(labels[number]) for number in numbers]
 
 
 def rename(values: Mapping[str, np.ndarray], qkv_bias: bool = True) -> dict[str, np.ndarray]:
@@ -76,7 +82,7 @@ def rename(values: Mapping[str, np.ndarray], qkv_bias: bool = True) -> dict[str,
         if qkv_bias:
             _join(renamed, stem, "bias")
         elif f"{stem}qkv.weight" in renamed:
-            renamed[f"{stem}qkv.bias"] = np.zeros(len(renamed[f"{stem}qkv.weight"]), np.float32)
+            renamed[f"{stem}qkv.bias"] = np.zeros(renamed[f"{stem}qkv.weight"].shape[:1], np.float32)
     return renamed
 
 
@@ -84,12 +90,20 @@ def _join(renamed: dict[str, np.ndarray], stem: str, end: str) -> None:
     """Replaces q, k, v by qkv. Where one is missing, all stay, for the strict conversion to name."""
     names = [f"{stem}{letter}.{end}" for letter in "qkv"]
     if all(name in renamed for name in names):
-        renamed[f"{stem}qkv.{end}"] = np.concatenate([renamed.pop(name) for name in names])
+        try:
+            joined = np.concatenate([renamed[name] for name in names])
+        except ValueError as error:
+            raise UserError(f"{', '.join(names)} do not fit together ({error}): these weights are broken.") from error
+        for name in names:
+            del renamed[name]
+        renamed[f"{stem}qkv.{end}"] = joined
 
 
 def _card(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's card would say, from preprocessor_config.json."""
-    card: dict[str, Any] = {"crop_pct": 1.0, "interpolation": RESAMPLE.get(fields.get("resample", 3), "bicubic")}
+    resample = fields.get("resample", 3)
+    interpolation = RESAMPLE.get(resample, "bicubic") if isinstance(resample, int) else "bicubic"
+    card: dict[str, Any] = {"crop_pct": 1.0, "interpolation": interpolation}
     size, crop = _side(fields.get("size")), _side(fields.get("crop_size"))
     if fields.get("do_center_crop"):
         card["crop_pct"] = crop / size if 0 < crop <= size else 0.9
@@ -101,26 +115,27 @@ def _card(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _side(size: Any) -> int:
     """Pixels, from a number, a list of them, or a dict such as {"shortest_edge": 256}; 0 if there is none."""
     sides = list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, list) else [size or 0]
+    if not all(files.whole(side, 0, MAX_SIZE) for side in sides):
+        raise UserError(f"The JSON beside the weights has the size {short(repr(size))}; give pixels.")
     return min(sides, default=0)
 
 
 def _suffix(config: Mapping[str, Any], name: str) -> str:
     """Suffix of our model's name for the activation and the LayerNorm epsilon of this config."""
     kind, activation = config.get("model_type"), config.get("hidden_act", "gelu")
-    if kind not in EPS:
-        raise UserError(f"{name} is a {kind!r} model; these can be read: {', '.join(EPS)}.")
-    if activation not in GELUS:
-        raise UserError(f"{name} uses the activation {activation!r}; these can be read: {', '.join(GELUS)}.")
+    if not isinstance(kind, str) or kind not in EPS:
+        raise UserError(f"{name} is a {short(repr(kind))} model; these can be read: {', '.join(EPS)}.")
+    if not isinstance(activation, str) or activation not in GELUS:
+        raise UserError(f"{name} uses the activation {short(repr(activation))}; these can be read: {', '.join(GELUS)}.")
     # transformers' configs say 1e-12 for ViT where the weights were trained with 1e-6. Its Swin has 1e-5 in some norms
     # whatever the config says.
     eps = config.get("layer_norm_eps", 1e-12 if kind != "swin" else EPS[kind])
+    if not files.number(eps):
+        raise UserError(f"{name} uses LayerNorm epsilon {short(repr(eps))}, which is no number.")
     if eps != EPS[kind] and (kind == "swin" or eps <= 0 or float(f"{eps:.0e}") != eps):
         raise UserError(f"{name} uses LayerNorm epsilon {eps}; our model has {EPS[kind]}.")
     return GELUS[activation] + (f"_eps{eps:.0e}" if eps != EPS[kind] else "")
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); a directory of save_pretrained has it.") from error
+    return files.json_object(path, "a directory of save_pretrained has it")

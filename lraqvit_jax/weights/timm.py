@@ -4,16 +4,15 @@ The architecture follows from the tensors; mean and std from timm's `config.json
 model's name (deit, swin: ImageNet's; vit: 0.5).
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import hub, tensors
-from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.errors import UserError
+from lraqvit_jax import files, hub, tensors
+from lraqvit_jax.data.preprocess import MAX_SIZE, Preprocess
+from lraqvit_jax.errors import UserError, short
 from lraqvit_jax.weights import Pretrained, layouts
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -49,6 +48,8 @@ def from_tensors(
     layout = layouts.find(values, source)
     values = layout.normalize(values)
     sizes = card.get("input_size") or (0,)
+    if not isinstance(sizes, list | tuple) or not files.whole(sizes[-1], 0, MAX_SIZE):
+        raise UserError(f"{source} has the input_size {short(repr(sizes))}; put right the JSON beside it.")
     model, image_size = layout.architecture(values, name, source, sizes[-1])
     model += suffix
     preprocess = Preprocess(
@@ -63,7 +64,7 @@ def from_tensors(
 
 def _statistics(name: str, card: Mapping[str, Any], source: str) -> dict[str, Any]:
     if "mean" in card and "std" in card:
-        return {"mean": tuple(card["mean"]), "std": tuple(card["std"])}
+        return {key: tuple(card[key]) if isinstance(card[key], list) else card[key] for key in ("mean", "std")}
     for prefix, values in (("deit", IMAGENET), ("swin", IMAGENET), ("vit", HALF)):
         if name.startswith(prefix):
             return values
@@ -77,9 +78,10 @@ def _card(path: pathlib.Path) -> dict[str, Any]:
     config = path.parent / "config.json"
     if not config.is_file():
         return {}
-    try:
-        fields = json.loads(config.read_text())
-    except ValueError as error:
-        raise UserError(f"{config} cannot be read ({error}); mend it or take it away.") from error
-    card = fields.get("pretrained_cfg", {})
-    return {**card, "architecture": fields.get("architecture", "")} if isinstance(card, dict) else {}
+    fields = files.json_object(config, "mend it or take it away")
+    card, architecture = fields.get("pretrained_cfg", {}), fields.get("architecture", "")
+    return (
+        {**card, "architecture": architecture if isinstance(architecture, str) else ""}
+        if isinstance(card, dict)
+        else {}
+    )

@@ -39,6 +39,7 @@ def refused(workdir: pathlib.Path, *arguments: str, **options) -> str:
         (["--config.data.eval=embedded:digit"], ["'digit'", "did you mean 'digits'"]),
         (["--config.data.train=tfds:not_a_set"], ["not_a_set"]),
         (["--config.data.train=tfds:mnist", "--config.data.data_dir=nowhere"], ["mnist", "not prepared"]),
+        (["--config.data.on_bad_image=ignore"], ["data.on_bad_image", "'ignore'", "fail, skip"]),
         (["--config.augment=flip_rl"], ["flip_rl", "did you mean 'flip_lr'"]),
         (["--config.runs.rb_lra_kd.branch=wrong"], ["'wrong'", "small_random"]),
         (["--config.runs.rb_lra_kd.decomposition=svdd"], ["svdd", "did you mean 'svd'"]),
@@ -111,6 +112,22 @@ def test_unreadable_image_is_named(tmp_path):
     arguments = (*command.FAST, f"--config.data.train=folder:{tmp_path / 'data'}", "--config.batch_size=40")
     sentence = refused(tmp_path / "work", *arguments, "--config.num_classes=10")
     assert "1/39.png" in sentence
+
+
+def test_unreadable_images_are_skipped_counted_and_listed_where_the_config_says_so(tmp_path):
+    """Also in a directory that stopped at one."""
+    images(tmp_path / "data")
+    (tmp_path / "data" / "1" / "39.png").write_bytes(b"no image")
+    source = f"folder:{tmp_path / 'data'}"
+    arguments = (*command.FAST, f"--config.data.train={source}", f"--config.data.eval={source}", "--stages=teacher")
+    arguments = (*arguments, "--config.batch_size=40", "--config.num_classes=10")
+    assert "on_bad_image" in refused(tmp_path / "work", *arguments)
+    command.digits(tmp_path / "work", *arguments, "--config.data.on_bad_image=skip", check=True)
+    (row,) = command.rows(tmp_path / "work").values()
+    assert row["n_images"] == 39
+    assert "bad images skipped: 1" in row["notes"]
+    lines = (tmp_path / "work" / "skipped.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["data.train", "data.eval"]
 
 
 def test_truncated_archive_is_named(tmp_path):

@@ -121,7 +121,7 @@ def _load_one(source: str, role: str, data_dir: str) -> Source:
             f"data.{role} is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}"
         )
     count = options.pop("images", None)
-    if options not in ({}, {"labels": "none"}) or (count is not None and not count.isdecimal()):
+    if options not in ({}, {"labels": "none"}) or (count is not None and not re.fullmatch("[0-9]{1,12}", count)):
         raise UserError(
             f"data.{role} has the option {given!r}; write ?labels=none, ?images=500, both with & between, or nothing."
         )

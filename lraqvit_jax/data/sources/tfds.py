@@ -2,29 +2,36 @@
 
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
+from lraqvit_jax.data import images
+from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.errors import UserError, short
 
 SPLITS = {"train": ("train",), "calibration": ("train",), "eval": ("validation", "test", "train")}
 
 
 class Records:
-    """Wraps a tfds data source whose features are `image` and `label`."""
+    """Wraps a tfds data source whose features are `image`, not decoded, and `label`."""
 
-    def __init__(self, records: Any, class_names: list[str]) -> None:
-        self._records, self.class_names = records, class_names
+    def __init__(self, records: Any, class_names: list[str], name: str = "") -> None:
+        self._records, self.class_names, self._name = records, class_names, name
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        record = self._records[index]
-        image = record["image"]
-        if image.shape[-1] == 1:
-            image = image[..., 0]
-        return {"image": Image.fromarray(image), "label": int(record["label"])}
+        try:
+            record = self._records[index]
+        except Exception as error:  # ArrayRecord raises many kinds for broken files.
+            raise UserError(
+                f"Record {index} of the tfds set {self._name!r} cannot be read ({short(str(error))}); prepare it again."
+            ) from error
+        try:
+            return {"image": images.decode(record["image"]), "label": int(record["label"])}
+        except ValueError as error:
+            raise BadImageError(f"of record {index}", f"the tfds set {self._name}", str(error)) from error
 
 
 def load(name: str, role: str, data_dir: str = "") -> Records:
@@ -38,13 +45,16 @@ def load(name: str, role: str, data_dir: str = "") -> Records:
     name, _, split = name.partition("@")
     try:
         builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
-    except (tfds.core.DatasetNotFoundError, ValueError, FileNotFoundError) as error:
+    except Exception as error:  # For names that are none, and for broken folders, tfds raises many kinds.
         raise UserError(
             f"data.{role} names the tfds set {name!r}, which tfds cannot open ({_first_line(error)}); "
             "correct the name, or point data.data_dir at the folder that holds it."
         ) from error
     if not {"image", "label"} <= set(builder.info.features or {}):
         raise UserError(f"The tfds set {name!r} has no features image and label; name a classification set.")
+    image = builder.info.features["image"]
+    if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
+        raise UserError(f"The images of the tfds set {name!r} are not of 8 or 16 bits; name another set.")
     if not builder.info.splits:
         raise UserError(
             f"The tfds set {name!r} is not prepared in {builder.data_dir}; prepare it there once as ArrayRecord: "
@@ -52,13 +62,13 @@ def load(name: str, role: str, data_dir: str = "") -> Records:
         )
     split = split or next((one for one in SPLITS[role] if one in builder.info.splits), "train")
     try:
-        records = builder.as_data_source(split=split)
-    except (ValueError, KeyError, NotImplementedError) as error:
+        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    except Exception as error:  # as above
         raise UserError(
             f"The tfds set {name!r} gives no split {split!r} ({_first_line(error)}); it has "
             f"{', '.join(builder.info.splits)}, which must be stored as ArrayRecord."
         ) from error
-    return Records(records, list(builder.info.features["label"].names or []))
+    return Records(records, list(builder.info.features["label"].names or []), name)
 
 
 def _first_line(error: BaseException) -> str:
