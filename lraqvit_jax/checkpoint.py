@@ -16,12 +16,12 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
 from lraqvit_jax import models, plan, sharding
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError
+from lraqvit_jax.sharding import Mesh
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

@@ -12,6 +12,17 @@ TARGETS = ("avx2", "vnni", "arm")
 """Processors whose integer kernels an ONNX file suits; see `export.onnx`."""
 UNITS = ("params", "macs", "bytes", "latency")
 
+SHARDING = {
+    "batch": ("data", "fsdp"),
+    "tokens": (),
+    "patch": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "rank": (),
+    "classes": (),
+}
+"""Logical axes of arrays, and the axes of the mesh over which each is spread; `sharding.check_rules` says what fits."""
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
 RUN = {
     "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`: svd, asvd, whitened, aafm, rrr, kfac
@@ -147,6 +158,9 @@ def default() -> ConfigDict:
             "checkpoint_every": 500,  # 0 keeps only the end of each run
             "cache_dir": "",  # for what is slow to compute; "" is ~/.cache/lraqvit_jax, "none" keeps nothing
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "sharding": {**SHARDING},  # axes of the mesh over which each logical axis of an array is spread
+            "accumulate": 1,  # micro-batches of a step, one after another; the gradient is that of the whole batch
+            "remat": "none",  # none | block: keeps the inputs of blocks alone, and computes each block again backwards
             # Sources; calibration "" is train. crop_pct 0 keeps the weights'; 1 where the images are cropped already.
             "data": {"train": "", "eval": "", "calibration": "", "data_dir": "", "crop_pct": 0.0},
             "preprocess": {  # of a model trained here; pretrained weights bring their own
@@ -253,7 +267,7 @@ def imagenet(model: str, weights: str) -> ConfigDict:
 
 FREE = (
     *("grid", "quant_grid", "latency", "export"),
-    *("mesh", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
+    *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
 )
 """Fields that may change between two calls in one work directory: they do not change what is computed."""
 
@@ -261,7 +275,7 @@ FREE = (
 def check(config: Mapping[str, Any]) -> None:
     """Raises UserError for a field that does not exist, a value of another type, or one out of range."""
     _check_tree(config, default().to_dict(), "")
-    for field in ("batch_size", "eval_batch_size", "log_every"):
+    for field in ("batch_size", "eval_batch_size", "log_every", "accumulate"):
         if config[field] <= 0:
             raise UserError(f"{field} is {config[field]}; give a number above 0.")
     for field in ("steps", "epochs", "checkpoint_every"):
@@ -269,6 +283,8 @@ def check(config: Mapping[str, Any]) -> None:
             raise UserError(f"{field} is {config[field]}; give a number that is not negative.")
     if config["dtype"] not in ("float32", "bfloat16"):
         raise UserError(f"dtype is {config['dtype']!r}; give float32 or bfloat16.")
+    if config["remat"] not in ("none", "block"):
+        raise UserError(f"remat is {config['remat']!r}; give none or block.")
     if config["quant"]["methods"] and config["quant"]["source"] not in config["runs"]:
         known = nearest(config["quant"]["source"], config["runs"])
         raise UserError(f"quant.source is {config['quant']['source']!r}, which is no run; {known}")

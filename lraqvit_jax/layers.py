@@ -42,11 +42,13 @@ class LinearOptions:
         dtype: of the float products; parameters stay float32.
         arithmetic: "integer" multiplies int8 by int8 into int32; "fake" is its differentiable float twin; "train"
             holds float kernels and rounds them at every step.
+        remat: "block" computes each encoder block again, from its input, in the backward pass; "none" keeps all.
     """
 
     plan: tuple[tuple[str, LayerPlan], ...] = ()
     dtype: str = "float32"
     arithmetic: str = "integer"
+    remat: str = "none"
 
     def of(self, path: str) -> LayerPlan:
         return dict(self.plan).get(path, DENSE)

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from lraqvit_jax import __version__, checkpoint, metrics, models, sharding, weights
 from lraqvit_jax import config as config_lib
@@ -23,6 +22,7 @@ from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import decomposition, ranks, reparam
 from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.quant import quantize
+from lraqvit_jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Workspace:
         rng = np.random.default_rng(self.config["seed"])
         drawn = np.sort(rng.permutation(len(source))[:images])
         process = (jax.process_index(), jax.process_count())
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        ways = self.mesh.spread("batch")
         batch = min(batch, -(-images // ways) * ways)
         batches = pipeline.ordered(source, self.preprocess, batch_size=batch, indices=drawn, process=process)
         return batches, drawn.tolist()
@@ -151,9 +151,9 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     config["runs"] = dict(sorted(config["runs"].items(), key=lambda item: item[0] == config["quant"]["source"]))
     directory = pathlib.Path(directory).expanduser().absolute()
     config_lib.check(_tuples(config))
-    mesh = sharding.make_mesh(config["mesh"])
-    for field in ("batch_size", "eval_batch_size"):
-        sharding.check_batch(mesh, config[field], field)
+    mesh = sharding.make_mesh(config["mesh"], rules=config["sharding"])
+    sharding.check_batch(mesh, config["batch_size"], "batch_size", config["accumulate"])
+    sharding.check_batch(mesh, config["eval_batch_size"], "eval_batch_size")
     _check_same(config, directory)
     # A dry run of a config that names model and classes needs no weights, and downloads none.
     pretrained = read_weights(config) if write or not (config["model"] and config["num_classes"]) else None

@@ -42,6 +42,11 @@ def variants() -> dict[str, str]:
     return found
 
 
+def rematerialized(block: type[nn.Module], options: LinearOptions) -> type[nn.Module]:
+    """The class of a block as `options.remat` says; its parameters are the same."""
+    return nn.remat(block) if options.remat == "block" else block
+
+
 def _module(name: str) -> Any:
     base, _ = split(name)
     if base not in variants():

@@ -81,7 +81,7 @@ def _scales(params: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
+def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any, micro_batches: int) -> Compiled:
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
     some = objective.freeze_base or objective.freeze
     relative = (objective.scale_ratio, _scales) if objective.scale_ratio else None
@@ -104,7 +104,16 @@ def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -
             bound=objective.bound,
             label_smoothing=objective.label_smoothing,
         )
-    return Compiled(train.make_step(loss_fn, tx, state, mesh), tx, state)
+    shared = losses.shared(objective.teacher, objective.normalized and objective.beta > 0, objective.last_block)
+    return Compiled(train.make_step(loss_fn, tx, state, mesh, micro_batches, shared), tx, state)
+
+
+def compiled_step(ws: Workspace, objective: Objective, recipe: Recipe, image_size: int) -> Compiled:
+    """The step as the configuration wants it: rematerialized, in micro-batches."""
+    model: Any = objective.model
+    options = dataclasses.replace(model.options, remat=ws.config["remat"])
+    objective = dataclasses.replace(objective, model=model.clone(options=options))
+    return _compile(objective, recipe, image_size, ws.mesh, ws.config["accumulate"])
 
 
 def fit(
@@ -136,7 +145,7 @@ def fit(
         process=(jax.process_index(), jax.process_count()),
     )
     with sharding.use(ws.mesh):
-        compiled = _compile(objective, recipe, preprocess.size, ws.mesh)
+        compiled = compiled_step(ws, objective, recipe, preprocess.size)
         checkpoints = TrainCheckpoints(ws.path(f"{name}.training"), ws.config["checkpoint_every"])
         state = checkpoints.restore(compiled.abstract, batches)
         if state is None:
