@@ -235,6 +235,12 @@ def default() -> ConfigDict:
                 "batches": (1, 8),
                 "rounds": 15,
             },
+            "scaling": {  # of `python -m lraqvit_jax.bench scaling`
+                "models": ("deit_base", "vit_large"),  # of the ViT family
+                "layouts": ("data", "fsdp", "data_fsdp", "mixed"),  # see bench/scaling.py
+                "devices": (8, 64, 512),
+                "batch_per_device": 128,
+            },
             "export": {
                 "artifacts": ("rb_lra_kd", "int8_wads"),
                 "platforms": ("cpu", "cuda", "tpu"),  # of the StableHLO files
@@ -266,7 +272,7 @@ def imagenet(model: str, weights: str) -> ConfigDict:
 
 
 FREE = (
-    *("grid", "quant_grid", "latency", "export"),
+    *("grid", "quant_grid", "latency", "scaling", "export"),
     *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
 )
 """Fields that may change between two calls in one work directory: they do not change what is computed."""

@@ -5,6 +5,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from lraqvit_jax import sharding, tensors, train
@@ -81,7 +82,25 @@ def _scales(params: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any, micro_batches: int) -> Compiled:
+def compile_step(
+    objective: Objective,
+    recipe: Recipe,
+    image_size: int,
+    mesh: sharding.Mesh,
+    micro_batches: int = 1,
+    remat: str = "none",
+) -> Compiled:
+    """Builds the step; it compiles when it is first called or lowered.
+
+    Args:
+        objective: what to train.
+        recipe: how.
+        image_size: side of the images.
+        mesh: where it runs.
+        micro_batches: parts of a batch that are computed one after another.
+        remat: of the blocks of the model that is trained; see `layers.LinearOptions`.
+    """
+    objective = dataclasses.replace(objective, model=_rematerialized(objective.model, remat))
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
     some = objective.freeze_base or objective.freeze
     relative = (objective.scale_ratio, _scales) if objective.scale_ratio else None
@@ -108,12 +127,15 @@ def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any, m
     return Compiled(train.make_step(loss_fn, tx, state, mesh, micro_batches, shared), tx, state)
 
 
-def compiled_step(ws: Workspace, objective: Objective, recipe: Recipe, image_size: int) -> Compiled:
-    """The step as the configuration wants it: rematerialized, in micro-batches."""
-    model: Any = objective.model
-    options = dataclasses.replace(model.options, remat=ws.config["remat"])
-    objective = dataclasses.replace(objective, model=model.clone(options=options))
-    return _compile(objective, recipe, image_size, ws.mesh, ws.config["accumulate"])
+def _rematerialized(model: Any, remat: str) -> nn.Module:
+    return model.clone(options=dataclasses.replace(model.options, remat=remat))
+
+
+def abstract_batch(batch_size: int, image_size: int, mesh: sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a batch that is not mixed."""
+    shapes = {"image": ((batch_size, image_size, image_size, 3), jnp.float32), "label": ((batch_size,), jnp.int32)}
+    where = sharding.over_batch(mesh)
+    return {name: jax.ShapeDtypeStruct(*one, sharding=where) for name, one in shapes.items()}
 
 
 def fit(
@@ -145,7 +167,8 @@ def fit(
         process=(jax.process_index(), jax.process_count()),
     )
     with sharding.use(ws.mesh):
-        compiled = compiled_step(ws, objective, recipe, preprocess.size)
+        fields = ws.config["accumulate"], ws.config["remat"]
+        compiled = compile_step(objective, recipe, preprocess.size, ws.mesh, *fields)
         checkpoints = TrainCheckpoints(ws.path(f"{name}.training"), ws.config["checkpoint_every"])
         state = checkpoints.restore(compiled.abstract, batches)
         if state is None:
