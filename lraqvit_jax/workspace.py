@@ -135,13 +135,16 @@ class Workspace:
         return max(1, round(self.config["epochs"] * len(self.source("train")) / self.config["batch_size"]))
 
 
-def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, write: bool = True) -> Workspace:
+def open_workspace(
+    fields: Mapping[str, Any], directory: str | pathlib.Path, *, write: bool = True, mesh: Mesh | None = None
+) -> Workspace:
     """Checks everything that can be checked before any work, then claims the directory for this configuration.
 
     Args:
         fields: the whole configuration; see `lraqvit_jax.config`.
         directory: WORKDIR; made if missing.
         write: False leaves the disk alone (`--dry_run`).
+        mesh: None makes that of the configuration.
 
     Raises:
         UserError: a bad field, a directory of another configuration, a broken plan, missing data.
@@ -151,7 +154,7 @@ def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, 
     config["runs"] = dict(sorted(config["runs"].items(), key=lambda item: item[0] == config["quant"]["source"]))
     directory = pathlib.Path(directory).expanduser().absolute()
     config_lib.check(_tuples(config))
-    mesh = sharding.make_mesh(config["mesh"], rules=config["sharding"])
+    mesh = mesh or sharding.make_mesh(config["mesh"], rules=config["sharding"])
     sharding.check_batch(mesh, config["batch_size"], "batch_size", config["accumulate"])
     sharding.check_batch(mesh, config["eval_batch_size"], "eval_batch_size")
     _check_same(config, directory)

@@ -1,4 +1,4 @@
-"""bench scaling: what a distillation step computes and sends on many devices, from programs compiled for simulated ones.
+"""bench scaling: what a distillation step computes and sends on many devices, from programs compiled for simulations.
 
 Nothing is run. The step of each model is compiled at depths 1 and 2; blocks are equal, so that every quantity is linear
 in the depth (a test holds depth 3 to it), and the model's own depth follows. Its collectives turn into bytes that a
@@ -71,7 +71,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
                         known[key] = _summary(_simulate.ask(question))
                         metrics.write_atomically(path, json.dumps({"schema": 1, "cases": known}, indent=1) + "\n")
                     found.append(known[key])
-                row = at_depth(*found, _depth(model))
+                row = at_depth(found[0], found[1], _depth(model))
                 ideal = ideal or row["flops"]
                 print(_line(model, layout, devices, row, ideal), flush=True)
     print(f"\n{path}")

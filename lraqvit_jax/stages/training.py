@@ -100,40 +100,51 @@ def compile_step(
         micro_batches: parts of a batch that are computed one after another.
         remat: of the blocks of the model that is trained; see `layers.LinearOptions`.
     """
-    objective = dataclasses.replace(objective, model=_rematerialized(objective.model, remat))
+    objective = rematerialized(objective, remat)
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
     some = objective.freeze_base or objective.freeze
     relative = (objective.scale_ratio, _scales) if objective.scale_ratio else None
     tx = train.optimizer(recipe, functools.partial(kept, objective) if some else None, relative)
     state = train.abstract_state(abstract, tx, mesh)
-    if objective.teacher is None:
-        loss_fn = losses.supervised(objective.model, objective.label_smoothing)
-    else:
-        loss_fn = losses.distillation(
-            objective.model,
-            objective.teacher,
-            alpha=objective.alpha,
-            beta=objective.beta,
-            gamma=objective.gamma,
-            temperature=objective.temperature,
-            teacher_forced=objective.teacher_forced,
-            normalized=objective.normalized,
-            last_block=objective.last_block,
-            delta=objective.delta,
-            bound=objective.bound,
-            label_smoothing=objective.label_smoothing,
-        )
     shared = losses.shared(objective.teacher, objective.normalized and objective.beta > 0, objective.last_block)
-    return Compiled(train.make_step(loss_fn, tx, state, mesh, micro_batches, shared), tx, state)
+    return Compiled(train.make_step(loss_of(objective), tx, state, mesh, micro_batches, shared), tx, state)
 
 
-def _rematerialized(model: Any, remat: str) -> nn.Module:
-    return model.clone(options=dataclasses.replace(model.options, remat=remat))
+def loss_of(objective: Objective) -> train.LossFn:
+    """The function that a step differentiates."""
+    if objective.teacher is None:
+        return losses.supervised(objective.model, objective.label_smoothing)
+    return losses.distillation(
+        objective.model,
+        objective.teacher,
+        alpha=objective.alpha,
+        beta=objective.beta,
+        gamma=objective.gamma,
+        temperature=objective.temperature,
+        teacher_forced=objective.teacher_forced,
+        normalized=objective.normalized,
+        last_block=objective.last_block,
+        delta=objective.delta,
+        bound=objective.bound,
+        label_smoothing=objective.label_smoothing,
+    )
 
 
-def abstract_batch(batch_size: int, image_size: int, mesh: sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a batch that is not mixed."""
-    shapes = {"image": ((batch_size, image_size, image_size, 3), jnp.float32), "label": ((batch_size,), jnp.int32)}
+def rematerialized(objective: Objective, remat: str) -> Objective:
+    """The same with the blocks of the trained model as `remat` says; see `layers.LinearOptions`."""
+    model: Any = objective.model
+    changed = model.clone(options=dataclasses.replace(model.options, remat=remat))
+    return dataclasses.replace(objective, model=changed)
+
+
+def abstract_batch(
+    batch_size: int, image_size: int, mesh: sharding.Mesh, mixed: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a batch as `data.pipeline.training` makes it."""
+    shapes: dict[str, Any] = {"image": ((batch_size, image_size, image_size, 3), jnp.float32)}
+    shapes |= {"label": ((batch_size,), jnp.int32)}
+    if mixed:
+        shapes |= {"other_label": ((batch_size,), jnp.int32), "share": ((batch_size,), jnp.float32)}
     where = sharding.over_batch(mesh)
     return {name: jax.ShapeDtypeStruct(*one, sharding=where) for name, one in shapes.items()}
 
