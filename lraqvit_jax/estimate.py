@@ -1,9 +1,9 @@
 """What the trainings of a configuration take of each device: bytes and FLOPs, before anything is allocated.
 
-Parameters, optimizer and batch follow exactly from shapes and shardings. Activations are what XLA's memory analysis says
-of the compiled step where the mesh is that of this machine, and of any mesh by a formula: what differentiation keeps of
-the forward pass for the rows of one micro-batch, and the gradient. The formula knows nothing of what XLA fuses, computes
-again or puts in the place of another array. FLOPs are those of the whole step as it is written, over the devices.
+Parameters, optimizer and batch follow exactly from shapes and shardings. Activations are what XLA's memory analysis
+says of the compiled step where the mesh is that of this machine, and of any mesh by a formula: what differentiation
+keeps of the forward pass for the rows of one micro-batch, and the gradient. The formula does not know what XLA fuses,
+computes again or puts in the place of another array. FLOPs are those of the step as it is written, divided evenly.
 """
 
 import dataclasses
@@ -86,7 +86,8 @@ def trainings(ws: Workspace) -> Iterator[Training]:
         at = dataclasses.replace(ws, preprocess=dataclasses.replace(ws.preprocess, size=size))
         pairs = plan_lib.low_rank(ws.plan, reparam.form(options["branch"]))
         towards = distill.objective(options, at.create(pairs, dtype=dtype), at.create(dense, dtype=dtype))
-        yield Training(name, towards, distill.recipe(ws, options), size, distill.needs_teacher(options))
+        # The number of steps costs no memory, and to know it would take the data.
+        yield Training(name, towards, training.recipe(config["optimizer"], 1), size, distill.needs_teacher(options))
 
 
 def of(config: Mapping[str, Any], one: Training, mesh: Mesh) -> Estimate:

@@ -44,15 +44,15 @@ def test_a_rule_that_fits_nothing_is_one_sentence(changes, words):
     assert all(word in str(raised.value) for word in words)
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_distilled", "deit3_tiny", "swin_tiny"])
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_depth1", "deit3_tiny_depth1", "swin_pico"])
 @pytest.mark.parametrize("form", ["dense", "reparam"])
 def test_every_pair_of_axes_that_meets_in_an_array_is_checked(name, form):
-    layers = models.spec(name, num_classes=10, image_size=224).layers
+    layers = models.spec(name, num_classes=10, image_size=32).layers
     plan = {info.path: small.LayerPlan(form, 8 * (form != "dense")) for info in layers}
     boxed = jax.eval_shape(
-        models.create(name, num_classes=10, image_size=224, plan=plan).init,
+        models.create(name, num_classes=10, image_size=32, plan=plan).init,
         jax.random.key(0),
-        jnp.ones((1, 224, 224, 3)),
+        jnp.ones((1, 32, 32, 3)),
     )
     known = {frozenset(pair) for pair in sharding.TOGETHER}
     found = set()
@@ -94,7 +94,7 @@ def steps(mesh, micro_batches, rng_seed=0, mixed=False, count=2, **options):
         abstract = sharding.abstract_params(student, 8, mesh)
         params = sharding.put(small.params(plan, rng), abstract)
         frozen = sharding.put(small.params(small.plan(), rng), sharding.abstract_params(teacher, 8, mesh))
-        tx = train.optimizer(train.Recipe(steps=10, learning_rate=1e-3))
+        tx = optax.sgd(0.1, momentum=0.9)
         state_of = train.abstract_state(abstract, tx, mesh)
         loss_fn = losses.distillation(student, teacher, **options)
         shared = losses.shared(teacher, options.get("normalized", False), options.get("last_block", False))
@@ -118,9 +118,8 @@ def test_micro_batches_give_the_step_of_the_whole_batch(mixed, options):
     got, found = steps(CUBE, 4, mixed=mixed, **options)
     for one, other in zip(got, want, strict=True):
         assert one == pytest.approx(other, rel=2e-4)
-    # Where a gradient is near 0 Adam's first steps are signs: compare what moved all but those.
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        assert np.mean(np.abs(one - other) > 1e-5) < 0.01
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_micro_batches_are_the_devices_own_rows():
@@ -133,11 +132,11 @@ def test_micro_batches_are_the_devices_own_rows():
 
 
 def test_a_batch_must_divide_into_micro_batches():
-    with pytest.raises(UserError, match="batch_size is 24.*8 devices times 2 micro-batches; 32 would do"):
+    with pytest.raises(UserError, match=r"batch_size is 24.*8 devices times 2 micro-batches; 32 would do"):
         sharding.check_batch(EIGHT, 24, micro_batches=2)
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_pico_depth6", 32), ("swin_pico", 32)])
+@pytest.mark.parametrize(("name", "size"), [("vit_pico_depth4", 32), ("swin_pico", 32)])
 def test_rematerialized_blocks_give_the_same_in_less_memory(name, size):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((16, size, size, 3)).astype(np.float32)
@@ -235,7 +234,7 @@ def test_counts_and_moments_on_eight_devices_are_those_of_one(rng, sizes):
 
 def configured(**fields):
     config = config_lib.default()
-    config.model, config.num_classes, config.preprocess.size = "vit_pico_depth6", 10, 32
+    config.model, config.num_classes, config.preprocess.size = "vit_pico", 10, 32
     config.data.update(train="embedded:digits", eval="embedded:digits")
     config.teacher.steps, config.batch_size, config.eval_batch_size = 5, 64, 64
     config.runs.rb_lra_kd.update(gamma=1.0)  # so that the teacher's head has a part as well
