@@ -19,7 +19,8 @@ SHARDING = {
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
-    "rank": (),
+    "rank": (),  # of a factor that meets "embed"
+    "inner_rank": ("fsdp",),  # of one that does not: without it the wide half of every pair is whole everywhere
     "classes": (),
 }
 """Logical axes of arrays, and the axes of the mesh over which each is spread; `sharding.check_rules` says what fits."""

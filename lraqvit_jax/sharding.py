@@ -23,7 +23,8 @@ TOGETHER = (
     ("embed", "heads"),
     ("embed", "mlp"),
     ("embed", "classes"),
-    *(("rank", name) for name in ("patch", "embed", "heads", "mlp", "classes")),
+    ("embed", "rank"),
+    *(("inner_rank", name) for name in ("patch", "heads", "mlp", "classes")),
 )
 """Logical axes that meet in one array: activations, kernels, and the two factors of a pair."""
 

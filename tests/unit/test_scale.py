@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def rules(**changes):
         ({"rnk": ("tensor",)}, ["'rnk'", "did you mean 'rank'"]),
         ({"rank": ("tenser",)}, ["sharding.rank", "'tenser'", "did you mean 'tensor'"]),
         ({"batch": ("data", "data")}, ["sharding.batch", "'data' twice"]),
-        ({"rank": ("tensor",)}, ["sharding.rank and sharding.heads", "'tensor'"]),
+        ({"inner_rank": ("tensor",)}, ["sharding.inner_rank and sharding.heads", "'tensor'"]),
         ({"mlp": ("fsdp",)}, ["sharding.embed and sharding.mlp", "'fsdp'"]),
         ({"tokens": ("data",)}, ["sharding.batch and sharding.tokens", "'data'"]),
     ],
@@ -65,7 +66,9 @@ def test_every_pair_of_axes_that_meets_in_an_array_is_checked(name, form):
 
 
 def test_rules_place_the_parameters():
-    changed = rules(heads=(), mlp=(), rank=("tensor",), embed=("data", "fsdp"), batch=("tensor",))
+    changed = rules(
+        heads=(), mlp=(), rank=("tensor",), inner_rank=("tensor",), embed=("data", "fsdp"), batch=("tensor",)
+    )
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, rules=changed)
     placed = sharding.abstract_params(small.model(small.plan("reparam")), 8, mesh)
     qkv = placed["blocks_0"]["attn"]["qkv"]
@@ -94,7 +97,7 @@ def steps(mesh, micro_batches, rng_seed=0, mixed=False, count=2, **options):
         abstract = sharding.abstract_params(student, 8, mesh)
         params = sharding.put(small.params(plan, rng), abstract)
         frozen = sharding.put(small.params(small.plan(), rng), sharding.abstract_params(teacher, 8, mesh))
-        tx = optax.sgd(0.1, momentum=0.9)
+        tx = optax.sgd(1e-3, momentum=0.9)
         state_of = train.abstract_state(abstract, tx, mesh)
         loss_fn = losses.distillation(student, teacher, **options)
         shared = losses.shared(teacher, options.get("normalized", False), options.get("last_block", False))
@@ -119,7 +122,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(mixed, options):
     for one, other in zip(got, want, strict=True):
         assert one == pytest.approx(other, rel=2e-4)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_micro_batches_are_the_devices_own_rows():
@@ -136,29 +139,26 @@ def test_a_batch_must_divide_into_micro_batches():
         sharding.check_batch(EIGHT, 24, micro_batches=2)
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_pico_depth4", 32), ("swin_pico", 32)])
-def test_rematerialized_blocks_give_the_same_in_less_memory(name, size):
+@pytest.mark.parametrize("name", ["vit_pico_depth4", "swin_pico"])
+def test_rematerialized_blocks_give_the_same_and_keep_less(name):
+    """Kept: what differentiation holds on to. XLA's CPU backend undoes it (docs/scaling.md), so its memory says nothing."""
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((16, size, size, 3)).astype(np.float32)
-    plain = models.create(name, num_classes=10, image_size=size)
-    again = plain.clone(options=dataclasses.replace(plain.options, remat="block"))
+    images = rng.standard_normal((4, 32, 32, 3)).astype(np.float32)
+    plain = models.create(name, num_classes=10, image_size=32)
+    one = estimate.Training(name, training.Objective(plain), training.Recipe(1, 1e-3), 32, False)
+    again: Any = training.rematerialized(one.objective, "block").model
     params = jax.jit(lambda: nn.meta.unbox(plain.init(jax.random.key(0), images[:1])["params"]))()
     other = jax.eval_shape(lambda: nn.meta.unbox(again.init(jax.random.key(0), images[:1])["params"]))
-    assert jax.tree.structure(params) == jax.tree.structure(other)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, other)
-    found = {}
-    for key, model in (("plain", plain), ("again", again)):
-        loss = losses.supervised(model)
-        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        rows = {"image": images, "label": np.arange(16) % 10}
-        compiled = gradient.lower(params, None, rows).compile()
-        found[key] = (compiled(params, None, rows), compiled.memory_analysis().temp_size_in_bytes)
-    ((loss, _), slope), memory = found["plain"]
-    ((loss_again, _), slope_again), memory_again = found["again"]
+    rows = {"image": images, "label": np.arange(4)}
+    (loss, slope), (loss_again, slope_again) = (
+        jax.jit(jax.value_and_grad(lambda params, model=model: losses.supervised(model)(params, None, rows)[0]))(params)
+        for model in (plain, again)
+    )
     np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
-    for one, two in zip(jax.tree.leaves(slope_again), jax.tree.leaves(slope), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5 * max(1e-3, np.abs(two).max()))
-    assert memory_again < 0.75 * memory
+    for two, want in zip(jax.tree.leaves(slope_again), jax.tree.leaves(slope), strict=True):
+        np.testing.assert_allclose(two, want, atol=1e-5 * max(1e-3, np.abs(want).max()))
+    assert estimate.kept_per_image(one, "block") < 0.35 * estimate.kept_per_image(one, "none")
 
 
 def test_a_rematerialized_model_shows_its_insides(rng):
