@@ -46,6 +46,7 @@ class Estimate:
         activations: everything else while a step runs, by the formula.
         temporary: the same by XLA's memory analysis; -1 where the mesh is not of this machine.
         flops: a device and step.
+        whole: of the trained parameters, those that the mesh does not divide as the rules say: whole on every device.
     """
 
     params: int
@@ -55,6 +56,7 @@ class Estimate:
     activations: int
     temporary: int
     flops: float
+    whole: int = 0
 
     @property
     def total(self) -> int:
@@ -117,6 +119,7 @@ def of(config: Mapping[str, Any], one: Training, mesh: Mesh) -> Estimate:
         activations=kept + params * (1 if parts == 1 else 2),
         temporary=temporary,
         flops=flops(one, rows, remat) / mesh.size(AXES),
+        whole=sharding.left_whole(one.objective.model, one.image_size, mesh),
     )
 
 
@@ -162,6 +165,10 @@ def table(ws: Workspace) -> str:
         cells = [found.params, found.optimizer, found.teacher, found.batch, found.activations, found.temporary]
         shown = [f"{value / 1e6:>12,.1f}" if value >= 0 else f"{'-':>12}" for value in (*cells, found.total)]
         lines.append(f"{one.name:<24}" + "".join(shown) + f"{found.flops / 1e9:>12,.1f}")
+        if found.whole:
+            lines.append(
+                f"  {found.whole / 1e6:,.1f} MB of its parameters have a dimension that the mesh does not divide."
+            )
     if len(lines) == 1:
         raise UserError("The config trains nothing: teacher.steps is 0 and there are no runs.")
     shape = " x ".join(f"{axis} {size}" for axis, size in ws.mesh.shape.items())

@@ -170,22 +170,38 @@ def bytes_per_device(abstract: Any) -> int:
 def abstract_params(model: nn.Module, image_size: int, mesh: Mesh) -> Any:
     """Shapes, dtypes and shardings of a model's parameters, nothing allocated.
 
-    A dimension that its mesh axis does not divide is left whole.
+    A dimension that its mesh axes do not divide is left whole; see `left_whole`.
     """
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    with nn.logical_axis_rules(()):
-        boxed = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), _flax(mesh))
 
     def place(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
-        axes = [
-            axis if axis is not None and size % mesh.size(axis if isinstance(axis, tuple) else (axis,)) == 0 else None
-            for size, axis in zip(leaf.shape, (*spec, *[None] * leaf.ndim), strict=False)
-        ]
+        axes = [axis if size % _parts(mesh, axis) == 0 else None for size, axis in zip(leaf.shape, spec, strict=False)]
         where = NamedSharding(mesh.devices, PartitionSpec(*axes))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    return jax.tree.map(place, _unbox(boxed), specs)
+    return jax.tree.map(place, *_declared(model, image_size, mesh))
+
+
+def left_whole(model: nn.Module, image_size: int, mesh: Mesh) -> int:
+    """Bytes of the parameters that have a dimension which a rule would spread and the mesh does not divide."""
+
+    def size(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec) -> int:
+        odd = any(size % _parts(mesh, axis) for size, axis in zip(leaf.shape, spec, strict=False))
+        return odd * leaf.size * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, *_declared(model, image_size, mesh))))
+
+
+def _declared(model: nn.Module, image_size: int, mesh: Mesh) -> tuple[Any, Any]:
+    """Shapes of the parameters, and where the rules want them."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    with nn.logical_axis_rules(()):
+        boxed = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    return _unbox(boxed), nn.logical_to_mesh(nn.get_partition_spec(boxed), _flax(mesh))
+
+
+def _parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """Into how many parts an entry of a PartitionSpec cuts."""
+    return mesh.size((axes,) if isinstance(axes, str) else axes or ())
 
 
 def init_params(model: nn.Module, key: jax.Array, image_size: int, abstract: Any) -> Any:
