@@ -20,12 +20,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from lraqvit_jax import files, fingerprint, models, plan, processes, sharding
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError, short
+from lraqvit_jax.sharding import Mesh
 
 META = {"name": str, "model": str, "num_classes": int, "class_names": list, "preprocess": dict, "plan": dict}
 """What every artefact says of itself, and more."""

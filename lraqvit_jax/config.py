@@ -12,6 +12,18 @@ TARGETS = ("avx2", "vnni", "arm")
 """Processors whose integer kernels an ONNX file suits; see `export.onnx`."""
 UNITS = ("params", "macs", "bytes", "latency")
 
+SHARDING = {
+    "batch": ("data", "fsdp"),
+    "tokens": (),
+    "patch": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "rank": (),  # of a factor that meets "embed"
+    "inner_rank": ("fsdp",),  # of one that does not: without it the wide half of every pair is whole everywhere
+    "classes": (),
+}
+"""Logical axes of arrays, and the axes of the mesh over which each is spread; `sharding.check_rules` says what fits."""
 RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
 RUN = {
     "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`: svd, asvd, whitened, aafm, rrr, kfac
@@ -147,6 +159,9 @@ def default() -> ConfigDict:
             "checkpoint_every": 500,  # 0 keeps only the end of each run
             "cache_dir": "",  # for what is slow to compute; "" is ~/.cache/lraqvit_jax, "none" keeps nothing
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "sharding": {**SHARDING},  # axes of the mesh over which each logical axis of an array is spread
+            "accumulate": 1,  # micro-batches of a step, one after another; the gradient is that of the whole batch
+            "remat": "none",  # none | block: keeps the inputs of blocks alone, and computes each block again backwards
             # Sources; calibration "" is train. crop_pct 0 keeps the weights'; 1 where the images are cropped already.
             # on_bad_image: fail | skip, for files that hold no image that can be read; see docs/data.md.
             "data": {
@@ -225,6 +240,12 @@ def default() -> ConfigDict:
                 "batches": (1, 8),
                 "rounds": 15,
             },
+            "scaling": {  # of `python -m lraqvit_jax.bench scaling`
+                "models": ("deit_base", "vit_large"),  # of the ViT family
+                "layouts": ("data", "fsdp", "data_fsdp", "mixed"),  # see bench/scaling.py
+                "devices": (8, 64, 512),
+                "batch_per_device": 128,
+            },
             "export": {
                 "artifacts": ("rb_lra_kd", "int8_wads"),
                 "platforms": ("cpu", "cuda", "tpu"),  # of the StableHLO files
@@ -256,42 +277,49 @@ def imagenet(model: str, weights: str) -> ConfigDict:
 
 
 FREE = (
-    *("grid", "quant_grid", "latency", "export"),
-    *("mesh", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir", "data.on_bad_image"),
+    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image"),
+    *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
 )
 """Fields that may change between two calls in one work directory: they do not change what is computed, or was."""
-BAD_IMAGE = ("fail", "skip")
 
 
 def check(config: Mapping[str, Any]) -> None:
     """Raises UserError for a field that does not exist, a value of another type, or one out of range."""
     _check_tree(config, default().to_dict(), "")
-    for field in ("batch_size", "eval_batch_size", "log_every"):
+    for field in ("batch_size", "eval_batch_size", "log_every", "accumulate"):
         if config[field] <= 0:
             raise UserError(f"{field} is {config[field]}; give a number above 0.")
     for field in ("steps", "epochs", "checkpoint_every"):
         if config[field] < 0:
             raise UserError(f"{field} is {config[field]}; give a number that is not negative.")
-    if config["dtype"] not in ("float32", "bfloat16"):
-        raise UserError(f"dtype is {config['dtype']!r}; give float32 or bfloat16.")
+    _check_choices(config)
     if config["quant"]["methods"] and config["quant"]["source"] not in config["runs"]:
         known = nearest(config["quant"]["source"], config["runs"])
         raise UserError(f"quant.source is {config['quant']['source']!r}, which is no run; {known}")
     _check_mix(config["mix"])
-    if config["plan"]["unit"] not in UNITS:
-        raise UserError(f"plan.unit is {config['plan']['unit']!r}; {nearest(config['plan']['unit'], UNITS)}")
     if config["plan"]["unit"] == "latency" and not config["plan"]["latency"]:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
     _check_runs(config["runs"])
-    if config["export"]["onnx_target"] not in TARGETS:
-        target = config["export"]["onnx_target"]
-        raise UserError(f"export.onnx_target is {target!r}; {nearest(target, TARGETS)}")
-    if config["data"]["on_bad_image"] not in BAD_IMAGE:
-        given = config["data"]["on_bad_image"]
-        raise UserError(f"data.on_bad_image is {given!r}; {nearest(given, BAD_IMAGE)}")
     for field in ("train", "eval"):
         if not config["data"][field]:
             raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
+
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "block"),
+    "plan.unit": UNITS,
+    "export.onnx_target": TARGETS,
+    "data.on_bad_image": ("fail", "skip"),
+}
+"""Fields that take one of a few words."""
+
+
+def _check_choices(config: Mapping[str, Any]) -> None:
+    given = leaves(config)
+    for field, words in CHOICES.items():
+        if given[field] not in words:
+            raise UserError(f"{field} is {given[field]!r}; {nearest(given[field], words)}")
 
 
 def _check_runs(runs: Mapping[str, Any]) -> None:

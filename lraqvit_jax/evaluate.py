@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from lraqvit_jax import sharding
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Source
+from lraqvit_jax.sharding import Mesh
 
 
 class Accuracy(NamedTuple):

@@ -42,11 +42,13 @@ class LinearOptions:
         dtype: of the float products; parameters stay float32.
         arithmetic: "integer" multiplies int8 by int8 into int32; "fake" is its differentiable float twin; "train"
             holds float kernels and rounds them at every step.
+        remat: "block" computes each encoder block again, from its input, in the backward pass; "none" keeps all.
     """
 
     plan: tuple[tuple[str, LayerPlan], ...] = ()
     dtype: str = "float32"
     arithmetic: str = "integer"
+    remat: str = "none"
 
     def of(self, path: str) -> LayerPlan:
         return dict(self.plan).get(path, DENSE)
@@ -207,9 +209,10 @@ class Linear(nn.Module):
     def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
         if not layer.rank:
             return {"kernel": ((features_in, self.features), self.axes)}
+        first, second = ("rank" if axis == "embed" else "inner_rank" for axis in self.axes)
         return {
-            "u": ((features_in, layer.rank), (self.axes[0], "rank")),
-            "v": ((layer.rank, self.features), ("rank", self.axes[1])),
+            "u": ((features_in, layer.rank), (self.axes[0], first)),
+            "v": ((layer.rank, self.features), (second, self.axes[1])),
         }
 
     def _param(self, name: str, init: Callable[..., Array], shape: tuple[int, ...], axes: tuple) -> Any:

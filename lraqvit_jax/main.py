@@ -28,6 +28,7 @@ from lraqvit_jax.errors import UserError, nearest, storage
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
 _STAGES = flags.DEFINE_list("stages", None, "Stages to run, in their usual order; default all.")
+_ESTIMATE = flags.DEFINE_bool("estimate", False, "Print memory and FLOPs of each training and stop; see estimate.py.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with its costs and stop; nothing is written.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod, SLURM or Kubernetes job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, to join processes anywhere else.")
@@ -82,13 +83,23 @@ def dry_run(config: dict, workdir: str) -> None:
     print("mesh: " + ", ".join(f"{axis} {size}" for axis, size in ws.mesh.shape.items()))
 
 
+def estimate(config: dict, workdir: str) -> None:
+    """Prints what each training takes of a device, of this machine or of a mesh that is elsewhere; writes nothing."""
+    from lraqvit_jax import estimate, workspace
+
+    config_lib.check(config)
+    print(estimate.table(workspace.open_workspace(config, workdir, write=False, mesh=estimate.mesh_of(config))))
+
+
 def _main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag; write --config=FILE --workdir=DIR.")
     config, workdir = given()
     join()
-    if _DRY_RUN.value:
+    if _ESTIMATE.value:
+        estimate(config, workdir)
+    elif _DRY_RUN.value:
         dry_run(config, workdir)
     else:
         run(config, workdir, _STAGES.value)

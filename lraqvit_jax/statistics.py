@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from lraqvit_jax import sharding, trees
 from lraqvit_jax.data.pipeline import Batch
 from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.plan import LinearInfo
+from lraqvit_jax.sharding import Mesh
 
 Observe = Callable[[str, jax.Array, jax.Array], Any]
 

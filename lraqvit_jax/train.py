@@ -11,13 +11,13 @@ import grain
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from lraqvit_jax import preemption, sharding
 from lraqvit_jax.checkpoint import TrainCheckpoints
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.metrics import MetricsLog
+from lraqvit_jax.sharding import Mesh
 
 State = dict[str, Any]
 LossFn = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
@@ -113,7 +113,14 @@ def init_state(params: Any, tx: optax.GradientTransformation, abstract: State) -
     return {"step": step, "params": params, "opt_state": opt_state}
 
 
-def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, abstract: State, mesh: Mesh) -> Callable[..., Any]:
+def make_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    abstract: State,
+    mesh: Mesh,
+    micro_batches: int = 1,
+    shared: Callable[[Any, Any], dict[str, jax.Array]] = lambda frozen, batches: {},
+) -> Callable[..., Any]:
     """Compiles one update: `step(state, frozen, batch) -> (state, metrics)`, the state donated.
 
     Where the loss or a gradient is not finite, parameters and optimizer stay as they were.
@@ -123,10 +130,32 @@ def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, abstract: State
         tx: optimizer.
         abstract: shapes and shardings of the state.
         mesh: where it runs.
+        micro_batches: parts of the batch that go through `loss_fn` one after another; loss, metrics and gradient are
+            their means.
+        shared: `(frozen, batches) -> entries` that each micro-batch gets besides its own, from all of them with
+            micro-batches as the first axis: what it takes for these means to be those of the whole batch.
     """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def accumulated(params: Any, frozen: Any, batch: Any) -> Any:
+        """What `gradient` gives for the whole batch, in the memory of one micro-batch."""
+        parts = sharding.micro_batches(batch, micro_batches, mesh)
+        entries = shared(frozen, parts)
+
+        def one(part: Any) -> Any:
+            (loss, metrics), grads = gradient(params, frozen, {**part, **entries})
+            return (loss, metrics), jax.lax.with_sharding_constraint(grads, sharding.shardings(abstract["params"]))
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, one(part)), None
+
+        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts))
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), parts)
+        return jax.tree.map(lambda leaf: leaf / micro_batches, total)
 
     def step(state: State, frozen: Any, batch: Any) -> tuple[State, dict[str, jax.Array]]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], frozen, batch)
+        whole = gradient if micro_batches == 1 else accumulated
+        (loss, metrics), grads = whole(state["params"], frozen, batch)
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from lraqvit_jax import __version__, checkpoint, files, metrics, models, processes, sharding, tensors, weights
 from lraqvit_jax import config as config_lib
@@ -24,6 +23,7 @@ from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import decomposition, ranks, reparam
 from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.quant import quantize
+from lraqvit_jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Workspace:
         rng = np.random.default_rng(self.config["seed"])
         drawn = np.sort(rng.permutation(len(source))[:images])
         process = (0, 1) if whole else (jax.process_index(), jax.process_count())
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        ways = self.mesh.spread("batch")
         batch = min(batch, -(-images // ways) * ways)
         batches = pipeline.ordered(source, self.preprocess, batch_size=batch, indices=drawn, process=process)
         return batches, drawn.tolist()
@@ -138,31 +138,34 @@ class Workspace:
         return max(1, round(self.config["epochs"] * len(self.source("train")) / self.config["batch_size"]))
 
 
-def open_workspace(fields: Mapping[str, Any], directory: str | pathlib.Path, *, write: bool = True) -> Workspace:
+def open_workspace(
+    fields: Mapping[str, Any], directory: str | pathlib.Path, *, write: bool = True, mesh: Mesh | None = None
+) -> Workspace:
     """Checks everything that can be checked before any work, then claims the directory for this configuration.
 
     Args:
         fields: the whole configuration; see `lraqvit_jax.config`.
         directory: WORKDIR; made if missing.
         write: False leaves the disk alone (`--dry_run`).
+        mesh: None makes that of the configuration.
 
     Raises:
         UserError: a bad field, a directory of another configuration, a broken plan, missing data.
     """
-    ws = processes.together(lambda: _opened(fields, pathlib.Path(directory).expanduser().absolute(), write))
+    ws = processes.together(lambda: _opened(fields, pathlib.Path(directory).expanduser().absolute(), write, mesh))
     if write:
         processes.once(lambda: _claim(ws.directory, ws.config, ws.plan, ws.provisional))
     return ws
 
 
-def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool) -> Workspace:
+def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mesh: Mesh | None) -> Workspace:
     config: dict[str, Any] = json.loads(json.dumps(dict(fields)))
     # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.
     config["runs"] = dict(sorted(config["runs"].items(), key=lambda item: item[0] == config["quant"]["source"]))
     config_lib.check(_tuples(config))
-    mesh = sharding.make_mesh(config["mesh"])
-    for field in ("batch_size", "eval_batch_size"):
-        sharding.check_batch(mesh, config[field], field)
+    mesh = mesh or sharding.make_mesh(config["mesh"], rules=config["sharding"])
+    sharding.check_batch(mesh, config["batch_size"], "batch_size", config["accumulate"])
+    sharding.check_batch(mesh, config["eval_batch_size"], "eval_batch_size")
     _check_same(config, directory)
     # A dry run of a config that names model and classes needs no weights, and downloads none.
     pretrained = read_weights(config) if write or not (config["model"] and config["num_classes"]) else None

@@ -1,6 +1,6 @@
 """Losses: cross-entropy, the block-level distillation of Eq. 9-10, and those of logits and attention maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -12,11 +12,32 @@ from jaxtyping import Array, Float, Int
 from lraqvit_jax import tensors
 
 
+def labelled(batch: Mapping[str, Any]) -> Float[Array, " *parts"]:
+    """How many images of a batch (the last axis) have a label; of mixed images, the sum of the shares that have one."""
+    label = batch["label"]
+    if "share" not in batch:
+        return jnp.sum(label >= 0, -1, dtype=jnp.float32)
+    parts = ((label, batch["share"]), (batch["other_label"], 1 - batch["share"]))
+    return sum((jnp.sum(jnp.where(one >= 0, weight, 0), -1) for one, weight in parts), jnp.float32(0))
+
+
+def _mean(total: Float[Array, ""], count: Float[Array, ""]) -> Float[Array, ""]:
+    """`total / count`; 0 where there is nothing to count."""
+    return total / jnp.where(count > 0, count, 1)
+
+
 def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], label_smoothing: float = 0.0
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    label_smoothing: float = 0.0,
+    count: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy over the images that have a label (label >= 0); 0 where none has."""
-    return jnp.sum(_each(logits, labels, label_smoothing)) / jnp.maximum(1, jnp.sum(labels >= 0))
+    """Mean cross-entropy over the images that have a label (label >= 0); 0 where none has.
+
+    `count` replaces their number: for a micro-batch, the mean of `labelled` over the micro-batches of a step.
+    """
+    count = labelled({"label": labels}) if count is None else count
+    return _mean(jnp.sum(_each(logits, labels, label_smoothing)), count)
 
 
 def mixed_cross_entropy(
@@ -25,15 +46,18 @@ def mixed_cross_entropy(
     other_labels: Int[Array, " batch"],
     share: Float[Array, " batch"],
     label_smoothing: float = 0.0,
+    count: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Mean of `share * CE(label) + (1 - share) * CE(other_label)`, for images that are mixed of two.
 
     A part without a label (below 0) does not count: the mean is over the shares that have one, and 0 where none has.
+    `count` replaces their sum, as in `cross_entropy`.
     """
     parts = ((labels, share), (other_labels, 1 - share))
-    total = sum(jnp.sum(weight * _each(logits, one, label_smoothing)) for one, weight in parts)
-    count = sum(jnp.sum(jnp.where(one >= 0, weight, 0)) for one, weight in parts)
-    return total / jnp.where(count > 0, count, 1)
+    total = sum((jnp.sum(weight * _each(logits, one, label_smoothing)) for one, weight in parts), jnp.float32(0))
+    if count is None:
+        count = labelled({"label": labels, "other_label": other_labels, "share": share})
+    return _mean(total, count)
 
 
 def _each(
@@ -48,6 +72,7 @@ def block_mse(
     teacher: Sequence[Float[Array, "batch tokens dim"]],
     student: Sequence[Float[Array, "batch tokens dim"]],
     normalized: bool = False,
+    squares: Float[Array, " blocks"] | None = None,
 ) -> Float[Array, " blocks"]:
     """Eq. 9: mean squared error between the outputs of each encoder block, in float32.
 
@@ -57,13 +82,21 @@ def block_mse(
         teacher: outputs of its blocks.
         student: likewise.
         normalized: divides each block's error by the mean square of the teacher's output, for a relative error.
+        squares: replaces those mean squares: for a micro-batch, those of the whole batch.
     """
     pairs = list(zip(teacher, student, strict=True))
     for pair in pairs:
         chex.assert_equal_shape(pair)
     wide = [(t.astype(jnp.float32), s.astype(jnp.float32)) for t, s in pairs]
     errors = jnp.stack([jnp.mean(jnp.square(t - s)) for t, s in wide])
-    return errors / jnp.stack([jnp.mean(jnp.square(t)) for t, _ in wide]) if normalized else errors
+    if not normalized:
+        return errors
+    return errors / (mean_squares(teacher) if squares is None else squares)
+
+
+def mean_squares(features: Sequence[Float[Array, "batch tokens dim"]]) -> Float[Array, " blocks"]:
+    """Mean square of every block's output, in float32."""
+    return jnp.stack([jnp.mean(jnp.square(one.astype(jnp.float32))) for one in features])
 
 
 def perturbation(student: Any, teacher: Any) -> Float[Array, ""]:

@@ -1,5 +1,6 @@
 """What a training step minimizes: labels for the teacher, labels and the teacher's outputs for the student."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ from lraqvit_jax.distill.losses import (
     attention_kl,
     block_mse,
     cross_entropy,
+    labelled,
     logits_kl,
+    mean_squares,
     mixed_cross_entropy,
     perturbation,
 )
@@ -87,7 +90,7 @@ def distillation(
                 features = student.apply(variables, images, targets, method="forced")
             if last_block:
                 targets, features = targets[-1:], features[-1:]
-            kd = block_mse(targets, features, normalized)
+            kd = block_mse(targets, features, normalized, batch.get("squares"))
             metrics |= {"kd": jnp.mean(kd)} | {f"kd_{index}": value for index, value in enumerate(kd)}
             loss += beta * metrics["kd"]
         if gamma:
@@ -103,6 +106,34 @@ def distillation(
 
 def _cross_entropy(logits: jax.Array, batch: Any, label_smoothing: float) -> jax.Array:
     """Of plain or mixed images; see `lraqvit_jax.data.mix`."""
+    count = batch.get("count")
     if "share" in batch:
-        return mixed_cross_entropy(logits, batch["label"], batch["other_label"], batch["share"], label_smoothing)
-    return cross_entropy(logits, batch["label"], label_smoothing)
+        return mixed_cross_entropy(logits, batch["label"], batch["other_label"], batch["share"], label_smoothing, count)
+    return cross_entropy(logits, batch["label"], label_smoothing, count)
+
+
+def shared(teacher: nn.Module | None, normalized: bool, last_block: bool) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """What a micro-batch takes from all of a step, so that the mean of their losses is the loss of the whole batch.
+
+    Args:
+        teacher: as in `distillation`; None for `supervised`.
+        normalized: as there. The mean squares of the teacher's outputs take a second pass of the teacher.
+        last_block: as there.
+
+    Returns:
+        `(frozen, batches) -> {"count": how many labels a micro-batch has on average, "squares": mean squares}`,
+        micro-batches along the first axis of `batches`. See `losses.cross_entropy`, `losses.block_mse`.
+    """
+
+    def entries(frozen: Any, batches: Any) -> dict[str, jax.Array]:
+        found = {"count": jnp.mean(labelled(batches))}
+        if teacher is None or not normalized:
+            return found
+
+        def squares(images: Any) -> jax.Array:
+            features = outputs(teacher, frozen, images, False)[0][1]
+            return mean_squares(features[-1:] if last_block else features)
+
+        return found | {"squares": jnp.mean(jax.lax.map(squares, batches["image"]), 0)}
+
+    return entries

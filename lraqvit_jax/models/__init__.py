@@ -42,6 +42,11 @@ def variants() -> dict[str, str]:
     return found
 
 
+def rematerialized(block: type[nn.Module], options: LinearOptions) -> type[nn.Module]:
+    """The class of a block as `options.remat` says; its parameters are the same."""
+    return nn.remat(block) if options.remat == "block" else block
+
+
 def _module(name: str) -> Any:
     base, _ = split(name)
     if base not in variants():
@@ -53,12 +58,13 @@ def split(name: str) -> tuple[str, dict[str, Any]]:
     """Splits a name into the variant and the fields that its suffixes change.
 
     "vit_tiny_patch8" is "vit_tiny" with {"patch_size": 8}; "_window12" sets the window of a Swin, "_tanh" the GELU,
-    "_eps1e-12" the epsilon of a ViT's LayerNorms.
+    "_eps1e-12" the epsilon of a ViT's LayerNorms, "_depth6" its number of blocks.
     """
     base, changes = name, dict[str, Any]()
-    while match := re.fullmatch(r"(.+)_(?:(patch|window)(\d+)|(tanh)|eps(\d+e-\d+))", base):
-        base, field, value, gelu, eps = match.groups()
-        changes |= {"gelu": gelu} if gelu else {"norm_eps": float(eps)} if eps else {f"{field}_size": int(value)}
+    while match := re.fullmatch(r"(.+)_(?:(patch|window)(\d+)|(tanh)|eps(\d+e-\d+)|depth(\d+))", base):
+        base, field, value, gelu, eps, depth = match.groups()
+        whole = {f"{field}_size": int(value)} if field else {"depth": int(depth)} if depth else {}
+        changes |= {"gelu": gelu} if gelu else {"norm_eps": float(eps)} if eps else whole
     return base, changes
 
 

@@ -159,17 +159,17 @@ class Stage(nn.Module):
     options: LinearOptions
 
     @nn.nowrap
-    def chain(self) -> list[tuple[str, nn.Module]]:
+    def chain(self, block: type[nn.Module] = Block) -> list[tuple[str, nn.Module]]:
         """Patch merging, where there is one, and the blocks, by name."""
         window, shift = _window(self.side, self.window)
         first: list[Any] = [("downsample", PatchMerging(self.before, self.options))] if self.before else []
         fields = (self.heads, self.gelu, self.options)
         return first + [
-            (f"blocks_{index}", Block(self.side, window, shift * (index % 2), *fields)) for index in range(self.depth)
+            (f"blocks_{index}", block(self.side, window, shift * (index % 2), *fields)) for index in range(self.depth)
         ]
 
     def setup(self) -> None:
-        parts = [part for _, part in self.chain()]
+        parts = [part for _, part in self.chain(models.rematerialized(Block, self.options))]
         if self.before:
             self.downsample = parts.pop(0)
         self.blocks = parts

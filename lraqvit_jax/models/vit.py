@@ -153,15 +153,15 @@ class ViT(nn.Module):
             self.dist_token: Any = self.param("dist_token", boxed, (1, 1, self.dim))
             self.head_dist = Linear(self.num_classes, self.options, ("embed", "classes"))
         self.pos_embed: Any = self.param("pos_embed", boxed, (1, tokens, self.dim))
-        self.blocks = [block for _, block in self.chain()]
+        self.blocks = [block for _, block in self.chain(models.rematerialized(Block, self.options))]
         self.norm = layer_norm("norm", self.norm_eps)
         self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
 
     @nn.nowrap
-    def chain(self) -> list[tuple[str, nn.Module]]:
+    def chain(self, block: type[nn.Module] = Block) -> list[tuple[str, nn.Module]]:
         """Everything that maps tokens to tokens, in order, with the path of its parameters."""
         fields = (self.heads, self.options, self.layer_scale, self.gelu, self.norm_eps)
-        return [(f"blocks_{index}", Block(*fields)) for index in range(self.depth)]
+        return [(f"blocks_{index}", block(*fields)) for index in range(self.depth)]
 
     def embed(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens dim"]:
         """Patches, class token, position embedding."""

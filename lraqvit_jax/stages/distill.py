@@ -1,5 +1,6 @@
 """Stage distill: trains every run of the ladder. `RUN.start` -> `RUN.trained`, plain pairs or with a branch."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lraqvit_jax import checkpoint, models, sharding, tensors, weights
@@ -19,28 +20,10 @@ def run(ws: Workspace) -> None:
         teacher, teacher_params = _at_size(ws, dense, size, dtype)
         own = tensors.flatten(start.params)
         resampled = [path for path, leaf in tensors.flatten(student_params).items() if leaf.shape != own[path].shape]
-        steps = options["steps"] or ws.steps(ws.config["steps"])
-        fields = dict(ws.config["optimizer"])
-        fields |= {"learning_rate": options["learning_rate"] or fields["learning_rate"]}
-        fields |= {"weight_decay": options["weight_decay"]} if options["weight_decay"] >= 0 else {}
-        recipe = training.recipe(fields, steps)
-        objective = training.Objective(
-            student,
-            teacher,
-            alpha=options["alpha"],
-            beta=options["beta"],
-            gamma=options["gamma"],
-            temperature=options["temperature"],
-            teacher_forced=options["teacher_forced"],
-            normalized=options["normalized"],
-            last_block=options["last_block"],
-            delta=options["delta"],
-            bound=options["bound"],
-            freeze_base=not options["train_base"],
-            freeze=tuple(resampled),
-        )
-        frozen = teacher_params if any(options[name] for name in ("beta", "gamma", "delta", "bound")) else None
-        params, checkpoints = training.fit(ws, name, objective, recipe, student_params, frozen, size)
+        plan = recipe(ws, options)
+        steps, frozen = plan.steps, teacher_params if needs_teacher(options) else None
+        towards = objective(options, student, teacher, resampled)
+        params, checkpoints = training.fit(ws, name, towards, plan, student_params, frozen, size)
         params = tensors.nest(tensors.flatten(params) | {path: own[path] for path in resampled})
         notes = (
             f"{options['decomposition']} + {options['branch']} branch, {steps} steps at {size} pixels, "
@@ -53,6 +36,26 @@ def run(ws: Workspace) -> None:
         )
         ws.save(f"{name}.trained", params, start.plan, parent=f"{name}.start", notes=notes)
         checkpoints.delete()
+
+
+def recipe(ws: Workspace, options: Mapping[str, Any]) -> training.Recipe:
+    """How a run is trained: the config's `optimizer` with what the run itself says."""
+    fields = dict(ws.config["optimizer"])
+    fields |= {"learning_rate": options["learning_rate"] or fields["learning_rate"]}
+    fields |= {"weight_decay": options["weight_decay"]} if options["weight_decay"] >= 0 else {}
+    return training.recipe(fields, options["steps"] or ws.steps(ws.config["steps"]))
+
+
+def needs_teacher(options: Mapping[str, Any]) -> bool:
+    """Whether a run looks at the teacher's parameters."""
+    return any(options[name] for name in ("beta", "gamma", "delta", "bound"))
+
+
+def objective(options: Mapping[str, Any], student: Any, teacher: Any, freeze: Sequence[str] = ()) -> training.Objective:
+    """Towards what a run is trained, from its fields; `freeze` are paths of parameters to keep."""
+    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized", "last_block", "delta", "bound")
+    fields = {name: options[name] for name in names}
+    return training.Objective(student, teacher, freeze_base=not options["train_base"], freeze=tuple(freeze), **fields)
 
 
 def _at_size(ws: Workspace, found: checkpoint.Artifact, size: int, dtype: str) -> tuple[Any, Any]:

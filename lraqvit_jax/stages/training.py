@@ -6,6 +6,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from lraqvit_jax import divergence, sharding, tensors, train
@@ -61,10 +62,9 @@ class Objective:
 
 
 class Compiled(NamedTuple):
-    """A step function with the loss, the optimizer and the abstract state it belongs to."""
+    """A step function with the optimizer and the abstract state it belongs to."""
 
     step: Any
-    loss_fn: Any
     tx: Any
     abstract: train.State
 
@@ -86,30 +86,71 @@ def _scales(params: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(objective: Objective, recipe: Recipe, image_size: int, mesh: Any) -> Compiled:
+def compile_step(
+    objective: Objective,
+    recipe: Recipe,
+    image_size: int,
+    mesh: sharding.Mesh,
+    micro_batches: int = 1,
+    remat: str = "none",
+) -> Compiled:
+    """Builds the step; it compiles when it is first called or lowered.
+
+    Args:
+        objective: what to train.
+        recipe: how.
+        image_size: side of the images.
+        mesh: where it runs.
+        micro_batches: parts of a batch that are computed one after another.
+        remat: of the blocks of the model that is trained; see `layers.LinearOptions`.
+    """
+    objective = rematerialized(objective, remat)
     abstract = sharding.abstract_params(objective.model, image_size, mesh)
     some = objective.freeze_base or objective.freeze
     relative = (objective.scale_ratio, _scales) if objective.scale_ratio else None
     tx = train.optimizer(recipe, functools.partial(kept, objective) if some else None, relative)
     state = train.abstract_state(abstract, tx, mesh)
+    shared = losses.shared(objective.teacher, objective.normalized and objective.beta > 0, objective.last_block)
+    return Compiled(train.make_step(loss_of(objective), tx, state, mesh, micro_batches, shared), tx, state)
+
+
+def loss_of(objective: Objective) -> train.LossFn:
+    """The function that a step differentiates."""
     if objective.teacher is None:
-        loss_fn = losses.supervised(objective.model, objective.label_smoothing)
-    else:
-        loss_fn = losses.distillation(
-            objective.model,
-            objective.teacher,
-            alpha=objective.alpha,
-            beta=objective.beta,
-            gamma=objective.gamma,
-            temperature=objective.temperature,
-            teacher_forced=objective.teacher_forced,
-            normalized=objective.normalized,
-            last_block=objective.last_block,
-            delta=objective.delta,
-            bound=objective.bound,
-            label_smoothing=objective.label_smoothing,
-        )
-    return Compiled(train.make_step(loss_fn, tx, state, mesh), loss_fn, tx, state)
+        return losses.supervised(objective.model, objective.label_smoothing)
+    return losses.distillation(
+        objective.model,
+        objective.teacher,
+        alpha=objective.alpha,
+        beta=objective.beta,
+        gamma=objective.gamma,
+        temperature=objective.temperature,
+        teacher_forced=objective.teacher_forced,
+        normalized=objective.normalized,
+        last_block=objective.last_block,
+        delta=objective.delta,
+        bound=objective.bound,
+        label_smoothing=objective.label_smoothing,
+    )
+
+
+def rematerialized(objective: Objective, remat: str) -> Objective:
+    """The same with the blocks of the trained model as `remat` says; see `layers.LinearOptions`."""
+    model: Any = objective.model
+    changed = model.clone(options=dataclasses.replace(model.options, remat=remat))
+    return dataclasses.replace(objective, model=changed)
+
+
+def abstract_batch(
+    batch_size: int, image_size: int, mesh: sharding.Mesh, mixed: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a batch as `data.pipeline.training` makes it."""
+    shapes: dict[str, Any] = {"image": ((batch_size, image_size, image_size, 3), jnp.float32)}
+    shapes |= {"label": ((batch_size,), jnp.int32)}
+    if mixed:
+        shapes |= {"other_label": ((batch_size,), jnp.int32), "share": ((batch_size,), jnp.float32)}
+    where = sharding.over_batch(mesh)
+    return {name: jax.ShapeDtypeStruct(*one, sharding=where) for name, one in shapes.items()}
 
 
 def fit(
@@ -142,12 +183,13 @@ def fit(
     )
 
     def blame(step: int, params: Any, batch: Any) -> str:
-        found = divergence.source(objective.model, compiled.loss_fn, params, frozen, batch)
+        found = divergence.source(objective.model, loss_of(objective), params, frozen, batch)
         images = ", ".join(map(str, pipeline.images(len(source), ws.config["seed"], batch_size, step)[:SHOWN]))
         return f"step {step}, in {found}, on the batch of images {images}, ... of data.train"
 
     with sharding.use(ws.mesh):
-        compiled = _compile(objective, recipe, preprocess.size, ws.mesh)
+        fields = ws.config["accumulate"], ws.config["remat"]
+        compiled = compile_step(objective, recipe, preprocess.size, ws.mesh, *fields)
         checkpoints = TrainCheckpoints(ws.path(f"{name}.training"), ws.config["checkpoint_every"])
         state = checkpoints.restore(compiled.abstract, batches)
         if state is None:

@@ -48,6 +48,7 @@ def refused(workdir: pathlib.Path, *arguments: str, **options) -> str:
         (["--config.weights=artifact:no/such/place"], ["no/such/place"]),
         (["--config.preprocess.size=9"], ["patches of 4", "preprocess.size"]),
         (["--stages=distill"], ["rb_lra_kd.start", "--stages=factorize"]),
+        (["--config.sharding.rank=('tenser',)"], ["sharding.rank", "did you mean 'tensor'"]),
     ],
     ids=lambda value: value[0].lstrip("-") if isinstance(value, list) and value[0].startswith("--") else "",
 )
