@@ -11,7 +11,7 @@ class UserError(Exception):
     """Bad input. The message is one sentence that names the thing and the mend; `main` exits with code 2."""
 
     def __init__(self, message: str) -> None:
-        """What others wrote, names say, may have line breaks or no end: the message stays one line of LONGEST letters."""
+        """Names that others wrote may have line breaks or no end: the message stays one line of LONGEST."""
         line = " ".join(message.splitlines())
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
