@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterable
 
 FEW = 20
+LONGEST = 4000
 
 
 class UserError(Exception):
     """Bad input. The message is one sentence that names the thing and the mend; `main` exits with code 2."""
 
     def __init__(self, message: str) -> None:
-        """What others wrote, file names say, may have line breaks: the message stays one line."""
-        super().__init__(" ".join(message.splitlines()))
+        """Names that others wrote may have line breaks or no end: the message stays one line of LONGEST."""
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

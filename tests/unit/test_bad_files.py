@@ -211,6 +211,10 @@ def test_a_refusal_is_one_line_whatever_the_name():
     with pytest.raises(UserError) as error:
         timm.read("/no/such\nplace\r.npz")
     assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(UserError) as error:
+        sources.load("x" * 100_000, "train")
+    assert len(str(error.value)) < 5000
+    assert str(error.value).endswith("tfds.")
 
 
 def test_a_latency_beyond_64_bits_is_a_number():
