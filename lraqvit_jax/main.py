@@ -16,6 +16,7 @@ import pathlib
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -176,9 +177,12 @@ def cli(command: Callable[[Sequence[str]], None] = _main) -> None:
 
         if isinstance(error, Preempted):
             _stop(str(error), EXIT_CODE)
-        if not (sentence := storage(error)):
+        if sentence := storage(error):
+            _stop(sentence, 2)
+        if not _joined():
             raise
-        _stop(sentence, 2)
+        traceback.print_exc()
+        _stop("This is a defect of ours; please report it.", 1)
 
 
 def _quiet_threads() -> None:
@@ -200,10 +204,15 @@ def _quiet_threads() -> None:
     logging.get_absl_handler().addFilter(lambda record: not (record.exc_info and told(record.exc_info[1])))
 
 
+def _joined() -> bool:
+    """Whether this is one of several processes."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
 def _stop(sentence: str, code: int) -> NoReturn:
     """Says why on stderr, and exits. One of several processes does not wait for the others, who may wait for it."""
     print(f"error: {sentence}", file=sys.stderr, flush=True)
-    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+    if _joined():
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

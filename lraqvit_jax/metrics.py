@@ -48,12 +48,11 @@ class MetricsLog:
     """
 
     def __init__(self, path: pathlib.Path, run: str, step: int) -> None:
-        self._writes = processes.first()
+        self._path, self._run, self._writes = path, run, processes.first()
         if not self._writes:
             return
         kept = [row for row in read(path) if row["run"] != run or row["step"] <= step]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._path, self._run = path, run
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._writes:
