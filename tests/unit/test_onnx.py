@@ -43,7 +43,7 @@ def artifact(rng, model, size, rank=0, fields=None, **method):
         plan = {path: dataclasses.replace(layer, form="quantized", bits=8, **fields) for path, layer in plan.items()}
         params, plan, *_ = quantize.quantize(params, plan, list(layers), seen, {**METHOD, **method})
     record = Preprocess(size, crop_pct=0.8)
-    meta = {"name": "one", "model": model, "num_classes": 10, "class_names": None, "plan": plan_lib.to_json(plan)}
+    meta = {"name": "one", "model": model, "num_classes": 10, "class_names": [], "plan": plan_lib.to_json(plan)}
     meta |= {"preprocess": record.to_json()}
     return checkpoint.Artifact(checkpoint.build(meta), params, record, meta), images
 

@@ -245,7 +245,10 @@ def configured(**fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"mesh": {"data": 2, "fsdp": 2, "tensor": 2}}, {"accumulate": 2, "remat": "block"}],
+    [
+        pytest.param({"mesh": {"data": 2, "fsdp": 2, "tensor": 2}}, marks=pytest.mark.slow),
+        {"accumulate": 2, "remat": "block"},
+    ],
     ids=["mesh", "remat"],
 )
 def test_the_estimate_is_what_xla_takes(tmp_path, fields):
