@@ -96,6 +96,7 @@ def test_links_between_islands_are_shared():
     assert scaling.seconds([one], node) == pytest.approx(3 * 1000 / 50e9)
 
 
+@pytest.mark.slow
 def test_bytes_and_flops_are_linear_in_the_depth():
     found = []
     for depth in (1, 2, 3):
