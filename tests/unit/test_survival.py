@@ -32,7 +32,7 @@ def reference(array: np.ndarray) -> int:
 def test_a_fingerprint_is_the_sum_in_python_and_the_same_on_any_mesh(rng, dtype):
     array = jnp.asarray(rng.normal(size=(8, 3, 4)) * 50).astype(dtype)
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    spread = jax.device_put(array, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor")))
+    spread = jax.device_put(array, NamedSharding(mesh.devices, PartitionSpec(("data", "fsdp"), None, "tensor")))
     want = reference(np.asarray(array))
     assert fingerprint.of({"x": array}) == fingerprint.of({"x": spread}) == {"['x']": want}
     assert int(fingerprint._spread(spread)) == want  # as several machines compute it
