@@ -89,6 +89,7 @@ def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint_whole(tmp_path, un
     assert_goes_on(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no unshare here, to mount a small file system")
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     """A file system of 2 MB, filled up after step 5; then there is room again."""
