@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from lraqvit_jax import files, fingerprint, models, plan, processes, sharding
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.errors import UserError, short
+from lraqvit_jax.errors import UserError, reason, short
 from lraqvit_jax.sharding import Mesh
 
 META = {"name": str, "model": str, "num_classes": int, "class_names": list, "preprocess": dict, "plan": dict}
@@ -133,7 +133,7 @@ def load_artifact(
         _check(restored["params"], meta.get("fingerprint"))
     except Exception as error:  # A damaged file can go wrong in any way.
         raise UserError(
-            f"The artefact {directory} is damaged ({short(str(error) or repr(error))}); delete that folder, and run "
+            f"The artefact {directory} is damaged ({reason(error)}); delete that folder, and run "
             "the stage that makes it again."
         ) from error
     return Artifact(model, restored["params"], preprocess.from_json(meta["preprocess"]), meta)
@@ -153,9 +153,7 @@ def host(params: Any) -> Any:
     """The parameters as NumPy arrays, whole on this host; every process must ask."""
 
     def whole(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(leaf)
+        return np.asarray(leaf) if sharding.is_here(leaf) else multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(whole, params)
 
@@ -203,10 +201,7 @@ class TrainCheckpoints:
             except Exception as error:  # A damaged file can go wrong in any way.
                 if processes.first():
                     folder = self.directory / str(step)
-                    print(
-                        f"warning: the checkpoint {folder} is damaged ({short(str(error) or repr(error))}).",
-                        file=sys.stderr,
-                    )
+                    print(f"warning: the checkpoint {folder} is damaged ({reason(error)}).", file=sys.stderr)
                 self._manager.delete(step)
                 continue
             return restored["state"]

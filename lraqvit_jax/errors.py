@@ -18,6 +18,17 @@ class UserError(Exception):
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
+class Preempted(BaseException):
+    """The run was asked to stop, and has saved what it had; `main` exits with `exit_code`.
+
+    No `Exception`, as KeyboardInterrupt is none: SIGTERM raises it anywhere, and who handles whatever can go wrong in a
+    file must not take it for damage.
+    """
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: run the same command again."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns the tail of an error message: the nearest known name, and all of them where they are few."""
     known = sorted(known)
@@ -32,6 +43,11 @@ def short(text: str, limit: int = 120) -> str:
     """Text that others wrote, fit for a sentence: printable, on one line, the middle of what is long left out."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text[: 4 * limit])
     return text if len(text) <= limit else f"{text[: limit - 23]}...{text[-20:]}"
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, or else its kind, fit for a sentence."""
+    return short(str(error) or type(error).__name__)
 
 
 STORAGE = {errno.ENOSPC: "is full", errno.EDQUOT: "has no quota left", errno.EFBIG: "takes no file of that size"}

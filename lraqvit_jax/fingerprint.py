@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lraqvit_jax import sharding
+
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 CHUNK = 2**20
 
@@ -43,8 +45,7 @@ def of(tree: Any) -> dict[str, int]:
     """{path: number} of every array of a tree of 8, 16 and 32-bit arrays, on any mesh; every process must ask."""
 
     def one(leaf: Any) -> int:
-        spread = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
-        return int(_spread(leaf)) if spread else _here(np.asarray(leaf))
+        return _here(np.asarray(leaf)) if sharding.is_here(leaf) else int(_spread(leaf))
 
     return {jax.tree_util.keystr(path): one(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 

@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lraqvit_jax import config as config_lib
-from lraqvit_jax.errors import UserError, nearest, storage
+from lraqvit_jax.errors import Preempted, UserError, nearest, storage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
@@ -172,11 +172,9 @@ def cli(command: Callable[[Sequence[str]], None] = _main) -> None:
         _stop(str(error), 2)
     except KeyboardInterrupt:
         _stop("Interrupted; the same command goes on from the last checkpoint.", 130)
+    except Preempted as stopped:
+        _stop(str(stopped), stopped.exit_code)
     except Exception as error:
-        from lraqvit_jax.preemption import EXIT_CODE, Preempted
-
-        if isinstance(error, Preempted):
-            _stop(str(error), EXIT_CODE)
         if sentence := storage(error):
             _stop(sentence, 2)
         if not _joined():

@@ -12,13 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: run the same command again."""
-
-
-class Preempted(Exception):  # noqa: N818 - it is no error
-    """The run was asked to stop, and has saved what it had; `main` exits with code 75."""
-
+from lraqvit_jax.errors import Preempted
 
 _state = {"noticed": False, "deferred": False}
 _asked = itertools.count(1)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lraqvit_jax import lock
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.errors import UserError, reason
 
 Result = TypeVar("Result")
 SENTENCE = 2048
@@ -40,10 +40,9 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
         else:
             jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"This process cannot join the others ({first}); on a machine that is no TPU pod, SLURM or Kubernetes job "
-            "give --coordinator, --num_processes and --process_id."
+            f"This process cannot join the others ({reason(error)}); on a machine that is no TPU pod, SLURM or "
+            "Kubernetes job give --coordinator, --num_processes and --process_id."
         ) from error
 
 

@@ -141,6 +141,11 @@ def _flax(mesh: Mesh) -> list[tuple[str, tuple[str, ...] | None]]:
     return [(name, axes or None) for name, axes in mesh.rules]
 
 
+def is_here(leaf: Any) -> bool:
+    """Whether this process has all of an array."""
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh.devices, PartitionSpec())
 

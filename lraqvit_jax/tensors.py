@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.lib import format as npy
 
-from lraqvit_jax.errors import UserError, short
+from lraqvit_jax.errors import UserError, reason, short
 
 PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl"}
 SHOWN = 12
@@ -49,8 +49,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     except UserError:
         raise
     except Exception as error:  # Of hostile bytes the readers raise a dozen kinds.
-        reason = short(str(error) or type(error).__name__)
-        raise UserError(f"The weight file {path} cannot be read ({reason}); copy or convert it again.") from error
+        raise UserError(
+            f"The weight file {path} cannot be read ({reason(error)}); copy or convert it again."
+        ) from error
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

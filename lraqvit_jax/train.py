@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lraqvit_jax import preemption, sharding
 from lraqvit_jax.checkpoint import TrainCheckpoints
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.errors import Preempted, UserError
 from lraqvit_jax.metrics import MetricsLog
 from lraqvit_jax.sharding import Mesh
 
@@ -241,7 +241,7 @@ def fit(
                 checkpoints.save(step, state, batches)
             if stop:
                 checkpoints.close()
-                raise preemption.Preempted(
+                raise Preempted(
                     f"Stopped by SIGTERM at step {step} of {name}, which is saved; run the same command again to go on."
                 )
     return state

@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from lraqvit_jax import preemption
+from lraqvit_jax import errors
 from tests.integration import command
 from tests.integration.test_resume import AFTER_STEP, BEFORE_ROW, parameters
 
@@ -70,7 +70,7 @@ def assert_goes_on(workdir, undisturbed) -> None:
 
 def test_sigterm_in_training_saves_the_step_and_exits_with_75(tmp_path, undisturbed):
     stopped = command.digits(tmp_path, *TEACHER, prelude=TERMINATED.format(run="teacher", step=2))
-    assert preemption.EXIT_CODE == 75
+    assert errors.Preempted.exit_code == 75
     assert "at step 3 of teacher, which is saved" in error(stopped, 75)  # no multiple of checkpoint_every
     assert (tmp_path / "checkpoints" / "teacher.training" / "3").is_dir()
     assert_goes_on(tmp_path, undisturbed)

@@ -123,6 +123,18 @@ def test_a_damaged_artefact_is_refused_by_name(tmp_path, rng, damage):
         checkpoint.load_artifact(tmp_path / "one")
 
 
+def test_sigterm_while_an_artefact_is_read_is_no_damage(tmp_path, rng, monkeypatch):
+    found, _ = artifact(rng, "vit_pico", 8)
+    checkpoint.save_artifact(tmp_path / "one", found.params, found.meta)
+
+    def stop(*_):
+        raise errors.Preempted("Stopped by SIGTERM.")
+
+    monkeypatch.setattr(checkpoint, "_check", stop)
+    with pytest.raises(errors.Preempted):
+        checkpoint.load_artifact(tmp_path / "one")
+
+
 HOLD = """
 import pathlib, sys, time
 from lraqvit_jax import lock
