@@ -15,7 +15,7 @@ from lraqvit_jax import __version__, checkpoint, files, metrics, models, process
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.data import augment, pipeline, skip, sources
+from lraqvit_jax.data import augment, class_names, pipeline, skip, sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.preprocess import from_json as preprocess_from_json
 from lraqvit_jax.data.sources import Source
@@ -169,11 +169,9 @@ def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mes
     _check_same(config, directory)
     # A dry run of a config that names model and classes needs no weights, and downloads none.
     pretrained = read_weights(config) if write or not (config["model"] and config["num_classes"]) else None
-    class_names = pretrained.class_names if pretrained else []
     num_classes = pretrained.num_classes if pretrained else config["num_classes"]
-    if not num_classes:
-        class_names = sources.load(config["data"]["train"], "train", config["data"]["data_dir"]).class_names
-        num_classes = len(class_names)
+    names = _class_names(config, pretrained, num_classes) if write or not num_classes else []
+    num_classes = num_classes or len(names)
     if not num_classes:
         raise UserError("The data names no classes; set num_classes.")
     preprocess = pretrained.preprocess if pretrained else preprocess_from_json(config["preprocess"])
@@ -193,8 +191,19 @@ def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mes
             opened = sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
             _check_classes(role, opened, num_classes)
     return Workspace(
-        config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan, provisional=provisional
+        config, directory, mesh, model, num_classes, names, preprocess, spec, plan, provisional=provisional
     )
+
+
+def _class_names(config: Mapping[str, Any], pretrained: weights.Pretrained | None, num_classes: int) -> list[str]:
+    """Of the file that the configuration names, or else of the weights, or else of the training data if there is one
+    for each class; `num_classes` may be 0 while only the names tell how many there are."""
+    if config["class_names"]:
+        return class_names.read(config["class_names"], num_classes)
+    if pretrained and pretrained.class_names:
+        return pretrained.class_names
+    found = sources.load(config["data"]["train"], "train", config["data"]["data_dir"]).class_names
+    return found if len(found) == (num_classes or len(found)) else []
 
 
 def _check_classes(role: str, opened: Source, num_classes: int) -> None:
@@ -292,7 +301,7 @@ def _check_same(config: Mapping[str, Any], directory: pathlib.Path) -> None:
         return
     if before is None:
         raise UserError(f"{directory} holds checkpoints but no config.json to tell whose; name another work directory.")
-    old, new = config_lib.leaves(before), config_lib.leaves(config)
+    old, new = (config_lib.filled(config_lib.leaves(one)) for one in (before, config))
     for name in sorted({*old, *new}):
         if not {name, name.split(".")[0]} & set(config_lib.FREE) and old.get(name) != new.get(name):
             raise UserError(
