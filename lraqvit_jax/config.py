@@ -302,9 +302,15 @@ def check(config: Mapping[str, Any]) -> None:
     if config["plan"]["unit"] == "latency" and not config["plan"]["latency"]:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
     _check_runs(config["runs"])
-    for field in ("train", "eval"):
-        if not config["data"][field]:
-            raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
+    source(config, "train")
+
+
+def source(config: Mapping[str, Any], role: str) -> str:
+    """The data source for "train", "eval" or "calibration"; UserError where there is none."""
+    data = config["data"]
+    if name := data[role] or ("" if role == "eval" else data["train"]):
+        return name
+    raise UserError(f"data.{role} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
 
 
 CHOICES = {

@@ -102,8 +102,7 @@ class Workspace:
 
     def source(self, role: str) -> Source:
         """Opens the data for "train", "eval" or "calibration"."""
-        data = self.config["data"]
-        name = data[role] or data["train"]
+        data, name = self.config["data"], config_lib.source(self.config, role)
         if data["on_bad_image"] == "skip":
             host = f".{jax.process_index()}" if jax.process_index() else ""
             opened: Source = skip.load(name, role, data["data_dir"], self.directory / f"skipped{host}.txt")
@@ -139,7 +138,12 @@ class Workspace:
 
 
 def open_workspace(
-    fields: Mapping[str, Any], directory: str | pathlib.Path, *, write: bool = True, mesh: Mesh | None = None
+    fields: Mapping[str, Any],
+    directory: str | pathlib.Path,
+    *,
+    write: bool = True,
+    mesh: Mesh | None = None,
+    evaluates: bool = True,
 ) -> Workspace:
     """Checks everything that can be checked before any work, then claims the directory for this configuration.
 
@@ -148,21 +152,27 @@ def open_workspace(
         directory: WORKDIR; made if missing.
         write: False leaves the disk alone (`--dry_run`).
         mesh: None makes that of the configuration.
+        evaluates: False needs no data.eval.
 
     Raises:
         UserError: a bad field, a directory of another configuration, a broken plan, missing data.
     """
-    ws = processes.together(lambda: _opened(fields, pathlib.Path(directory).expanduser().absolute(), write, mesh))
+    place = pathlib.Path(directory).expanduser().absolute()
+    ws = processes.together(lambda: _opened(fields, place, write, mesh, evaluates))
     if write:
         processes.once(lambda: _claim(ws.directory, ws.config, ws.plan, ws.provisional))
     return ws
 
 
-def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mesh: Mesh | None) -> Workspace:
+def _opened(
+    fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mesh: Mesh | None, evaluates: bool
+) -> Workspace:
     config: dict[str, Any] = json.loads(json.dumps(dict(fields)))
     # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.
     config["runs"] = dict(sorted(config["runs"].items(), key=lambda item: item[0] == config["quant"]["source"]))
     config_lib.check(_tuples(config))
+    roles = [role for role in sources.ROLES if evaluates or role != "eval"]
+    names = {role: config_lib.source(config, role) for role in roles}
     mesh = mesh or sharding.make_mesh(config["mesh"], rules=config["sharding"])
     sharding.check_batch(mesh, config["batch_size"], "batch_size", config["accumulate"])
     sharding.check_batch(mesh, config["eval_batch_size"], "eval_batch_size")
@@ -170,8 +180,8 @@ def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mes
     # A dry run of a config that names model and classes needs no weights, and downloads none.
     pretrained = read_weights(config) if write or not (config["model"] and config["num_classes"]) else None
     num_classes = pretrained.num_classes if pretrained else config["num_classes"]
-    names = _class_names(config, pretrained, num_classes) if write or not num_classes else []
-    num_classes = num_classes or len(names)
+    named = _class_names(config, pretrained, num_classes) if write or not num_classes else []
+    num_classes = num_classes or len(named)
     if not num_classes:
         raise UserError("The data names no classes; set num_classes.")
     preprocess = pretrained.preprocess if pretrained else preprocess_from_json(config["preprocess"])
@@ -187,11 +197,10 @@ def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mes
     plan = _plan(config, spec, directory, provisional)
     if write:
         _check_names(config)
-        for role in ("train", "eval", "calibration"):
-            opened = sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
-            _check_classes(role, opened, num_classes)
+        for role, name in names.items():
+            _check_classes(role, sources.load(name, role, config["data"]["data_dir"]), num_classes)
     return Workspace(
-        config, directory, mesh, model, num_classes, names, preprocess, spec, plan, provisional=provisional
+        config, directory, mesh, model, num_classes, named, preprocess, spec, plan, provisional=provisional
     )
 
 
