@@ -1,3 +1,38 @@
-"""lraqvit_jax: low-rank and int8 compression of vision transformers, in JAX/Flax."""
+"""lraqvit_jax: low-rank and int8 compression of vision transformers, in JAX/Flax.
 
+    import lraqvit_jax
+
+    model = lraqvit_jax.load("DIR")  # a work directory, or an artefact in it
+    model.predict("photo.jpg")
+
+    teacher, params, preprocess = lraqvit_jax.weights.load("timm:vit_tiny_patch16_224.safetensors")
+    small = lraqvit_jax.compress(teacher, params, photos, preprocess=preprocess, budget=0.7)
+    small.export_onnx("small.onnx")
+
+What is named here is imported when it is first used: this import takes no time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lraqvit_jax import weights
+    from lraqvit_jax.compression import compress
+    from lraqvit_jax.inference import Model, load
+
+__all__ = ["Model", "__version__", "compress", "load", "weights"]
 __version__ = "0.1.0"
+
+_PLACES = {"Model": "inference", "compress": "compression", "load": "inference"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    if name == "weights":
+        return importlib.import_module(f"{__name__}.weights")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """The configuration: every field with its default, and the check of what a user gives."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,6 +150,7 @@ def default() -> ConfigDict:
             "weights": "",  # where the teacher comes from, such as timm:FILE; "" trains `model`
             "image_size": 0,  # of pretrained weights: 0 keeps theirs, another resamples the position embedding
             "num_classes": 0,  # 0 takes it from the weights or data.train; another than the weights' makes a new head
+            "class_names": "",  # text file, one name a line; "" takes those of the weights or data.train
             "seed": 0,
             "dtype": "float32",  # of the float products while training: float32 | bfloat16
             "batch_size": 128,
@@ -277,7 +279,7 @@ def imagenet(model: str, weights: str) -> ConfigDict:
 
 
 FREE = (
-    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image"),
+    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image", "class_names"),
     *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
 )
 """Fields that may change between two calls in one work directory: they do not change what is computed, or was."""
@@ -300,9 +302,15 @@ def check(config: Mapping[str, Any]) -> None:
     if config["plan"]["unit"] == "latency" and not config["plan"]["latency"]:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
     _check_runs(config["runs"])
-    for field in ("train", "eval"):
-        if not config["data"][field]:
-            raise UserError(f"data.{field} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
+    source(config, "train")
+
+
+def source(config: Mapping[str, Any], role: str) -> str:
+    """The data source for "train", "eval" or "calibration"; UserError where there is none."""
+    data = config["data"]
+    if name := data[role] or ("" if role == "eval" else data["train"]):
+        return name
+    raise UserError(f"data.{role} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
 
 
 CHOICES = {
@@ -349,6 +357,15 @@ def leaves(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         else:
             found[f"{where}{name}"] = value
     return found
+
+
+def filled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of config.json by their dotted names, with defaults for those that an older version did not have."""
+    defaults = {name: value for name, value in leaves(default().to_dict()).items() if not name.startswith((*LISTS,))}
+    for start, known in LISTS.items():
+        for name in {path.removeprefix(start).split(".")[0] for path in fields if path.startswith(start)}:
+            defaults |= {f"{start}{name}.{field}": value for field, value in known.items()}
+    return {**json.loads(json.dumps(defaults)), **fields}
 
 
 def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:

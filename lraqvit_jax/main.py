@@ -10,7 +10,6 @@ SIGTERM after saving, 1 a defect here. On several machines, the same command on 
 --coordinator, --num_processes and --process_id.
 """
 
-import importlib
 import os
 import pathlib
 import sys
@@ -49,6 +48,7 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
         UserError: bad input.
     """
     from lraqvit_jax import preemption, processes, results, workspace
+    from lraqvit_jax import stages as stages_lib
     from lraqvit_jax.stages import evaluate
 
     wanted = list(config_lib.STAGES) if stages is None else list(stages)
@@ -61,7 +61,7 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
             if name in wanted:
                 processes.say(f"-- {name}")
                 started = time.perf_counter()
-                ws = importlib.import_module(f"lraqvit_jax.stages.{name}").run(ws) or ws
+                ws = stages_lib.run(ws, name)
                 processes.say(f"-- {name}: {time.perf_counter() - started:.1f} s")
                 if name not in ("export", "report"):
                     evaluate.add_rows(ws)

@@ -206,6 +206,8 @@ def fit(
         Preempted: after saving, where the run is to stop.
     """
     start = int(state["step"])
+    if start >= steps:
+        return state
     log = MetricsLog(metrics_path, name, start)
     clock, since, pending = time.perf_counter(), start, None
     with (

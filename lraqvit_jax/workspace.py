@@ -15,7 +15,7 @@ from lraqvit_jax import __version__, checkpoint, files, metrics, models, process
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.data import augment, pipeline, skip, sources
+from lraqvit_jax.data import augment, class_names, pipeline, skip, sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.preprocess import from_json as preprocess_from_json
 from lraqvit_jax.data.sources import Source
@@ -102,8 +102,7 @@ class Workspace:
 
     def source(self, role: str) -> Source:
         """Opens the data for "train", "eval" or "calibration"."""
-        data = self.config["data"]
-        name = data[role] or data["train"]
+        data, name = self.config["data"], config_lib.source(self.config, role)
         if data["on_bad_image"] == "skip":
             host = f".{jax.process_index()}" if jax.process_index() else ""
             opened: Source = skip.load(name, role, data["data_dir"], self.directory / f"skipped{host}.txt")
@@ -139,7 +138,12 @@ class Workspace:
 
 
 def open_workspace(
-    fields: Mapping[str, Any], directory: str | pathlib.Path, *, write: bool = True, mesh: Mesh | None = None
+    fields: Mapping[str, Any],
+    directory: str | pathlib.Path,
+    *,
+    write: bool = True,
+    mesh: Mesh | None = None,
+    evaluates: bool = True,
 ) -> Workspace:
     """Checks everything that can be checked before any work, then claims the directory for this configuration.
 
@@ -148,32 +152,36 @@ def open_workspace(
         directory: WORKDIR; made if missing.
         write: False leaves the disk alone (`--dry_run`).
         mesh: None makes that of the configuration.
+        evaluates: False needs no data.eval.
 
     Raises:
         UserError: a bad field, a directory of another configuration, a broken plan, missing data.
     """
-    ws = processes.together(lambda: _opened(fields, pathlib.Path(directory).expanduser().absolute(), write, mesh))
+    place = pathlib.Path(directory).expanduser().absolute()
+    ws = processes.together(lambda: _opened(fields, place, write, mesh, evaluates))
     if write:
         processes.once(lambda: _claim(ws.directory, ws.config, ws.plan, ws.provisional))
     return ws
 
 
-def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mesh: Mesh | None) -> Workspace:
+def _opened(
+    fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mesh: Mesh | None, evaluates: bool
+) -> Workspace:
     config: dict[str, Any] = json.loads(json.dumps(dict(fields)))
     # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.
     config["runs"] = dict(sorted(config["runs"].items(), key=lambda item: item[0] == config["quant"]["source"]))
     config_lib.check(_tuples(config))
+    roles = [role for role in sources.ROLES if evaluates or role != "eval"]
+    names = {role: config_lib.source(config, role) for role in roles}
     mesh = mesh or sharding.make_mesh(config["mesh"], rules=config["sharding"])
     sharding.check_batch(mesh, config["batch_size"], "batch_size", config["accumulate"])
     sharding.check_batch(mesh, config["eval_batch_size"], "eval_batch_size")
     _check_same(config, directory)
     # A dry run of a config that names model and classes needs no weights, and downloads none.
     pretrained = read_weights(config) if write or not (config["model"] and config["num_classes"]) else None
-    class_names = pretrained.class_names if pretrained else []
     num_classes = pretrained.num_classes if pretrained else config["num_classes"]
-    if not num_classes:
-        class_names = sources.load(config["data"]["train"], "train", config["data"]["data_dir"]).class_names
-        num_classes = len(class_names)
+    named = _class_names(config, pretrained, num_classes) if write or not num_classes else []
+    num_classes = num_classes or len(named)
     if not num_classes:
         raise UserError("The data names no classes; set num_classes.")
     preprocess = pretrained.preprocess if pretrained else preprocess_from_json(config["preprocess"])
@@ -189,12 +197,22 @@ def _opened(fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mes
     plan = _plan(config, spec, directory, provisional)
     if write:
         _check_names(config)
-        for role in ("train", "eval", "calibration"):
-            opened = sources.load(config["data"][role] or config["data"]["train"], role, config["data"]["data_dir"])
-            _check_classes(role, opened, num_classes)
+        for role, name in names.items():
+            _check_classes(role, sources.load(name, role, config["data"]["data_dir"]), num_classes)
     return Workspace(
-        config, directory, mesh, model, num_classes, class_names, preprocess, spec, plan, provisional=provisional
+        config, directory, mesh, model, num_classes, named, preprocess, spec, plan, provisional=provisional
     )
+
+
+def _class_names(config: Mapping[str, Any], pretrained: weights.Pretrained | None, num_classes: int) -> list[str]:
+    """Of the file that the configuration names, or else of the weights, or else of the training data if there is one
+    for each class; `num_classes` may be 0 while only the names tell how many there are."""
+    if config["class_names"]:
+        return class_names.read(config["class_names"], num_classes)
+    if pretrained and pretrained.class_names:
+        return pretrained.class_names
+    found = sources.load(config["data"]["train"], "train", config["data"]["data_dir"]).class_names
+    return found if len(found) == (num_classes or len(found)) else []
 
 
 def _check_classes(role: str, opened: Source, num_classes: int) -> None:
@@ -292,7 +310,7 @@ def _check_same(config: Mapping[str, Any], directory: pathlib.Path) -> None:
         return
     if before is None:
         raise UserError(f"{directory} holds checkpoints but no config.json to tell whose; name another work directory.")
-    old, new = config_lib.leaves(before), config_lib.leaves(config)
+    old, new = (config_lib.filled(config_lib.leaves(one)) for one in (before, config))
     for name in sorted({*old, *new}):
         if not {name, name.split(".")[0]} & set(config_lib.FREE) and old.get(name) != new.get(name):
             raise UserError(

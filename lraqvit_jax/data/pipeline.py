@@ -69,6 +69,19 @@ def images(count: int, seed: int, batch_size: int, step: int) -> list[int]:
     return [int(order[(step - 1) * batch_size + row]) for row in range(batch_size)]
 
 
+class Ordered(Iterator[Batch]):
+    """Batches one after another, and how many there are, for whoever says how long it will take."""
+
+    def __init__(self, batches: Iterator[Batch], count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+
 def ordered(
     source: Source,
     preprocess: Preprocess,
@@ -76,7 +89,7 @@ def ordered(
     batch_size: int,
     indices: np.ndarray | None = None,
     process: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
+) -> Ordered:
     """The images once, in order; the last batch is padded, with mask False on the padding and on images skipped as bad.
 
     Every host yields the same number of batches, so that collective operations match.
@@ -111,7 +124,9 @@ def ordered(
 
     positions = grain.MapDataset.range(len(order)).map(prepare).batch(rows)
     batches = iter(positions.to_iter_dataset(READ))
-    return _enough(batches, source, len(local)) if isinstance(source, Skipping) else batches
+    if isinstance(source, Skipping):
+        batches = _enough(batches, source, len(local))
+    return Ordered(batches, steps)
 
 
 def _enough(batches: Iterator[Batch], source: Skipping, images: int) -> Iterator[Batch]:

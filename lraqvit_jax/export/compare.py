@@ -13,7 +13,6 @@ That is no fault. Exit codes: 0 done, 2 a mistake in the input, 1 a defect here.
 
 import argparse
 import pathlib
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ import onnx
 from jaxtyping import Float
 from onnx import TensorProto, helper
 
-from lraqvit_jax import checkpoint, trees
+from lraqvit_jax import arguments, checkpoint, trees
 from lraqvit_jax.config import TARGETS
 from lraqvit_jax.data import pipeline, sources
 from lraqvit_jax.errors import UserError
@@ -32,7 +31,6 @@ from lraqvit_jax.export import linear
 from lraqvit_jax.export import onnx as export
 from lraqvit_jax.layers import Linear, LinearOptions
 from lraqvit_jax.plan import LinearInfo
-from lraqvit_jax.weights.__main__ import Parser
 
 NOISE = {False: 1e-4, True: 2e-2}
 """What a layer by itself may differ by: of a float model, and where values are rounded to integers."""
@@ -156,7 +154,7 @@ def table(rows: Sequence[Row], noise: float) -> str:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("python -m lraqvit_jax.export.compare", __doc__)
+    parser = arguments.Parser("python -m lraqvit_jax.export.compare", __doc__)
     parser.add_argument("artifact", type=pathlib.Path, help="DIR/checkpoints/NAME")
     parser.add_argument("--onnx", type=pathlib.Path, help="a file of that artefact; otherwise it is exported afresh")
     parser.add_argument("--target", choices=TARGETS, default="avx2", help="of the export, where there is no --onnx")
@@ -184,19 +182,15 @@ def _file(artifact: checkpoint.Artifact, path: pathlib.Path | None, target: str)
         raise UserError(f"{path} cannot be read as ONNX ({error}); name a file that the stage export wrote.") from error
 
 
-def cli() -> None:
-    """Entry point: turns a user's mistake into one sentence and exit code 2."""
-    try:
-        options = parse(sys.argv[1:])
-        artifact = checkpoint.load_artifact(options.artifact)
-        images = _images(artifact, options.images, options.count)
-        made = _file(artifact, options.onnx, options.target)
-        quantized = any(layer.form == "quantized" for layer in artifact.plan.values())
-        print(table(compare(artifact, images, made), NOISE[quantized]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def command(argv: Sequence[str]) -> None:
+    """Prints the table."""
+    options = parse(argv)
+    artifact = checkpoint.load_artifact(options.artifact)
+    images = _images(artifact, options.images, options.count)
+    made = _file(artifact, options.onnx, options.target)
+    quantized = any(layer.form == "quantized" for layer in artifact.plan.values())
+    print(table(compare(artifact, images, made), NOISE[quantized]))
 
 
 if __name__ == "__main__":
-    cli()
+    arguments.run(command)

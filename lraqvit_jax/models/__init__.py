@@ -47,6 +47,35 @@ def rematerialized(block: type[nn.Module], options: LinearOptions) -> type[nn.Mo
     return nn.remat(block) if options.remat == "block" else block
 
 
+def name_of(model: nn.Module) -> str:
+    """The name of which `create` makes a dense model; of equal variants, the first. UserError where there is none."""
+    suffixes = {
+        "patch_size": "_patch{}",
+        "window_size": "_window{}",
+        "gelu": "_{}",
+        "norm_eps": "_eps{:.0e}",
+        "depth": "_depth{}",
+    }
+    known: Any = model
+    options = getattr(model, "options", LinearOptions())
+    plan = {path: layer for path, layer in options.plan if layer.form == "dense"}
+    for base in variants():
+        fields = _module(base).VARIANTS[base]
+        changed = {field: getattr(model, field, None) for field in fields}
+        changed = {field: value for field, value in changed.items() if value != fields[field]}
+        if not set(changed) <= set(suffixes) or None in changed.values():
+            continue
+        name = base + "".join(suffixes[field].format(value) for field, value in changed.items())
+        if (
+            create(name, num_classes=known.num_classes, image_size=known.image_size, plan=plan, dtype=options.dtype)
+            == model
+        ):
+            return name
+    raise UserError(
+        f"{type(model).__name__} is no dense model of lraqvit_jax.models; make it with weights.load or models.create."
+    )
+
+
 def _module(name: str) -> Any:
     base, _ = split(name)
     if base not in variants():

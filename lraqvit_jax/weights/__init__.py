@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from lraqvit_jax import models, sharding, tensors
+from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError, nearest
 
@@ -25,7 +26,8 @@ class Pretrained(NamedTuple):
         params: plain nested dict of host arrays.
         preprocess: of its images.
         num_classes: size of its logits.
-        class_names: "" names where unknown.
+        class_names: in the order of the logits; ImageNet's where the weights name none and have 1,000 classes, and
+            none at all where nothing is known.
         source: what it was loaded from, for the record.
         sha256: of the file, or of the parameters where they are no single file.
     """
@@ -67,6 +69,7 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
     if not colon or kind not in kinds:
         raise UserError(f"weights is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}")
     found = importlib.import_module(f"{__name__}.{kind}").read(name)
+    found = found._replace(class_names=class_names.known(found.class_names, found.num_classes))
     if image_size and image_size != found.preprocess.size:
         found = _resized(found, image_size)
     if num_classes and num_classes != found.num_classes:

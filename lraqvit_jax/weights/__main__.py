@@ -8,13 +8,12 @@ Prints the model that the tensors belong to, then mean, std and largest magnitud
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import models, plan, tensors, weights
+from lraqvit_jax import arguments, models, plan, tensors, weights
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.weights import Pretrained
 
@@ -22,19 +21,8 @@ NAMES = 5
 """How many class names are shown."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Shows a docstring as it is; says what is wrong in one sentence."""
-
-    def __init__(self, prog: str, description: str | None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]}; --help lists what there is.")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("python -m lraqvit_jax.weights", __doc__)
+    parser = arguments.Parser("python -m lraqvit_jax.weights", __doc__)
     parser.add_argument("source", help="timm:..., huggingface:..., big_vision:... or artifact:...")
     parser.add_argument("--num_classes", type=int, default=0, help="0 keeps the head; another number makes a new one")
     parser.add_argument("--image_size", type=int, default=0, help="0 keeps the size; another resamples positions")
@@ -96,16 +84,12 @@ def _natural(path: str) -> list[tuple[str, int]]:
     return [(stem, int(number)) if number.isdigit() else (stem + number, 0) for stem, _, number in parts]
 
 
-def cli() -> None:
-    """Entry point: turns a user's mistake into one sentence and exit code 2."""
-    try:
-        options = parse(sys.argv[1:])
-        found = weights.read(options.source, num_classes=options.num_classes, image_size=options.image_size)
-        print(f"{describe(found)}\n\n{table(found.params)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def command(argv: Sequence[str]) -> None:
+    """Prints what is known."""
+    options = parse(argv)
+    found = weights.read(options.source, num_classes=options.num_classes, image_size=options.image_size)
+    print(f"{describe(found)}\n\n{table(found.params)}")
 
 
 if __name__ == "__main__":
-    cli()
+    arguments.run(command)

@@ -67,7 +67,7 @@ def test_it_takes_a_size_and_reports_broken_values(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["timm:absent.npz", "--image_sise", "8"], ["nrecognized arguments", "--image_sise"]),
+        (["timm:absent.npz", "--image_sise", "8"], ["--image_sise", "did you mean '--image_size'"]),
         (["timm:absent.npz"], ["absent.npz", "does not exist"]),
     ],
     ids=["flag", "absent"],

@@ -80,26 +80,26 @@ def _classes(root: pathlib.Path) -> Images | None:
     files, found = [], []
     for label, name in enumerate(names):
         for path in sorted((root / name).rglob("*")):
-            if _is_image(path):
+            if is_image(path):
                 files.append(str(path.relative_to(root)))
                 found.append(label)
     return _images(root, files, found, names) if files else None
 
 
 def _unlabelled(root: pathlib.Path) -> Images | None:
-    files = sorted(entry.name for entry in root.iterdir() if _is_image(entry))
+    files = sorted(entry.name for entry in root.iterdir() if is_image(entry))
     return _images(root, files, [-1] * len(files), []) if files else None
 
 
-def _is_image(path: pathlib.Path) -> bool:
+def is_image(path: pathlib.Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _images(root: pathlib.Path, files: list[str], found: list[int], names: list[str]) -> Images:
-    return Images(str(root), files, found, names, functools.partial(_read_file, root))
+    return Images(str(root), files, found, names, functools.partial(read_file, root))
 
 
-def _read_file(folder: pathlib.Path, name: str) -> bytes:
+def read_file(folder: pathlib.Path, name: str) -> bytes:
     """A file's content; ValueError for what is too large or no plain file. A pipe is not opened: it would wait."""
     status = (folder / name).stat()
     if not stat.S_ISREG(status.st_mode):
@@ -129,7 +129,7 @@ def _reader(root: pathlib.Path) -> tuple[Callable[[str], bytes], set[str]]:
         archive = Archive(path)
         return archive, archive.names
     known = {str(file.relative_to(folder)).replace(os.sep, "/") for file in folder.rglob("*") if file.is_file()}
-    return functools.partial(_read_file, folder), known
+    return functools.partial(read_file, folder), known
 
 
 class Archive:

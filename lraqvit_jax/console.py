@@ -1,0 +1,90 @@
+"""What a command says, and how much of it: on the first process, in colour on a terminal that wants it."""
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import IO, Any
+
+from tqdm import tqdm
+
+QUIET, NORMAL, VERBOSE = 0, 1, 2
+BOLD, RED, YELLOW = "1", "31", "33"
+"""Of ANSI's escape sequences: headings, errors, warnings."""
+_said = {"level": NORMAL}
+
+
+def set_level(level: int) -> None:
+    """QUIET leaves results, warnings and errors; VERBOSE adds what `detail` is given."""
+    _said["level"] = level
+
+
+def level() -> int:
+    return _said["level"]
+
+
+def paint(text: str, colour: str, stream: IO[str]) -> str:
+    """The text in a colour, where `stream` is a terminal and neither NO_COLOR (no-color.org) nor TERM=dumb forbids."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\033[{colour}m{text}\033[0m"
+
+
+def result(text: Any) -> None:
+    """Prints what was asked for, however quiet."""
+    if _first():
+        print(text, flush=True)
+
+
+def say(text: Any) -> None:
+    """Prints what happens."""
+    if level() > QUIET:
+        result(text)
+
+
+def heading(text: str) -> None:
+    """Prints what begins."""
+    say(paint(text, BOLD, sys.stdout))
+
+
+def detail(text: Any) -> None:
+    """Prints what only --verbose wants."""
+    if level() >= VERBOSE:
+        result(text)
+
+
+def warn(text: str) -> None:
+    """Warns on stderr."""
+    if _first():
+        print(f"{paint('warning:', YELLOW, sys.stderr)} {text}", file=sys.stderr, flush=True)
+
+
+def error(text: str) -> None:
+    """Says on stderr, from every process, why it ends."""
+    print(f"{paint('error:', RED, sys.stderr)} {text}", file=sys.stderr, flush=True)
+
+
+def bar(**options: Any) -> Any:
+    """A progress bar of `tqdm` on stderr; on the first process, unless quiet. In a file, a line every half minute."""
+    interval = 2 if sys.stderr.isatty() else 30
+    return tqdm(**{"mininterval": interval, "disable": level() == QUIET or not _first(), **options})
+
+
+def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Any:
+    """The items behind a bar with the time left, from two seconds on.
+
+    Args:
+        items: whatever is worked through.
+        name: of the work.
+        unit: of an item.
+        total: how many there are, where `items` has no length.
+    """
+    return bar(iterable=items, desc=name, unit=unit, total=total, leave=False, delay=2)
+
+
+def _first() -> bool:
+    """Whether this is the first process; before JAX is there, it is."""
+    if "jax" not in sys.modules:
+        return True
+    from lraqvit_jax import processes
+
+    return processes.first()

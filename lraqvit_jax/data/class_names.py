@@ -1,0 +1,41 @@
+"""Names of classes: those of a file, or ImageNet's for a model that has as many classes and names none."""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from lraqvit_jax import files
+from lraqvit_jax.errors import UserError
+
+IMAGENET = 1000
+"""Classes of ImageNet-1k."""
+MEND = "write one name a line, in the order of the logits"
+
+
+def known(names: Sequence[str], num_classes: int) -> list[str]:
+    """The names, or where there are none and the classes are as many as ImageNet-1k's, those."""
+    return list(names) or (list(imagenet()) if num_classes == IMAGENET else [])
+
+
+@functools.cache
+def imagenet() -> tuple[str, ...]:
+    """The WordNet lemmas of the synsets of ILSVRC-2012; their license lies beside the file."""
+    path = pathlib.Path(__file__).parent / "imagenet_classes.txt"
+    return tuple(path.read_text(encoding="utf-8").splitlines())
+
+
+def read(name: str, num_classes: int) -> list[str]:
+    """Reads a text file with one name a line.
+
+    Args:
+        name: of the file.
+        num_classes: how many there must be; 0 takes what there is.
+
+    Raises:
+        UserError: there is no such file, or it has another number of names.
+    """
+    found = [line.strip() for line in files.text(files.locate(name), MEND).rstrip().splitlines()]
+    if len(found) != (num_classes or len(found)) or not all(found):
+        there, wanted = sum(map(bool, found)), num_classes or len(found)
+        raise UserError(f"class_names names {name}, which has {there:,} names for {wanted:,} classes; {MEND}.")
+    return found

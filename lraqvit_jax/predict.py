@@ -1,0 +1,53 @@
+"""Says what is in photographs.
+
+python -m lraqvit_jax.predict PHOTO.jpg --workdir DIR
+python -m lraqvit_jax.predict FOLDER --workdir DIR/checkpoints/int8_wads --top 3
+
+Prints the likeliest classes of each image with their probabilities. Of a work directory, the model is the one that its
+config exports last, or --name. Exit codes: 0 done, 2 a mistake in the input, 1 a defect here.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from lraqvit_jax import arguments, console, files
+from lraqvit_jax.errors import UserError
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = arguments.Parser("python -m lraqvit_jax.predict", __doc__)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a photograph, or a folder of them")
+    parser.add_argument("--workdir", required=True, help="work directory of a run, or an artefact in it")
+    parser.add_argument("--name", default="", help="which artefact of the work directory, such as int8_wads")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to name (5)")
+    return parser.parse_args(argv)
+
+
+def found(names: Iterable[str]) -> list[pathlib.Path]:
+    """The images: a folder stands for all that are in it or below; UserError where there is nothing."""
+    from lraqvit_jax.data.sources import folder
+
+    paths = []
+    for name in names:
+        path = files.locate(name)
+        inside = sorted(one for one in path.rglob("*") if folder.is_image(one)) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"The folder {path} has no images; name another, or files.")
+        paths += inside
+    return paths
+
+
+def command(argv: Sequence[str]) -> None:
+    """Prints the predictions."""
+    options = parse(argv)
+    paths = found(options.images)
+    from lraqvit_jax import inference
+
+    model = inference.load(options.workdir, options.name)
+    for path, classes in zip(paths, model.predict(paths, options.top), strict=True):
+        console.result("\n".join([str(path), *(f"  {share:6.1%}  {name}" for name, share in classes)]))
+
+
+if __name__ == "__main__":
+    arguments.run(command)
