@@ -84,14 +84,14 @@ def test_mistakes_are_one_sentence(rng, tmp_path):
         assert not done.stdout
 
 
-def test_the_readmes_run_stablehlo_with_jax_and_flatbuffers_alone(rng, tmp_path):
+def test_the_pages_run_stablehlo_with_jax_and_flatbuffers_alone(rng, tmp_path):
     one, images = artifact(rng, "vit_pico", 8, 8, {"granularity": "per_token_dynamic"})
     stablehlo.export(one.model, one.params, 8, ["cpu"], tmp_path / "one.stablehlo")
     (tmp_path / "one.json").write_text("{}")
     np.save(tmp_path / "images.npy", images)
     want = np.asarray(jax.jit(one.model.apply)({"params": one.params}, images))
-    for readme in (ROOT / "README.md", ROOT / "examples" / "README.md"):
-        blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    for page in (ROOT / "docs" / "howto" / "onnxruntime.md", ROOT / "examples" / "README.md"):
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
         (code,) = (block for block in blocks if "jax.export" in block)
         code = "import numpy\nimages = numpy.load('images.npy')\n" + re.sub(r"DIR/export/\w+", "one", code)
         code += "numpy.save('logits.npy', predict(images))"
