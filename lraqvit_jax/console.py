@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -10,6 +12,8 @@ from tqdm import tqdm
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 BOLD, RED, YELLOW = "1", "31", "33"
 """Of ANSI's escape sequences: headings, errors, warnings."""
+DELAY = 2.0
+"""Seconds of work from which on there is a bar."""
 _said = {"level": NORMAL}
 
 
@@ -69,7 +73,7 @@ def bar(**options: Any) -> Any:
     return tqdm(**{"mininterval": interval, "disable": level() == QUIET or not _first(), **options})
 
 
-def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Any:
+def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Iterator[Any]:
     """The items behind a bar with the time left, from two seconds on.
 
     Args:
@@ -78,7 +82,21 @@ def progress(items: Iterable[Any], name: str, unit: str, total: int | None = Non
         unit: of an item.
         total: how many there are, where `items` has no length.
     """
-    return bar(iterable=items, desc=name, unit=unit, total=total, leave=False, delay=2)
+    shown = bar(iterable=items, desc=name, unit=unit, total=total, leave=False, delay=DELAY)
+    timer = threading.Timer(DELAY, _show, (shown,))  # tqdm itself waits for the first item to end
+    timer.daemon = True
+    timer.start()
+    try:
+        yield from shown
+    finally:
+        timer.cancel()
+        shown.close()
+
+
+def _show(shown: Any) -> None:
+    if not shown.disable:
+        shown.last_print_t = time.time()  # so that it is wiped in the end
+        shown.refresh()
 
 
 def _first() -> bool:

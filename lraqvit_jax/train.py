@@ -11,9 +11,8 @@ import grain
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
-from lraqvit_jax import preemption, sharding
+from lraqvit_jax import console, preemption, sharding
 from lraqvit_jax.checkpoint import TrainCheckpoints
 from lraqvit_jax.errors import Preempted, UserError
 from lraqvit_jax.metrics import MetricsLog
@@ -211,7 +210,7 @@ def fit(
     log = MetricsLog(metrics_path, name, start)
     clock, since, pending = time.perf_counter(), start, None
     with (
-        tqdm(total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=2) as bar,
+        console.bar(total=steps, initial=start, desc=name, unit="step") as bar,
         preemption.deferred(),
     ):
 
@@ -227,6 +226,7 @@ def fit(
                 clock, since = time.perf_counter(), step
                 values |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": round(speed, 1)}
                 log.write(step, values)
+                console.detail(f"{name} step {step}: " + ", ".join(f"{key} {one:.4g}" for key, one in values.items()))
                 bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
             bar.update(1)
 

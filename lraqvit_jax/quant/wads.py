@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from lraqvit_jax import console
 from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant.between import fake_kernel
@@ -152,7 +153,7 @@ def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[
         groups.setdefault((product.x.shape, product.kernel.shape, product.layer), []).append(key)
     alphas: dict[str, np.ndarray] = {}
     rest = (options["penalty"], options["iterations"], options["learning_rate"], options.get("grid", True))
-    for (_, _, layer), members in groups.items():
+    for (_, _, layer), members in console.progress(groups.items(), "wads", "group of layers"):
         run = jax.jit(jax.vmap(lambda x, kernel, layer=layer: optimize(x, kernel, layer, *rest)))
         stacked = (np.stack([getattr(products[key], name) for key in members]) for name in ("x", "kernel"))
         alphas |= dict(zip(members, np.asarray(run(*stacked)), strict=True))

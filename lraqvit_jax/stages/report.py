@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, metrics, processes, results, tensors, trees
+from lraqvit_jax import checkpoint, console, metrics, processes, results, tensors, trees
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import spectra
@@ -32,7 +32,7 @@ def _write(ws: Workspace, dense: Artifact | None) -> None:
     plan = page.plan_rows(ws.plan, ws.spec.layers)
     text = page.render(f"{ws.model}: compression report", rows, sections, plan, _provenance(ws))
     metrics.write_atomically(ws.directory / "report.html", text)
-    print(ws.directory / "report.html", flush=True)
+    console.say(ws.directory / "report.html")
 
 
 def _spectra(ws: Workspace, dense: Artifact | None) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -40,7 +40,9 @@ def _spectra(ws: Workspace, dense: Artifact | None) -> tuple[dict[str, np.ndarra
     if not ranks or not dense:
         return {}, ranks
     spectrum = spectra.memo(ws.config["cache_dir"])
-    values = spectra.each(lambda path: spectrum(np.asarray(trees.get(dense.params, path)["kernel"])).values, ranks)
+    values = spectra.each(
+        lambda path: spectrum(np.asarray(trees.get(dense.params, path)["kernel"])).values, ranks, "spectra"
+    )
     return dict(zip(ranks, values, strict=True)), ranks
 
 
