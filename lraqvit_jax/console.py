@@ -13,7 +13,9 @@ QUIET, NORMAL, VERBOSE = 0, 1, 2
 BOLD, RED, YELLOW = "1", "31", "33"
 """Of ANSI's escape sequences: headings, errors, warnings."""
 DELAY = 2.0
-"""Seconds of work from which on there is a bar."""
+"""Seconds of work from which on there is a bar, and between two looks of it."""
+LINE = 30.0
+"""Likewise in a file, where each is a line."""
 _said = {"level": NORMAL}
 
 
@@ -68,9 +70,8 @@ def error(text: str) -> None:
 
 
 def bar(**options: Any) -> Any:
-    """A progress bar of `tqdm` on stderr; on the first process, unless quiet. In a file, a line every half minute."""
-    interval = 2 if sys.stderr.isatty() else 30
-    return tqdm(**{"mininterval": interval, "disable": level() == QUIET or not _first(), **options})
+    """A progress bar of `tqdm` on stderr; on the first process, unless quiet."""
+    return tqdm(**{"mininterval": _interval(), "disable": level() == QUIET or not _first(), **options})
 
 
 def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Iterator[Any]:
@@ -82,21 +83,27 @@ def progress(items: Iterable[Any], name: str, unit: str, total: int | None = Non
         unit: of an item.
         total: how many there are, where `items` has no length.
     """
-    shown = bar(iterable=items, desc=name, unit=unit, total=total, leave=False, delay=DELAY)
-    timer = threading.Timer(DELAY, _show, (shown,))  # tqdm itself waits for the first item to end
-    timer.daemon = True
-    timer.start()
+    shown, ended = bar(iterable=items, desc=name, unit=unit, total=total, leave=False, delay=DELAY), threading.Event()
+    beat = threading.Thread(target=_beat, args=(shown, ended), daemon=True)
+    beat.start()
     try:
         yield from shown
     finally:
-        timer.cancel()
+        ended.set()
+        beat.join()
         shown.close()
 
 
-def _show(shown: Any) -> None:
-    if not shown.disable:
+def _beat(shown: Any, ended: threading.Event) -> None:
+    """Keeps the clock of a bar going, however long an item takes: tqdm itself waits for the item to end."""
+    while not shown.disable and not ended.wait(_interval()):
         shown.last_print_t = time.time()  # so that it is wiped in the end
         shown.refresh()
+
+
+def _interval() -> float:
+    """Seconds between two looks of a bar: it moves in a terminal and in a notebook."""
+    return DELAY if sys.stderr.isatty() or "ipykernel" in sys.modules else LINE
 
 
 def _first() -> bool:

@@ -1,5 +1,6 @@
 """The one training loop: optimizer, jitted step, checkpoints, metrics, and what to do when the loss is not finite."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -182,6 +183,7 @@ def fit(
     log_every: int,
     learning_rate: optax.Schedule,
     blame: Callable[[int, Any, Any], str],
+    tensorboard: bool = False,
 ) -> State:
     """Runs to `steps`, from wherever the state is.
 
@@ -199,6 +201,7 @@ def fit(
         log_every: steps between two lines of it.
         learning_rate: by step, for the log.
         blame: `(step, params, batch) -> str`, where a number that is not finite comes from.
+        tensorboard: whether to write event files too.
 
     Raises:
         UserError: the loss or the gradient is not finite. The newest checkpoint is from before it.
@@ -207,9 +210,9 @@ def fit(
     start = int(state["step"])
     if start >= steps:
         return state
-    log = MetricsLog(metrics_path, name, start)
     clock, since, pending = time.perf_counter(), start, None
     with (
+        contextlib.closing(MetricsLog(metrics_path, name, start, tensorboard)) as log,
         console.bar(total=steps, initial=start, desc=name, unit="step") as bar,
         preemption.deferred(),
     ):

@@ -300,6 +300,8 @@ def quantized(config: Mapping[str, Any], spec: models.ModelSpec, plan: plan_lib.
 def _check_names(config: Mapping[str, Any]) -> None:
     """Raises UserError for a name in the configuration that matches nothing, before hours of training find out."""
     augment.parse(config["augment"])
+    if config["tensorboard"]:
+        metrics.tensorboard()
     for name in config["factorize"]["baselines"]:
         decomposition(name)
     for run in config["runs"].values():

@@ -126,7 +126,7 @@ def _product(x: Float[Array, "images tokens m"], kernel: Float[Array, "m n"]) ->
 def chosen(products: Mapping[str, Product]) -> list[str]:
     """Eq. 13: the products whose weight-rounding error `||Q(W) - W||²` is below the mean over all of them."""
     errors = {}
-    for key, product in products.items():
+    for key, product in console.progress(products.items(), "wads", "product"):
         rounded = fake_kernel(jnp.asarray(product.kernel), product.layer)
         errors[key] = float(jnp.sum(jnp.square(rounded - product.kernel)))
     mean = sum(errors.values()) / max(1, len(errors))

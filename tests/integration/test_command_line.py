@@ -2,9 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
-from lraqvit_jax import main
+from lraqvit_jax import main, metrics
+from tests import events
 from tests.integration import command
 
 
@@ -20,11 +22,16 @@ def test_help_teaches_and_leaves_out_what_is_not_ours(module):
 
 
 def test_verbose_tells_of_devices_plan_and_steps_and_quiet_of_the_table_alone(tmp_path):
-    said = command.digits(tmp_path, *command.FAST, "--stages=teacher", "--verbose", check=True).stdout
+    first = (*command.FAST, "--stages=teacher", "--verbose", "--config.tensorboard=True")
+    said = command.digits(tmp_path, *first, check=True).stdout
     assert "1 devices" in said
     assert "jaxlib" in said
     assert "blocks_0/mlp/fc1" in said
     assert re.findall(r"^teacher step (\d): .*loss \d", said, re.MULTILINE) == list("123456")
+    logged = events.scalars(tmp_path / "tensorboard" / "teacher")
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    assert {step: logged[step]["loss"] for step in logged} == {row["step"]: np.float32(row["loss"]) for row in rows}
+    assert len(rows) == 6
     quiet = command.digits(tmp_path, *command.FAST, "--stages=evaluate", "--quiet", check=True)
     lines = quiet.stdout.splitlines()
     assert [line.split()[0] for line in lines if line] == ["name", "dense", str(tmp_path / "results.json")]
