@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -83,11 +83,14 @@ def progress(items: Iterable[Any], name: str, unit: str, total: int | None = Non
         unit: of an item.
         total: how many there are, where `items` has no length.
     """
-    shown, ended = bar(iterable=items, desc=name, unit=unit, total=total, leave=False, delay=DELAY), threading.Event()
+    total = len(items) if isinstance(items, Sized) else total
+    shown, ended = bar(desc=name, unit=unit, total=total, leave=False, delay=DELAY), threading.Event()
     beat = threading.Thread(target=_beat, args=(shown, ended), daemon=True)
     beat.start()
     try:
-        yield from shown
+        for item in items:
+            yield item
+            shown.update(1)
     finally:
         ended.set()
         beat.join()

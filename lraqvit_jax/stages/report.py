@@ -1,5 +1,6 @@
 """Stage report: `WORKDIR/report.html`, from artefacts alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ def _write(ws: Workspace, dense: Artifact | None) -> None:
         raise UserError(f"{ws.directory} has no results to report yet; run --stages=teacher first.")
     scaled = [name for name in ws.config["quant"]["methods"] if _surfaces(ws, name)]
     name = "int8_wads" if "int8_wads" in scaled else next(iter(scaled), "")
-    sections = [
-        page.training(metrics.read(ws.directory / "metrics.jsonl")),
-        page.spectra(*_spectra(ws, dense)),
-        page.activations(_surfaces(ws, name), _errors(ws), name),
+    makers: list[Callable[[], Any]] = [
+        lambda: page.training(metrics.read(ws.directory / "metrics.jsonl")),
+        lambda: page.spectra(*_spectra(ws, dense)),
+        lambda: page.activations(_surfaces(ws, name), _errors(ws), name),
     ]
+    sections = [make() for make in console.progress(makers, "report", "section")]
     plan = page.plan_rows(ws.plan, ws.spec.layers)
     text = page.render(f"{ws.model}: compression report", rows, sections, plan, _provenance(ws))
     metrics.write_atomically(ws.directory / "report.html", text)

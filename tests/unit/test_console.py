@@ -57,10 +57,10 @@ def test_a_bar_appears_while_the_first_item_takes_long_and_is_wiped(monkeypatch)
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(console, "DELAY", 0.1)
-    for _ in console.progress(range(3), "work", "item"):
-        if not terminal.getvalue():
-            time.sleep(0.3)
-            assert re.search(r"work: +0%.*0/3", terminal.getvalue())
+    for number in console.progress(range(3), "work", "item"):
+        time.sleep(0.35)
+        assert re.search(rf"work: .*{number}/3", terminal.getvalue())
+    assert {*re.findall(r"(\d)/3", terminal.getvalue())} <= {*"0123"}
     last = terminal.getvalue().split("\r")
     assert last[-1] == "" and last[-2].isspace()
 
