@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import pathlib
 import shutil
-import sys
 import zlib
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from lraqvit_jax import files, fingerprint, models, plan, processes, sharding
+from lraqvit_jax import console, files, fingerprint, models, plan, processes, sharding
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError, reason, short
@@ -199,9 +198,7 @@ class TrainCheckpoints:
                 _check(restored["state"], wanted)
                 batches.set_state(restored["data"])
             except Exception as error:  # A damaged file can go wrong in any way.
-                if processes.first():
-                    folder = self.directory / str(step)
-                    print(f"warning: the checkpoint {folder} is damaged ({reason(error)}).", file=sys.stderr)
+                console.warn(f"the checkpoint {self.directory / str(step)} is damaged ({reason(error)}).")
                 self._manager.delete(step)
                 continue
             return restored["state"]

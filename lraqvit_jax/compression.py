@@ -91,7 +91,7 @@ def compress(
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(processes.alone(folder))
-        ws = workspace.open_workspace(config, folder, mesh=mesh, evaluates=False)
+        ws = workspace.open_workspace(config, folder, make_mesh=(lambda _: mesh) if mesh else None, evaluates=False)
         ws = dataclasses.replace(ws, class_names=_names(class_names, ws.num_classes))
         _teacher(ws, params)
         for name in STAGES:

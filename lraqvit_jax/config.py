@@ -158,6 +158,7 @@ def default() -> ConfigDict:
             "steps": 1000,  # of distillation
             "epochs": 0.0,  # where above 0, replaces steps
             "log_every": 50,
+            "tensorboard": False,  # writes event files too, DIR/tensorboard/RUN; needs pip install tensorboardX
             "checkpoint_every": 500,  # 0 keeps only the end of each run
             "cache_dir": "",  # for what is slow to compute; "" is ~/.cache/lraqvit_jax, "none" keeps nothing
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -279,7 +280,7 @@ def imagenet(model: str, weights: str) -> ConfigDict:
 
 
 FREE = (
-    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image", "class_names"),
+    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image", "class_names", "tensorboard"),
     *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
 )
 """Fields that may change between two calls in one work directory: they do not change what is computed, or was."""

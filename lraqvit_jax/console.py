@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
 from typing import IO, Any
 
 from tqdm import tqdm
@@ -10,6 +12,10 @@ from tqdm import tqdm
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 BOLD, RED, YELLOW = "1", "31", "33"
 """Of ANSI's escape sequences: headings, errors, warnings."""
+DELAY = 2.0
+"""Seconds of work from which on there is a bar, and between two looks of it."""
+LINE = 30.0
+"""Likewise in a file, where each is a line."""
 _said = {"level": NORMAL}
 
 
@@ -64,12 +70,11 @@ def error(text: str) -> None:
 
 
 def bar(**options: Any) -> Any:
-    """A progress bar of `tqdm` on stderr; on the first process, unless quiet. In a file, a line every half minute."""
-    interval = 2 if sys.stderr.isatty() else 30
-    return tqdm(**{"mininterval": interval, "disable": level() == QUIET or not _first(), **options})
+    """A progress bar of `tqdm` on stderr; on the first process, unless quiet."""
+    return tqdm(**{"mininterval": _interval(), "disable": level() == QUIET or not _first(), **options})
 
 
-def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Any:
+def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Iterator[Any]:
     """The items behind a bar with the time left, from two seconds on.
 
     Args:
@@ -78,7 +83,30 @@ def progress(items: Iterable[Any], name: str, unit: str, total: int | None = Non
         unit: of an item.
         total: how many there are, where `items` has no length.
     """
-    return bar(iterable=items, desc=name, unit=unit, total=total, leave=False, delay=2)
+    total = len(items) if isinstance(items, Sized) else total
+    shown, ended = bar(desc=name, unit=unit, total=total, leave=False, delay=DELAY), threading.Event()
+    beat = threading.Thread(target=_beat, args=(shown, ended), daemon=True)
+    beat.start()
+    try:
+        for item in items:
+            yield item
+            shown.update(1)
+    finally:
+        ended.set()
+        beat.join()
+        shown.close()
+
+
+def _beat(shown: Any, ended: threading.Event) -> None:
+    """Keeps the clock of a bar going, however long an item takes: tqdm itself waits for the item to end."""
+    while not shown.disable and not ended.wait(_interval()):
+        shown.last_print_t = time.time()  # so that it is wiped in the end
+        shown.refresh()
+
+
+def _interval() -> float:
+    """Seconds between two looks of a bar: it moves in a terminal and in a notebook."""
+    return DELAY if sys.stderr.isatty() or "ipykernel" in sys.modules else LINE
 
 
 def _first() -> bool:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from tqdm import tqdm
 
-from lraqvit_jax import sharding
+from lraqvit_jax import console, sharding
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Source
@@ -74,7 +73,9 @@ def accuracy(
     for index, batch in enumerate(_batches(source, preprocess, batch_size, mesh)):
         with sharding.use(mesh):
             found = _counter(model)(params, batch, other[index] if other else None)
+        before = totals
         totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
+        jax.block_until_ready(before)  # The bar tells of what is done, and one batch runs meanwhile.
     counts, divergence = jax.device_get(totals)
     first, fifth, images, read, equal = (int(value) for value in counts)
     share = 100 / max(1, images)
@@ -98,7 +99,7 @@ def logits(
 def _batches(source: Source, preprocess: Preprocess, batch_size: int, mesh: Mesh) -> Iterator[Any]:
     process = (jax.process_index(), jax.process_count())
     batches = pipeline.ordered(source, preprocess, batch_size=batch_size, process=process)
-    for batch in tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2, disable=process[0] > 0):
+    for batch in console.progress(batches, "evaluate", "batch"):
         with sharding.use(mesh):
             placed = sharding.put_batch(batch, mesh)
         yield placed

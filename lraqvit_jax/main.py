@@ -1,17 +1,31 @@
-"""Compresses a vision transformer: trains or loads a teacher, plans ranks, factorizes, distills, merges, quantizes,
-evaluates, exports and reports.
+"""Makes a vision transformer small: low-rank layers, distilled from the model itself, in integers of 8 bits.
 
-    python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k
-    python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k --dry_run
-    python -m lraqvit_jax.main --config configs/mnist5k.py --workdir /tmp/mnist5k --stages=quantize,evaluate
+What it will cost, then everything (the same command again goes on where it stopped), then the result at work:
 
-The same command again goes on where the last one stopped. Exit codes: 0 done, 2 a mistake in the input, 75 stopped by
-SIGTERM after saving, 1 a defect here. On several machines, the same command on each, with --distributed or
---coordinator, --num_processes and --process_id.
+    python -m lraqvit_jax.main --config=configs/mnist5k.py --workdir=DIR --dry_run
+    python -m lraqvit_jax.main --config=configs/mnist5k.py --workdir=DIR
+    python -m lraqvit_jax.predict PHOTO --workdir=DIR
+
+A model and images of your own; labels are needed for the evaluation alone:
+
+    python -m lraqvit_jax.main --config=configs/vit_tiny_small_data.py --workdir=DIR \\
+        --config.weights=timm:FILE.safetensors --config.data.train="folder:PHOTOS?labels=none" \\
+        --config.data.eval=folder:LABELLED
+
+A config is a Python file; any field of it is a flag, such as --config.plan.budget=0.7 --config.runs.rb_lra_kd.steps=99;
+lraqvit_jax/config.py says what each is. `python -m lraqvit_jax.weights timm:FILE` says what a checkpoint holds.
+
+DIR gets plan.json, which you may edit before factorize uses it, checkpoints/, results.json, export/ and report.html.
+Exit codes: 0 done, 2 a mistake in the input, 75 stopped by SIGTERM after saving, 1 a defect here.
 """
 
+import contextlib
+import functools
+import itertools
 import os
 import pathlib
+import re
+import runpy
 import sys
 import threading
 import time
@@ -23,17 +37,27 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lraqvit_jax import config as config_lib
+from lraqvit_jax import console
 from lraqvit_jax.errors import Preempted, UserError, nearest, storage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
-_STAGES = flags.DEFINE_list("stages", None, "Stages to run, in their usual order; default all.")
-_ESTIMATE = flags.DEFINE_bool("estimate", False, "Print memory and FLOPs of each training and stop; see estimate.py.")
+_STAGES = flags.DEFINE_list("stages", None, f"Stages to run instead of all: {', '.join(config_lib.STAGES)}.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with its costs and stop; nothing is written.")
+_ESTIMATE = flags.DEFINE_bool("estimate", False, "Print memory and FLOPs of each training and stop.")
+_QUIET = flags.DEFINE_bool("quiet", False, "Print only warnings, errors and the final table.")
+_VERBOSE = flags.DEFINE_bool(
+    "verbose", False, "Print also devices, versions, the plan, metrics, and where errors arose."
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod, SLURM or Kubernetes job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, to join processes anywhere else.")
 _COUNT = flags.DEFINE_integer("num_processes", 0, "How many processes there are, with --coordinator.")
 _INDEX = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0, with --coordinator.")
+_FLAGS = (
+    *(CONFIG, WORKDIR, _STAGES, _DRY_RUN, _ESTIMATE, _QUIET, _VERBOSE),
+    *(_DISTRIBUTED, _COORDINATOR, _COUNT, _INDEX),
+)
+"""As --help lists them."""
 
 
 def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None:
@@ -57,17 +81,36 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
             raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
     with processes.alone(workdir):
         ws = workspace.open_workspace(config, workdir)
+        for line in _surroundings(ws) if console.level() == console.VERBOSE else ():
+            console.detail(line)
         for name in config_lib.STAGES:
             if name in wanted:
-                processes.say(f"-- {name}")
+                console.heading(f"-- {name}")
                 started = time.perf_counter()
                 ws = stages_lib.run(ws, name)
-                processes.say(f"-- {name}: {time.perf_counter() - started:.1f} s")
+                console.say(f"-- {name}: {time.perf_counter() - started:.1f} s")
                 if name not in ("export", "report"):
                     evaluate.add_rows(ws)
                 preemption.stop_if_reached()
         if (ws.directory / "results.json").exists():
-            processes.say(f"\n{results.table(results.read(ws.directory))}\n\n{ws.directory / 'results.json'}")
+            console.result(f"\n{results.table(results.read(ws.directory))}\n\n{ws.directory / 'results.json'}")
+
+
+def _surroundings(ws: Any) -> list[str]:
+    """What --verbose says before it all: versions, devices, mesh, plan."""
+    import jax
+
+    from lraqvit_jax import checkpoint, plan
+
+    versions = ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items())
+    devices = (
+        f"{jax.device_count()} devices, the first {jax.devices()[0].device_kind}, of {jax.process_count()} processes"
+    )
+    return [versions, devices, mesh_text(ws.mesh), plan.table(ws.plan, ws.spec.layers, 0)]
+
+
+def mesh_text(mesh: Any) -> str:
+    return "mesh: " + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
 
 
 def dry_run(config: dict, workdir: str) -> None:
@@ -81,19 +124,17 @@ def dry_run(config: dict, workdir: str) -> None:
     print(plan.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
     if ws.provisional:
         print(f"Ranks of the uniform ratio; the stage plan chooses by {ws.config['plan']['method']!r} for this budget.")
-    print("mesh: " + ", ".join(f"{axis} {size}" for axis, size in ws.mesh.shape.items()))
+    print(mesh_text(ws.mesh))
 
 
 def estimate(config: dict, workdir: str) -> None:
     """Prints what each training takes of a device, of this machine or of a mesh that is elsewhere; writes nothing."""
     from lraqvit_jax import estimate, workspace
 
-    config_lib.check(config)
-    print(estimate.table(workspace.open_workspace(config, workdir, write=False, mesh=estimate.mesh_of(config))))
+    print(estimate.table(workspace.open_workspace(config, workdir, write=False, make_mesh=estimate.mesh_of)))
 
 
 def _main(argv: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag; write --config=FILE --workdir=DIR.")
     config, workdir = given()
@@ -122,20 +163,42 @@ def join() -> None:
 def given() -> tuple[dict, str]:
     """The config and the work directory of the command line."""
     if CONFIG.value is None or WORKDIR.value is None:
-        raise UserError("Give both --config=FILE and --workdir=DIR; --help lists every flag.")
+        raise UserError("Give both --config=FILE and --workdir=DIR; --help shows examples.")
+    if _QUIET.value and _VERBOSE.value:
+        raise UserError("--quiet and --verbose say the opposite; give one of them.")
+    console.set_level(console.QUIET if _QUIET.value else console.VERBOSE if _VERBOSE.value else console.NORMAL)
+    logging.set_verbosity(logging.INFO if _VERBOSE.value else logging.WARNING)
     return CONFIG.value.to_dict(), WORKDIR.value
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags and loads the config file; whatever does not fit is the user's mistake."""
+def help_text(teaches: str) -> str:
+    """What --help prints."""
+    found = [flags.FLAGS[one.name] for one in _FLAGS]
+    lines = [f"  --{one.name:<14} {one.help}" for one in found]
+    return "\n".join(
+        [teaches.strip(), "", "Flags:", *lines, "  --helpfull       All flags, those of the libraries too."]
+    )
+
+
+def parse(argv: Sequence[str], teaches: str = "") -> list[str]:
+    """Parses the flags and loads the config file; whatever does not fit is the user's mistake.
+
+    `teaches` is what --help prints before the flags.
+    """
+    if {"-h", "-help", "--help", "--helpshort"} & set(argv[1:]):
+        print(help_text(teaches))
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # A file that failed to load says so only now.
         return rest
+    except flags.UnrecognizedFlagError as error:
+        known = [one.name for one in _FLAGS]
+        raise UserError(f"There is no flag {error.flagname!r}; {nearest(error.flagname, known)}") from error
     except (AttributeError, KeyError) as error:
-        fields = {f"config.{name}" for name in config_lib.leaves(config_lib.default().to_dict())}
-        given = [word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--config.")]
+        fields = _fields(argv)
+        given = [word.lstrip("-").partition("=")[0] for word in argv if re.match("--?config[.]", word)]
         wrong = next((name for name in given if name not in fields), "")
         raise UserError(
             f"The config has no field {wrong!r}; {nearest(wrong, fields)}" if wrong else str(error)
@@ -144,6 +207,17 @@ def parse(argv: Sequence[str]) -> list[str]:
         # A config file is the user's program: anything may come out of it. The last line says what.
         last = str(error).strip().splitlines()[-1].strip() if str(error).strip() else repr(error)
         raise UserError(f"The command line or its config file does not fit: {last}") from error
+
+
+def _fields(argv: Sequence[str]) -> set[str]:
+    """Names of all fields of the config file that the command line names, as flags; of the default, if it has none."""
+    config = config_lib.default()
+    given = [after for word, after in itertools.pairwise(argv) if word in ("-config", "--config")]
+    given += [found[1] for word in argv if (found := re.fullmatch("--?config=(.*)", word))]
+    for path, colon, argument in (one.partition(":") for one in given):
+        with contextlib.suppress(Exception):  # of a file that is any program
+            config = runpy.run_path(path)["get_config"](*[argument] if colon else [])
+    return {f"config.{name}" for name in config_lib.leaves(config.to_dict())}
 
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -162,12 +236,17 @@ def _use_huge_pages() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def cli(command: Callable[[Sequence[str]], None] = _main) -> None:
-    """Entry point: turns a user's mistake into one sentence and exit code 2."""
+def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str = __doc__) -> None:
+    """Entry point: turns a user's mistake into one sentence and exit code 2.
+
+    Args:
+        command: what to run once the flags are parsed.
+        teaches: what --help prints before the flags.
+    """
     _use_huge_pages()
     _quiet_threads()
     try:
-        app.run(command, flags_parser=parse)
+        app.run(command, flags_parser=functools.partial(parse, teaches=teaches))
     except UserError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:
@@ -179,7 +258,8 @@ def cli(command: Callable[[Sequence[str]], None] = _main) -> None:
             _stop(sentence, 2)
         if not _joined():
             raise
-        traceback.print_exc()
+        if console.level() < console.VERBOSE:
+            traceback.print_exc()
         _stop("This is a defect of ours; please report it.", 1)
 
 
@@ -209,7 +289,9 @@ def _joined() -> bool:
 
 def _stop(sentence: str, code: int) -> NoReturn:
     """Says why on stderr, and exits. One of several processes does not wait for the others, who may wait for it."""
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    if console.level() == console.VERBOSE and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    console.error(sentence)
     if _joined():
         sys.stdout.flush()
         os._exit(code)

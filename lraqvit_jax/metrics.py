@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, for people and for plots."""
+"""metrics.jsonl: one JSON object a line, for people and for plots; and the same for TensorBoard, if it is wanted."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import tempfile
 from typing import Any
 
 from lraqvit_jax import processes
+from lraqvit_jax.errors import UserError, reason
 
 UNFINISHED = ".unfinished"
 """How the names of files end while they are written."""
@@ -41,16 +42,33 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
+def tensorboard() -> Any:
+    """The package that writes event files; UserError where it is not installed."""
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise UserError(
+            f"tensorboard is set, which needs a package that cannot be imported ({reason(error)}); "
+            "pip install tensorboardX, or leave the field out."
+        ) from error
+    return tensorboardX
+
+
 class MetricsLog:
     """Appends the metrics of one run, on the first process.
 
-    Lines after `step`, from before an interruption, are dropped first.
+    Lines after `step`, from before an interruption, are dropped first; TensorBoard, whose files only grow, is told to
+    pass over such events.
     """
 
-    def __init__(self, path: pathlib.Path, run: str, step: int) -> None:
-        self._path, self._run, self._writes = path, run, processes.first()
+    def __init__(self, path: pathlib.Path, run: str, step: int, events: bool = False) -> None:
+        """With `events`, writes also `tensorboard/RUN/` beside the file."""
+        self._path, self._run, self._writes, self._events = path, run, processes.first(), None
         if not self._writes:
             return
+        if events:
+            folder = path.parent / "tensorboard" / run
+            self._events = tensorboard().SummaryWriter(str(folder), purge_step=step + 1, filename_suffix=f".{step:09}")
         kept = [row for row in read(path) if row["run"] != run or row["step"] <= step]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -59,3 +77,11 @@ class MetricsLog:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"run": self._run, "step": step, **values}) + "\n")
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._events:
+            self._events.close()

@@ -51,12 +51,6 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: Any) -> None:
-    """Prints, on the first process."""
-    if first():
-        print(text, flush=True)
-
-
 def together(action: Callable[[], Result]) -> Result:
     """What `action` returns here, once every process has done it; the mistake of any of them is raised by all.
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
-from tqdm import tqdm
 
 from lraqvit_jax import sharding, trees
+from lraqvit_jax.console import progress
 from lraqvit_jax.data.pipeline import Batch
 from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.plan import LinearInfo
@@ -80,11 +80,6 @@ def moments(
         means = {name: total / (images * layer.tokens) for name, total in totals[layer.path].items()}
         found[layer.path] = Moments(**means, gradient=None if gradient is None else gradient / images)
     return found
-
-
-def progress(items: Iterable[Any], name: str, unit: str) -> Any:
-    """The items behind a progress bar, from two seconds on."""
-    return tqdm(items, desc=name, unit=unit, leave=False, delay=2, disable=jax.process_index() > 0)
 
 
 def _sums(x: Float[Array, "batch *tokens m"], mask: Bool[Array, " batch"]) -> dict[str, jax.Array]:
@@ -233,7 +228,7 @@ def inputs(
     parts: dict[str, dict[str, list[np.ndarray]]] = {}
     with sharding.use(mesh):
         run = _observer(model, layers, keep, mesh)
-        for batch in batches:
+        for batch in progress(batches, "inputs", "batch"):
             placed = sharding.put_batch(batch, mesh)
             real = np.flatnonzero(np.asarray(jax.device_put(placed["mask"], sharding.replicated(mesh))))
             for path, values in run(params, placed).items():

@@ -1,5 +1,6 @@
 """The one training loop: optimizer, jitted step, checkpoints, metrics, and what to do when the loss is not finite."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -11,9 +12,8 @@ import grain
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
-from lraqvit_jax import preemption, sharding
+from lraqvit_jax import console, preemption, sharding
 from lraqvit_jax.checkpoint import TrainCheckpoints
 from lraqvit_jax.errors import Preempted, UserError
 from lraqvit_jax.metrics import MetricsLog
@@ -183,6 +183,7 @@ def fit(
     log_every: int,
     learning_rate: optax.Schedule,
     blame: Callable[[int, Any, Any], str],
+    tensorboard: bool = False,
 ) -> State:
     """Runs to `steps`, from wherever the state is.
 
@@ -200,6 +201,7 @@ def fit(
         log_every: steps between two lines of it.
         learning_rate: by step, for the log.
         blame: `(step, params, batch) -> str`, where a number that is not finite comes from.
+        tensorboard: whether to write event files too.
 
     Raises:
         UserError: the loss or the gradient is not finite. The newest checkpoint is from before it.
@@ -208,10 +210,10 @@ def fit(
     start = int(state["step"])
     if start >= steps:
         return state
-    log = MetricsLog(metrics_path, name, start)
     clock, since, pending = time.perf_counter(), start, None
     with (
-        tqdm(total=steps, initial=start, desc=name, unit="step", disable=jax.process_index() > 0, mininterval=2) as bar,
+        contextlib.closing(MetricsLog(metrics_path, name, start, tensorboard)) as log,
+        console.bar(total=steps, initial=start, desc=name, unit="step") as bar,
         preemption.deferred(),
     ):
 
@@ -227,6 +229,7 @@ def fit(
                 clock, since = time.perf_counter(), step
                 values |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": round(speed, 1)}
                 log.write(step, values)
+                console.detail(f"{name} step {step}: " + ", ".join(f"{key} {one:.4g}" for key, one in values.items()))
                 bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
             bar.update(1)
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -142,7 +142,7 @@ def open_workspace(
     directory: str | pathlib.Path,
     *,
     write: bool = True,
-    mesh: Mesh | None = None,
+    make_mesh: Callable[[Mapping[str, Any]], Mesh] | None = None,
     evaluates: bool = True,
 ) -> Workspace:
     """Checks everything that can be checked before any work, then claims the directory for this configuration.
@@ -151,21 +151,29 @@ def open_workspace(
         fields: the whole configuration; see `lraqvit_jax.config`.
         directory: WORKDIR; made if missing.
         write: False leaves the disk alone (`--dry_run`).
-        mesh: None makes that of the configuration.
+        make_mesh: makes another mesh than that of the configuration, from the configuration.
         evaluates: False needs no data.eval.
 
     Raises:
         UserError: a bad field, a directory of another configuration, a broken plan, missing data.
     """
     place = pathlib.Path(directory).expanduser().absolute()
-    ws = processes.together(lambda: _opened(fields, place, write, mesh, evaluates))
+    ws = processes.together(lambda: _opened(fields, place, write, make_mesh or _mesh, evaluates))
     if write:
         processes.once(lambda: _claim(ws.directory, ws.config, ws.plan, ws.provisional))
     return ws
 
 
+def _mesh(config: Mapping[str, Any]) -> Mesh:
+    return sharding.make_mesh(config["mesh"], rules=config["sharding"])
+
+
 def _opened(
-    fields: Mapping[str, Any], directory: pathlib.Path, write: bool, mesh: Mesh | None, evaluates: bool
+    fields: Mapping[str, Any],
+    directory: pathlib.Path,
+    write: bool,
+    make_mesh: Callable[[Mapping[str, Any]], Mesh],
+    evaluates: bool,
 ) -> Workspace:
     config: dict[str, Any] = json.loads(json.dumps(dict(fields)))
     # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.
@@ -173,7 +181,7 @@ def _opened(
     config_lib.check(_tuples(config))
     roles = [role for role in sources.ROLES if evaluates or role != "eval"]
     names = {role: config_lib.source(config, role) for role in roles}
-    mesh = mesh or sharding.make_mesh(config["mesh"], rules=config["sharding"])
+    mesh = make_mesh(config)
     sharding.check_batch(mesh, config["batch_size"], "batch_size", config["accumulate"])
     sharding.check_batch(mesh, config["eval_batch_size"], "eval_batch_size")
     _check_same(config, directory)
@@ -292,6 +300,8 @@ def quantized(config: Mapping[str, Any], spec: models.ModelSpec, plan: plan_lib.
 def _check_names(config: Mapping[str, Any]) -> None:
     """Raises UserError for a name in the configuration that matches nothing, before hours of training find out."""
     augment.parse(config["augment"])
+    if config["tensorboard"]:
+        metrics.tensorboard()
     for name in config["factorize"]["baselines"]:
         decomposition(name)
     for run in config["runs"].values():

@@ -28,10 +28,10 @@ from lraqvit_jax import metrics, models, runtimes, workspace
 from lraqvit_jax.bench import _random
 from lraqvit_jax.bench._process import Process, RuntimeFailedError
 from lraqvit_jax.bench._worker import give_back
+from lraqvit_jax.console import progress
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.export import onnx, safetensors, stablehlo
 from lraqvit_jax.report import figures
-from lraqvit_jax.statistics import progress
 from lraqvit_jax.workspace import Workspace
 
 WARMUP = 2

@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 
+from lraqvit_jax import console
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example, Source
@@ -77,7 +78,7 @@ class Skipping:
     def _list(self, error: BadImageError) -> None:
         line = f"data.{self._role}\t{short(f'{error.where}/{error.name}', 1000)}\t{short(error.reason)}"
         if self._bad == 1:
-            print(f"{error} Skipped, as further ones; {self._listing} lists them.", flush=True)
+            console.warn(f"{error} Skipped, as further ones; {self._listing} lists them.")
         if line in self._listed:
             return
         self._listed.add(line)

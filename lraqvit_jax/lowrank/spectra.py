@@ -5,7 +5,7 @@ import hashlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 import threadpoolctl
 from jaxtyping import Float
 
+from lraqvit_jax import console
 from lraqvit_jax.lowrank import svd
 
 THREADS = 8
@@ -24,15 +25,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`function` of every item, a thread for each, as many at a time as there are cores; results in order.
+def each(function: Callable[[Item], Result], items: Collection[Item], name: str = "layers") -> list[Result]:
+    """`function` of every item, a thread for each, as many at a time as there are cores; results in order. The
+    bar has that name.
 
     BLAS is held to one thread meanwhile. Its own threads do worse (on cores that others use too, they made an SVD 20 to
     50 times slower), and change the last bits: this way results are the same on any number of cores.
     """
     threads = min(THREADS, os.cpu_count() or 1)
     with threadpoolctl.threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
+        return list(console.progress(pool.map(function, items), name, "layer", len(items)))
 
 
 class Memo:

@@ -18,6 +18,7 @@ import optax
 import scipy.linalg
 from jaxtyping import Array, Float
 
+from lraqvit_jax import console
 from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import fake_quant, fake_quant_input
@@ -47,7 +48,7 @@ def apply(kind: str, products: Mapping[str, Any]) -> dict[str, Any]:
         if key.endswith(":z"):
             first = products[f"{key[:-1]}x"]
             groups.setdefault((first.x.shape, first.kernel.shape, product.kernel.shape, product.layer), []).append(key)
-    for (_, _, (rank, _), layer), keys in groups.items():
+    for (_, _, (rank, _), layer), keys in console.progress(groups.items(), "between", "group of layers"):
         matrices = np.stack([hadamard(rank)] * len(keys))
         if kind == "spectrum":
             matrices = np.stack([spectrum(products[f"{key[:-1]}x"], products[key]) for key in keys])

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from lraqvit_jax import console
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.plan import PACKED, LayerPlan, LinearInfo, Plan, layer_cost
 from lraqvit_jax.quant import qarray, quantize
@@ -31,7 +32,7 @@ def divergences(
     """
     round_kernel = quantize.choice("rounding", rounding).round_kernel
     found: Divergences = {}
-    for path in dict.fromkeys(key.rpartition(":")[0] for key in products):
+    for path in console.progress(dict.fromkeys(key.rpartition(":")[0] for key in products), "widths", "layer"):
         pair = {part: products[key] for part in "xz" if (key := f"{path}:{part}") in products}
         names = {"x": "u", "z": "v"} if len(pair) == 2 else {"x": "kernel"}
         found[path] = {WIDEST: 0.0}

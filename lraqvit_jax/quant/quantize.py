@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lraqvit_jax import quant, trees
+from lraqvit_jax import console, quant, trees
 from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.plan import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import between, qarray
@@ -126,7 +126,7 @@ def quantize(
     shifts = method.shift(turned, options) if hasattr(method, "shift") else {}
     changes, new_plan = {}, dict(plan)
     errors: dict[str, float] = {}
-    for info in layers:
+    for info in console.progress(layers, "quantize", "layer"):
         layer = plan[info.path]
         if layer.form != "quantized":
             continue

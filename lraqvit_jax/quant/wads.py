@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from lraqvit_jax import console
 from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.plan import LayerPlan
 from lraqvit_jax.quant.between import fake_kernel
@@ -125,7 +126,7 @@ def _product(x: Float[Array, "images tokens m"], kernel: Float[Array, "m n"]) ->
 def chosen(products: Mapping[str, Product]) -> list[str]:
     """Eq. 13: the products whose weight-rounding error `||Q(W) - W||²` is below the mean over all of them."""
     errors = {}
-    for key, product in products.items():
+    for key, product in console.progress(products.items(), "wads", "product"):
         rounded = fake_kernel(jnp.asarray(product.kernel), product.layer)
         errors[key] = float(jnp.sum(jnp.square(rounded - product.kernel)))
     mean = sum(errors.values()) / max(1, len(errors))
@@ -152,7 +153,7 @@ def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[
         groups.setdefault((product.x.shape, product.kernel.shape, product.layer), []).append(key)
     alphas: dict[str, np.ndarray] = {}
     rest = (options["penalty"], options["iterations"], options["learning_rate"], options.get("grid", True))
-    for (_, _, layer), members in groups.items():
+    for (_, _, layer), members in console.progress(groups.items(), "wads", "group of layers"):
         run = jax.jit(jax.vmap(lambda x, kernel, layer=layer: optimize(x, kernel, layer, *rest)))
         stacked = (np.stack([getattr(products[key], name) for key in members]) for name in ("x", "kernel"))
         alphas |= dict(zip(members, np.asarray(run(*stacked)), strict=True))

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from lraqvit_jax import evaluate, processes, results, trees
+from lraqvit_jax import console, evaluate, processes, results, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.errors import UserError
@@ -46,7 +46,7 @@ def add_rows(ws: Workspace) -> None:
         notes = [found.meta["notes"], f"bad images skipped: {score.skipped:,}"][: 1 + bool(score.skipped)]
         row |= {"seconds": round(score.seconds, 3), "notes": "; ".join(filter(None, notes))}
         processes.once(functools.partial(results.add, ws.directory, ws.model, row, order))
-        processes.say(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB")
+        console.say(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB")
 
 
 def size(found: Artifact) -> dict[str, Any]:

@@ -6,20 +6,20 @@ Writes `export/`.
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from lraqvit_jax import checkpoint, files, metrics, processes
+from lraqvit_jax import checkpoint, console, files, metrics, processes
 from lraqvit_jax.checkpoint import Artifact
+from lraqvit_jax.console import progress
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.export import onnx, safetensors, stablehlo
-from lraqvit_jax.statistics import progress
 from lraqvit_jax.workspace import Workspace
 
 IMAGES, LABELLED, BATCH = 200, 1000, 10
@@ -47,19 +47,26 @@ def _export(ws: Workspace, found: Artifact, folder: pathlib.Path) -> None:
     """Writes the files of one artefact, which is on one device, and NAME.json, what they are."""
     options, name = ws.config["export"], found.name
     made = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
-    stablehlo.export(found.model, found.params, found.preprocess.size, options["platforms"], made["stablehlo"])
     if reason := onnx.obstacle(found.plan):
-        print(f"no {made.pop('onnx').name}: {name} {reason}", flush=True)
-    else:
-        onnx.export(found, made["onnx"], options["onnx_target"])
-    safetensors.save(found, made["safetensors"])
+        console.say(f"no {made.pop('onnx').name}: {name} {reason}")
+    writes: dict[str, Callable[[pathlib.Path], Any]] = {
+        "stablehlo": functools.partial(
+            stablehlo.export, found.model, found.params, found.preprocess.size, options["platforms"]
+        ),
+        "onnx": functools.partial(onnx.export, found, target=options["onnx_target"]),
+        "safetensors": functools.partial(safetensors.save, found),
+    }
+    for suffix, path in progress(made.items(), f"export {name}", "file"):
+        writes[suffix](path)
     batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))), whole=True)
     images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
     model = functools.partial(jax.jit(found.model.apply), {"params": found.params})
-    want = np.asarray(model(images))
     loads = {"stablehlo": stablehlo.load, "onnx": onnx.load}
     runs = {suffix: loads[suffix](path) for suffix, path in made.items() if suffix in loads}
-    parity = {suffix: _parity(np.asarray(run(images)), want) for suffix, run in runs.items()}
+    outputs = {
+        what: np.asarray(run(images)) for what, run in progress([*runs.items(), ("model", model)], "compare", "model")
+    }
+    parity = {suffix: _parity(outputs[suffix], outputs["model"]) for suffix in runs}
     counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix == "onnx"}
     top1, labelled = _top1(ws, found.preprocess, counted)
     card = {
@@ -86,7 +93,7 @@ def _export(ws: Workspace, found: Artifact, folder: pathlib.Path) -> None:
             )
         if suffix in top1:
             said += f"; top-1 {top1[suffix]:.2f} % of {labelled:,} images, the model's {top1['model']:.2f} %"
-        print(said, flush=True)
+        console.say(said)
 
 
 def _top1(ws: Workspace, preprocess: Preprocess, runs: Mapping[str, Any]) -> tuple[dict[str, float], int]:

@@ -52,7 +52,7 @@ def run(ws: Workspace) -> Workspace:
         }
         return {name: {"du": one.u.astype(np.float32), "dv": one.v.astype(np.float32)} for name, one in made.items()}
 
-    started = dict(zip(ranks, spectra.each(branch, ranks), strict=True))
+    started = dict(zip(ranks, spectra.each(branch, ranks, "branches"), strict=True))
     for name in missing:
         ws.save(
             row_name(name),
@@ -115,7 +115,7 @@ def pairs(
         return {name: pair(name, trees.get(params, path), ranks[path], mine, spectrum) for name in single}
 
     paths = [info.path for info in layers]
-    by_path = dict(zip(paths, spectra.each(each, paths), strict=True))
+    by_path = dict(zip(paths, spectra.each(each, paths, "pairs"), strict=True))
     found = {name: {path: by_path[path][name] for path in paths} for name in single}
     for name in (name for name, kind in wants.items() if kind == "sequential"):
         batches, drawn = ws.calibration(images)

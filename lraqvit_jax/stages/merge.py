@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from lraqvit_jax import console, sharding, trees
 from lraqvit_jax import plan as plan_lib
-from lraqvit_jax import sharding, trees
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.workspace import Workspace
 
@@ -12,9 +12,7 @@ TOLERANCE = 1e-5
 
 
 def run(ws: Workspace) -> None:
-    for name in ws.config["runs"]:
-        if ws.has(name):
-            continue
+    for name in console.progress([name for name in ws.config["runs"] if not ws.has(name)], "merge", "run"):
         trained = ws.load(f"{name}.trained", "distill")
         plan = plan_lib.low_rank(ws.plan)
         paths = [path for path, layer in trained.plan.items() if layer.form == "reparam"]

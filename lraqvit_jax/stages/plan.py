@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lraqvit_jax import checkpoint, files, sharding, statistics, trees
+from lraqvit_jax import checkpoint, console, files, sharding, statistics, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.lowrank import kfac, ranks, spectra, whitened
@@ -71,7 +71,7 @@ def curves(
             values = values / max(np.sum(values), 1e-30)
         return np.append(np.cumsum(values[::-1])[::-1], 0.0)
 
-    return dict(zip([layer.path for layer in layers], spectra.each(curve, layers), strict=True))
+    return dict(zip([layer.path for layer in layers], spectra.each(curve, layers, "plan"), strict=True))
 
 
 def cost(options: Mapping[str, Any], plan: plan_lib.Plan) -> ranks.Cost:
@@ -116,7 +116,7 @@ def _scaled(
         placed = [sharding.put_batch(batch, ws.mesh) for batch in batches]
         wanted = [apply(dense.params, batch["image"]) for batch in placed]
         scaled = {}
-        for layer in statistics.progress(layers, "sensitivity", "layer"):
+        for layer in console.progress(layers, "sensitivity", "layer"):
             own = trees.get(params, layer.path)
             pair = whitened.truncate(own["kernel"], moments[layer.path].covariance, rank[layer.path])
             kernel = jax.device_put((pair.u @ pair.v).astype(np.float32), sharding.replicated(ws.mesh))

@@ -1,7 +1,6 @@
 """Stage quantize: integer models from one merged run, a row for each method. Writes also what the report draws."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lraqvit_jax import checkpoint, processes, sharding, statistics, tensors, trees
+from lraqvit_jax import checkpoint, console, processes, sharding, statistics, tensors, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.distill.losses import logits_kl
 from lraqvit_jax.quant import between, mixed, qat, quantize
@@ -62,8 +61,8 @@ def calibrated(ws: Workspace, source: checkpoint.Artifact) -> Calibrated:
     batches, drawn = ws.calibration(ws.config["quant"]["calibration_images"])
     batches = list(batches)
     seen = statistics.inputs(source.model, source.params, ws.spec.layers, batches, ws.mesh)
-    for warning in degenerate(seen) if processes.first() else ():
-        print(f"warning: {warning}", file=sys.stderr)
+    for warning in degenerate(seen):
+        console.warn(warning)
     return Calibrated(source.model, source.params, batches, drawn, seen)
 
 

@@ -1,10 +1,11 @@
 """Stage report: `WORKDIR/report.html`, from artefacts alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, metrics, processes, results, tensors, trees
+from lraqvit_jax import checkpoint, console, metrics, processes, results, tensors, trees
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.lowrank import spectra
@@ -24,15 +25,16 @@ def _write(ws: Workspace, dense: Artifact | None) -> None:
         raise UserError(f"{ws.directory} has no results to report yet; run --stages=teacher first.")
     scaled = [name for name in ws.config["quant"]["methods"] if _surfaces(ws, name)]
     name = "int8_wads" if "int8_wads" in scaled else next(iter(scaled), "")
-    sections = [
-        page.training(metrics.read(ws.directory / "metrics.jsonl")),
-        page.spectra(*_spectra(ws, dense)),
-        page.activations(_surfaces(ws, name), _errors(ws), name),
+    makers: list[Callable[[], Any]] = [
+        lambda: page.training(metrics.read(ws.directory / "metrics.jsonl")),
+        lambda: page.spectra(*_spectra(ws, dense)),
+        lambda: page.activations(_surfaces(ws, name), _errors(ws), name),
     ]
+    sections = [make() for make in console.progress(makers, "report", "section")]
     plan = page.plan_rows(ws.plan, ws.spec.layers)
     text = page.render(f"{ws.model}: compression report", rows, sections, plan, _provenance(ws))
     metrics.write_atomically(ws.directory / "report.html", text)
-    print(ws.directory / "report.html", flush=True)
+    console.say(ws.directory / "report.html")
 
 
 def _spectra(ws: Workspace, dense: Artifact | None) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -40,7 +42,9 @@ def _spectra(ws: Workspace, dense: Artifact | None) -> tuple[dict[str, np.ndarra
     if not ranks or not dense:
         return {}, ranks
     spectrum = spectra.memo(ws.config["cache_dir"])
-    values = spectra.each(lambda path: spectrum(np.asarray(trees.get(dense.params, path)["kernel"])).values, ranks)
+    values = spectra.each(
+        lambda path: spectrum(np.asarray(trees.get(dense.params, path)["kernel"])).values, ranks, "spectra"
+    )
     return dict(zip(ranks, values, strict=True)), ranks
 
 

@@ -209,6 +209,7 @@ def fit(
                 log_every=ws.config["log_every"],
                 learning_rate=train.schedule(recipe),
                 blame=blame,
+                tensorboard=ws.config["tensorboard"],
             )
         except BaseException:
             with contextlib.suppress(Exception):  # What is being saved is finished; the first error is the one to tell.
