@@ -10,16 +10,14 @@ defect here.
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from lraqvit_jax import files, metrics
+from lraqvit_jax import arguments, console, files, metrics
 from lraqvit_jax.errors import UserError, storage
-from lraqvit_jax.weights.__main__ import Parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("python -m lraqvit_jax.report", __doc__)
+    parser = arguments.Parser("python -m lraqvit_jax.report", __doc__)
     parser.add_argument("directories", nargs="+", metavar="DIR", help="a work directory, as --workdir named it")
     parser.add_argument("--output", default="", metavar="FILE", help="where the page goes")
     return parser.parse_args(argv)
@@ -34,9 +32,10 @@ def make(directories: Sequence[str], output: str = "") -> pathlib.Path:
     from lraqvit_jax.report import page, read  # matplotlib takes a second to import
 
     paths = [files.locate(name) for name in directories]
-    twice = next((path for index, path in enumerate(paths) if path.resolve() in map(_resolved, paths[:index])), None)
-    if twice is not None:
-        raise UserError(f"{twice} is named twice; name each work directory once.")
+    places = [path.resolve() for path in paths]
+    for index, path in enumerate(paths):
+        if places[index] in places[:index]:
+            raise UserError(f"{path} is named twice; name each work directory once.")
     runs = read.named([read.run(path) for path in paths], paths)
     target = files.locate(output) if output else paths[0] / "report.html" if len(paths) == 1 else None
     target = pathlib.Path("comparison.html") if target is None else target
@@ -46,24 +45,16 @@ def make(directories: Sequence[str], output: str = "") -> pathlib.Path:
     return target
 
 
-def _resolved(path: pathlib.Path) -> pathlib.Path:
-    return path.resolve()
-
-
-def cli() -> None:
-    """Entry point: turns a user's mistake into one sentence and exit code 2."""
+def command(argv: Sequence[str]) -> None:
+    """Makes the page, and prints where it is."""
+    options = parse(argv)
     try:
-        options = parse(sys.argv[1:])
-        print(make(options.directories, options.output))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        console.result(make(options.directories, options.output))
     except OSError as error:
         if not (sentence := storage(error)):
             raise
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(sentence) from error
 
 
 if __name__ == "__main__":
-    cli()
+    arguments.run(command)

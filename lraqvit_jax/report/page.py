@@ -175,19 +175,24 @@ def examples(run: Run) -> dict[str, Any]:
 
 
 def _example(run: Run, image: Mapping[str, Any]) -> dict[str, Any]:
-    def name(index: int) -> str:
-        return str(run.class_names[index]) if 0 <= index < len(run.class_names) else f"class {index}"
-
+    named = _short_names(run.class_names, [image["label"], *(image[who]["answer"] for who in ("dense", "other"))])
     answers = [
         {
-            "name": name(image[who]["answer"]),
+            "name": named[image[who]["answer"]],
             "share": f"{100 * image[who]['probability']:.0f}",
             "right": image[who]["answer"] == image["label"],
         }
         for who in ("dense", "other")
     ]
     src = image["src"] if str(image["src"]).startswith("data:image/") else ""
-    return {"index": image["index"], "label": name(image["label"]), "answers": answers, "src": src}
+    return {"index": image["index"], "label": named[image["label"]], "answers": answers, "src": src}
+
+
+def _short_names(names: Sequence[str], classes: Sequence[int]) -> dict[int, str]:
+    """The first of the synonyms that a class has for a name, or all of them where another class has the same first."""
+    full = {index: str(names[index]) if 0 <= index < len(names) else f"class {index}" for index in classes}
+    first = {index: name.partition(", ")[0] for index, name in full.items()}
+    return {index: name if list(first.values()).count(name) == 1 else full[index] for index, name in first.items()}
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -18,10 +18,11 @@ WIDTH, HEIGHT = 3.6, 2.5
 SHAPES = {"dense": "*", "factorized": "s", "trained": "^", "integers": "o"}
 COLORS = dict(zip(SHAPES, (INK, SERIES[1], SERIES[2], SERIES[0]), strict=True))
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (7, 2, 1, 2)))
-LOW = 10.0
-"""Points of top-1 below the best from which a point is drawn at the edge, unless most are."""
+LOW, TIMES = 2.0, 3.0
+"""A point is drawn at the edge where it is farther below the best than LOW points and TIMES the median distance."""
 GAP = 8.5
 """Between the numbers of neighbouring points, in typographic points."""
+CLOSE = 11.0
 RAISED = 3.5
 """By how much a number stands above its point, and off the line that starts there."""
 ENOUGH = 3
@@ -41,6 +42,12 @@ def _panel(name: str, draw: Callable[[Any], None], height: float = HEIGHT) -> st
     return svg(name, whole, (WIDTH, height))
 
 
+def _steps(axes: Any) -> None:
+    """An axis of steps, from the start."""
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
 def curve(name: str, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], label: str, log: bool) -> str:
     """A quantity over the steps of several runs."""
 
@@ -50,7 +57,7 @@ def curve(name: str, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]],
             marker = "." if len(steps) < 3 else None
             axes.plot(steps, values, color=color, linestyle=dashes, linewidth=1.3, marker=marker)
         axes.set(xlabel="step", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _steps(axes)
         if log:
             log_scale(axes)
 
@@ -65,7 +72,7 @@ def block_errors(name: str, steps: Sequence[int], errors: Float[np.ndarray, "ste
             marker = "." if len(steps) < 3 else None
             axes.plot(steps, values, color=block_color(block, errors.shape[1]), linewidth=1.3, marker=marker)
         axes.set(xlabel="step", ylabel="squared error")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _steps(axes)
         log_scale(axes)
 
     return _panel(name, draw)
@@ -176,10 +183,8 @@ def tradeoff(
         colors: by run, where there are several; else the group tells the colour.
     """
     costs, values = ([float(row[what]) for row in rows] for what in (key, "top1"))
-    floor = max(values) - LOW
+    floor = max(values) - max(LOW, TIMES * (max(values) - float(np.median(values))))
     below = [value < floor for value in values]
-    if 2 * sum(below) > len(below):
-        floor, below = min(values), [False] * len(values)
     shown = [max(value, floor) for value in values]
 
     def draw(axes: Any) -> None:
@@ -231,7 +236,7 @@ def _number(axes: Any, costs: Sequence[float], values: Sequence[float], words: S
     """Numbers beside points, moved apart where points are close, with a thin line to the point where far from it."""
     axes.figure.draw_without_rendering()
     spots = axes.transData.transform(list(zip(costs, values, strict=True))) * 72 / axes.figure.dpi
-    bottom, top = (axes.bbox.y0 * 72 / axes.figure.dpi, axes.bbox.y1 * 72 / axes.figure.dpi)
+    bottom, top = (axes.bbox.y0 * 72 / axes.figure.dpi + 4, axes.bbox.y1 * 72 / axes.figure.dpi)
     for cluster in _clusters([float(x) for x, _ in spots]):
         order = sorted(cluster, key=lambda index: (-spots[index][1], index))
         right = max(spots[index][0] for index in cluster)
@@ -247,11 +252,11 @@ def _number(axes: Any, costs: Sequence[float], values: Sequence[float], words: S
 
 
 def _clusters(places: Sequence[float]) -> list[list[int]]:
-    """Indices of points whose labels would meet: neighbours less than 14 points apart on the axis."""
+    """Indices of points whose labels would meet: neighbours less than CLOSE points apart on the axis."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     found = [[order[0]]]
     for before, index in itertools.pairwise(order):
-        if places[index] - places[before] < 14:
+        if places[index] - places[before] < CLOSE:
             found[-1].append(index)
         else:
             found.append([index])
@@ -259,14 +264,15 @@ def _clusters(places: Sequence[float]) -> list[list[int]]:
 
 
 def _spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Descending heights, moved as little as is simple until they are GAP apart and on the panel, if they fit."""
-    gap = min(GAP, (top - bottom) / max(1, len(heights) - 1))
-    moved = list(heights)
-    for index in range(1, len(moved)):
-        moved[index] = min(moved[index], moved[index - 1] - gap)
-    excess = bottom - moved[-1]
-    if excess > 0:
-        moved[-1] = bottom
-        for index in range(len(moved) - 2, -1, -1):
-            moved[index] = max(moved[index], moved[index + 1] + gap)
-    return moved
+    """Descending heights, moved as little as keeps them GAP apart (least squares), and between top and bottom."""
+    last = len(heights) - 1
+    gap = min(GAP, (top - bottom) / max(1, last))
+    pools: list[list[float]] = []
+    for index, height in enumerate(heights):
+        pools.append([height + index * gap])
+        while len(pools) > 1 and np.mean(pools[-2]) < np.mean(pools[-1]):
+            lower = pools.pop()
+            pools[-1] += lower
+    moved = [float(np.mean(pool)) for pool in pools for _ in pool]
+    moved = [min(height, top) - index * gap for index, height in enumerate(moved)]
+    return [max(height, bottom + (last - index) * gap) for index, height in enumerate(moved)]

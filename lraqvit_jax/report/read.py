@@ -9,6 +9,7 @@ import numpy as np
 
 from lraqvit_jax import checkpoint, files, metrics, models, results, tensors
 from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.data import class_names
 from lraqvit_jax.errors import UserError
 from lraqvit_jax.plan import LinearInfo, Plan
 
@@ -58,7 +59,9 @@ class Run(NamedTuple):
 
     @property
     def class_names(self) -> Sequence[str]:
-        return next((meta["class_names"] for meta in self.metas.values() if meta["class_names"]), [])
+        """Of the artefacts, or ImageNet's for 1,000 classes; [] where none are known."""
+        known = (class_names.known(meta["class_names"], meta["num_classes"]) for meta in self.metas.values())
+        return next(filter(None, known), [])
 
 
 def run(directory: pathlib.Path) -> Run:

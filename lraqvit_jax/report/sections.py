@@ -127,7 +127,8 @@ def _distillation(by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> Grid:
         blocks = sum(name.startswith("kd_") for name in mine[0])
         errors = np.array([_column(mine, f"kd_{block}") for block in range(blocks)]).T
         first, last = errors[0], errors[-1]
-        words = f"From {np.nanmean(first):.3g} to {np.nanmean(last):.3g} on average over {blocks} blocks."
+        start = f"From {np.nanmean(first):.3g} to " if len(errors) > 1 else ""
+        words = f"{start}{np.nanmean(last):.3g} on average over {blocks} blocks."
         drawn.append(
             _figure(
                 panels.block_errors(f"blocks{number}", [row["step"] for row in mine], errors),
@@ -274,10 +275,10 @@ def _by_kind(
     """A panel for each kind of product in the blocks. Layers outside have no place on it; the table has them."""
     keys = list(dict.fromkeys(key for values in lines.values() for key in values if place(key)[0]))
     kinds = dict.fromkeys(place(key)[1] for key in keys)
+    blocks = sorted({place(key)[0] for key in keys}, key=lambda block: [int(part) for part in block.split(".")])
     drawn = []
     for number, kind in enumerate(kinds):
         mine = [key for key in keys if place(key)[1] == kind]
-        blocks = list(dict.fromkeys(place(key)[0] for key in mine))
         own = {line: {place(key)[0]: values[key] for key in mine if key in values} for line, values in lines.items()}
         words = "; ".join(f"{line} {_span(list(one.values()), '.2f')}" for line, one in own.items() if one)
         svg = panels.by_block(f"{name}{number}", own, blocks, limits, label)

@@ -51,14 +51,15 @@ def ordered(run: Run) -> list[Mapping[str, Any]]:
 
 
 def pick(run: Run) -> Mapping[str, Any] | None:
-    """The smallest model that loses at most BOUND points of top-1 (of those within 5 % of its size, the most accurate);
-    where all lose more, the one that loses least. None where there is nothing to compare."""
+    """The smallest model that loses at most BOUND points of top-1; where all lose more, the smallest that is at most
+    BOUND points below the best of them. Of those within 5 % of its size, the most accurate. None where there is nothing
+    to compare."""
     dense, others = run.row("dense"), [row for row in run.rows if row["name"] != "dense"]
     if dense is None or not others:
         return None
-    good = [row for row in others if dense["top1"] - row["top1"] <= BOUND + 1e-9]
-    if not good:
-        return max(others, key=lambda row: (row["top1"], -row["size_mb"]))
+    best = max(row["top1"] for row in others)
+    reference = dense["top1"] if dense["top1"] - best <= BOUND + 1e-9 else best
+    good = [row for row in others if reference - row["top1"] <= BOUND + 1e-9]
     near = 1.05 * min(row["size_mb"] for row in good)
     return max((row for row in good if row["size_mb"] <= near), key=lambda row: (row["top1"], -row["size_mb"]))
 
