@@ -15,6 +15,10 @@ from lraqvit_jax.report.figures import SERIES
 from lraqvit_jax.report.read import Run, place
 from lraqvit_jax.report.sections import FigureBlock
 
+LISTS = ("runs.", "quant.methods.")
+"""Where the names in a configuration are the user's."""
+MEASUREMENTS = ("grid", "quant_grid", "latency", "scaling")
+"""Fields of `python -m lraqvit_jax.bench`."""
 COSTS = {"size_mb": "MB", "linear_gflops": "GFLOPs in linear layers", "ms": "milliseconds an image"}
 
 
@@ -56,12 +60,13 @@ def several(runs: Sequence[Run]) -> str:
     rows: list[dict[str, Any]] = []
     for run in runs:
         rows += table.rows(run, len(rows) + 1)
+    lead, points = words.comparison(runs)
     colors = {run.name: SERIES[index % len(SERIES)] for index, run in enumerate(runs)}
     return _render(
         title=f"{len(runs)} compression runs compared",
-        lead=words.comparison(runs),
+        lead=lead,
         tiles=[],
-        points=[],
+        points=points,
         bodies=bodies(runs, rows),
         rows=rows,
         costs=tradeoffs(rows, colors),
@@ -196,11 +201,21 @@ def _short_names(names: Sequence[str], classes: Sequence[int]) -> dict[int, str]
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Fields of the configurations that are not the same in all runs, with their values."""
+    """Fields of the configurations that are not the same in all runs, with their values; "-" where a run has none.
+
+    A run or method that only some have is one row, and the settings of measurements are left out.
+    """
     flat = [config_lib.leaves(run.config) for run in runs]
-    names = sorted(set().union(*flat))
-    shown = [(name, ["-" if name not in one else _value(one[name]) for one in flat]) for name in names]
-    return [(name, values) for name, values in shown if len(set(values)) > 1]
+    found: dict[str, list[str]] = {}
+    for name in sorted(set().union(*flat)):
+        whole = next((name[: name.index(".", len(group))] for group in LISTS if name.startswith(group)), "")
+        if name.split(".")[0] in MEASUREMENTS:
+            continue
+        if whole and not all(any(field.startswith(f"{whole}.") for field in one) for one in flat):
+            found[whole] = ["set" if any(field.startswith(f"{whole}.") for field in one) else "-" for one in flat]
+        else:
+            found[name] = ["-" if name not in one else _value(one[name]) for one in flat]
+    return [(name, values) for name, values in found.items() if len(set(values)) > 1]
 
 
 def _value(value: Any) -> str:

@@ -158,6 +158,7 @@ def by_block(
         if limits[0] > 0:
             log_scale(axes)
         axes.set_ylim(limits)
+        axes.set_xlim(-0.4, len(blocks) - 0.6)
         every = -(-len(blocks) // 8)
         axes.set_xticks(range(0, len(blocks), every), blocks[::every])
 

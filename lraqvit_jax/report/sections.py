@@ -98,7 +98,9 @@ CURVES = {
 def _curves(name: str, heading: str, text: str, by_run: Mapping[str, Sequence[Mapping[str, Any]]]) -> Grid:
     """Loss and accuracy over the steps of some runs."""
     drawn = []
-    for quantity, (label, log, unit, caption) in CURVES.items():
+    labelled = any(value > 0 for mine in by_run.values() for value in _column(mine, "accuracy"))
+    quantities = dict(list(CURVES.items())[: 1 + labelled])  # Without labels no answer is right.
+    for quantity, (label, log, unit, caption) in quantities.items():
         lines = {
             run: ([row["step"] for row in mine], [unit * value for value in _column(mine, quantity)])
             for run, mine in by_run.items()
@@ -106,13 +108,13 @@ def _curves(name: str, heading: str, text: str, by_run: Mapping[str, Sequence[Ma
         ends = (f"{run} from {values[0]:.3g} to {values[-1]:.3g}" for run, (_, values) in lines.items())
         svg, title = panels.curve(f"{name}{quantity}", lines, label, log), f"{heading}: {label} over the steps"
         drawn.append(_figure(svg, f"{name}{quantity}", title, "; ".join(ends), caption))
-    columns = ("run", "steps", "loss, first", "loss, last", "batch accuracy, last, %")
+    columns = ("run", "steps", "loss, first", "loss, last", *["batch accuracy, last, %"][:labelled])
     table = [
         (
             run,
             f"{mine[-1]['step']:,}",
             *(f"{_column(mine, 'loss')[at]:.4g}" for at in (0, -1)),
-            f"{100 * _column(mine, 'accuracy')[-1]:.1f}",
+            *[f"{100 * _column(mine, 'accuracy')[-1]:.1f}"][:labelled],
         )
         for run, mine in by_run.items()
     ]
@@ -254,8 +256,9 @@ def _scaling(
 def _errors(errors: Mapping[str, Mapping[str, float]]) -> Grid:
     """Relative error of every product, a line for each model."""
     percent = {name: {key: 100 * value for key, value in values.items()} for name, values in errors.items()}
-    inside = [value for values in percent.values() for key, value in values.items() if place(key)[0]]
-    drawn = _by_kind("errors", percent, (0.0, 1.1 * max(inside, default=0.0) or 1.0), "relative error, %")
+    inside = [value for values in percent.values() for key, value in values.items() if place(key)[0] and value > 0]
+    limits = (0.8 * max(min(inside), max(inside) / 1000), 1.25 * max(inside)) if inside else (0.0, 1.0)
+    drawn = _by_kind("errors", percent, limits, "relative error, %")
     text = (
         "Error of each quantized product against the float one on the calibration images, by block: where a model "
         "loses, and what a method mends."
@@ -274,7 +277,7 @@ def _by_kind(
 ) -> list[FigureBlock]:
     """A panel for each kind of product in the blocks. Layers outside have no place on it; the table has them."""
     keys = list(dict.fromkeys(key for values in lines.values() for key in values if place(key)[0]))
-    kinds = dict.fromkeys(place(key)[1] for key in keys)
+    kinds = _kinds(keys)
     blocks = sorted({place(key)[0] for key in keys}, key=lambda block: [int(part) for part in block.split(".")])
     drawn = []
     for number, kind in enumerate(kinds):
@@ -285,6 +288,13 @@ def _by_kind(
         title = f"{label} of {product(kind)} over the blocks"
         drawn.append(_figure(svg, f"{name}{number}", title, words, product(kind)))
     return drawn
+
+
+def _kinds(keys: Sequence[str]) -> list[str]:
+    """The kinds of the products of all blocks, in the order of the forward pass: "attn/qkv:x", "attn/qkv:z", ..."""
+    pairs = dict.fromkeys(tuple(place(key)[1].rpartition(":")[::2]) for key in keys)
+    layers = list(dict.fromkeys(layer for layer, _ in pairs))
+    return [f"{layer}:{part}" for layer, part in sorted(pairs, key=lambda pair: (layers.index(pair[0]), pair[1]))]
 
 
 def product(key: str) -> str:

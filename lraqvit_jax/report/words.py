@@ -91,17 +91,22 @@ def sure(run: Run, best: Mapping[str, Any]) -> str:
     )
 
 
-def comparison(runs: Sequence[Run]) -> str:
-    """Several runs in a sentence."""
-    best = [(run, one) for run in runs if (one := table.pick(run))]
-    if not best:
-        return f"{len(runs)} runs side by side; none has a compressed model yet."
-    said = [
-        f"in {run.name} {row['name']} takes {_mb(row)} and answers {row['top1']:.1f} %"
-        + (f" ({signed(row['top1'] - dense['top1'], 1)} to its dense model)" if (dense := run.row("dense")) else "")
-        for run, row in best
-    ]
-    return f"{len(runs)} runs side by side. The pick of each: {'; '.join(said)}."
+def comparison(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """Several runs: what is to be known before they are compared, and the pick of each."""
+    images = {(run.config.get("data", {}).get("eval", ""), row["n_images"]) for run in runs for row in run.rows}
+    careful = " They are evaluated on different images, so compare differences, not accuracies." * (len(images) > 1)
+    said = []
+    for run in runs:
+        best, dense = table.pick(run), run.row("dense")
+        if best is None or dense is None:
+            said.append(f"{run.name} has no dense and compressed model to compare.")
+            continue
+        diff = signed(best["top1"] - dense["top1"], 1)
+        said.append(
+            f"{run.name}: {best['name']} takes {_mb(best)}, {ratio(dense, best)} times less than its dense model, and "
+            f"answers {best['top1']:.1f} % ({diff} points)."
+        )
+    return f"{len(runs)} runs side by side, and the pick of each.{careful}", said
 
 
 def latency(run: Run) -> str:

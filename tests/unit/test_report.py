@@ -497,9 +497,10 @@ def test_the_map_says_what_share_a_pair_keeps(whole):
 
 @pytest.fixture(scope="module")
 def two(whole, tmp_path_factory):
-    """Work directories of the same name in two folders, with another seed and another budget."""
+    """Work directories of the same name in two folders; the second has another seed and one more run."""
     folder = tmp_path_factory.mktemp("two")
-    ws = opened(folder / "other" / whole[0].directory.name, seed=5)
+    runs = {**fields()["runs"], "lra": fields()["runs"]["rb_lra_kd"]}
+    ws = opened(folder / "other" / whole[0].directory.name, seed=5, runs=runs)
     add_rows(ws, ROWS[:2])
     add_dense(ws, np.random.default_rng(1))
     return [whole[0].directory, ws.directory]
@@ -515,7 +516,10 @@ def test_runs_are_compared_side_by_side(two, tmp_path):
     numbers = re.findall(r'<span class="n">(\d+) </span>(\w+)', listed)
     assert [name for _, name in numbers] == ["dense", "rb_lra_kd", "int8_wads", "dense", "rb_lra_kd"]
     assert [int(number) for number, _ in numbers] == [1, 2, 3, 4, 5]
-    assert Page(section(text, "What differs in the configurations")).text["td"] == ["0", "5"]
+    differ = Page(section(text, "What differs in the configurations"))
+    assert differ.text["th"] == ["field", *names, "runs.lra", "seed"]
+    assert differ.text["td"] == ["-", "set", "0", "5"]
+    assert "different images" not in text
     assert len([attrs for _, attrs in found.tags if "map" in attrs.get("class", "").split()]) == 2
     assert max(collections.Counter(found.attributes("id")).values()) == 1
     assert command.make([str(path) for path in two], str(target)).read_text() == text
