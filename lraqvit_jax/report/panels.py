@@ -196,8 +196,8 @@ def tradeoff(
             shape = "v" if low else SHAPES[row["group"]]
             axes.plot(cost, value, shape, color=color, markersize=7 if shape == "*" else 4.5)
         axes.set(xlabel=label, ylabel="top-1, %")
-        spread = max(max(shown) - min(shown), 0.5)
-        axes.set_ylim(min(shown) - 0.12 * spread, max(shown) + 0.12 * spread)
+        room = 0.12 * (max(shown) - min(shown)) + 0.2
+        axes.set_ylim(min(shown) - room, max(shown) + room)
         _cost_axis(axes, costs)
         said = zip(rows, below, strict=True)
         words = [f"{row['number']}" + (f" ({row['top1']:.1f})" if low else "") for row, low in said]

@@ -43,12 +43,16 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     ]
     times, _ = table.milliseconds(run)
     if {"dense", best["name"]} <= set(times):
-        first, second = times["dense"], times[best["name"]]
-        found.append((f"{first / second:.1f}{TIMES}", "faster", f"{first:.3g} ms to {second:.3g} ms"))
+        found.append(_speed("", times["dense"], times[best["name"]]))
     elif (other := _fastest(run, times)) is not None:
-        first, second = times["dense"], times[other]
-        found.append((f"{first / second:.1f}{TIMES}", f"faster: {other}", f"{first:.3g} ms to {second:.3g} ms"))
+        found.append(_speed(f": {other}", times["dense"], times[other]))
     return found
+
+
+def _speed(whose: str, dense: float, other: float) -> tuple[str, str, str]:
+    """The tile of two latencies in milliseconds."""
+    word, times = ("faster", dense / other) if other <= dense else ("slower", other / dense)
+    return f"{times:.1f}{TIMES}", f"{word}{whose}", f"{dense:.3g} ms to {other:.3g} ms"
 
 
 def points(run: Run) -> list[str]:
