@@ -85,7 +85,8 @@ def accuracy(
         mesh: where it runs.
         other: what `logits` gave for a model to compare with, from the same images in the same batches.
     """
-    started, totals, said = time.perf_counter(), None, []
+    started, said = time.perf_counter(), list[Any]()
+    totals: Any = None
     for index, batch in enumerate(_batches(source, preprocess, batch_size, mesh)):
         with sharding.use(mesh):
             *found, one = _counter(model)(params, batch, other[index] if other else None)
