@@ -7,19 +7,32 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Float, Int
 
-from lraqvit_jax import console, sharding
+from lraqvit_jax import checkpoint, console, sharding
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Source
 from lraqvit_jax.sharding import Mesh
 
 
+class Answers(NamedTuple):
+    """What a model said of every labelled image: which it is of the source, its label, the class with the largest
+    logit, and the probability that the model gives it."""
+
+    image: Int[np.ndarray, " images"]
+    label: Int[np.ndarray, " images"]
+    answer: Int[np.ndarray, " images"]
+    probability: Float[np.ndarray, " images"]
+
+
 class Accuracy(NamedTuple):
     """Accuracies in percent over `images` labelled images, and the seconds that took. Against another model's logits
     also `kl`, KL(other || this) in nats, mean over the images, and `agreement`, the percentage of equal answers: both
-    tell two good models apart on far fewer images than accuracies do. `skipped` are those that could not be read."""
+    tell two good models apart on far fewer images than accuracies do. `skipped` are those that could not be read.
+    `answers` has what became of each image."""
 
     top1: float
     top5: float
@@ -28,22 +41,25 @@ class Accuracy(NamedTuple):
     kl: float = 0.0
     agreement: float = 0.0
     skipped: int = 0
+    answers: Answers | None = None
 
 
 @functools.lru_cache(maxsize=32)
 def _counter(model: nn.Module) -> Any:
     @jax.jit
-    def count(params: Any, batch: Any, other: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def count(params: Any, batch: Any, other: jax.Array | None) -> tuple[jax.Array, jax.Array, Any]:
         logits: Any = model.apply({"params": params}, batch["image"])
         real = batch["mask"] & (batch["label"] >= 0)
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch["label"][:, None]
         counts = [jnp.sum(real & best[:, 0]), jnp.sum(real & best.any(1)), jnp.sum(real), jnp.sum(batch["mask"])]
+        shares: Any = jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), -1)
+        said = (batch["index"], batch["label"], jnp.argmax(logits, -1), shares, real)
         if other is None:
-            return jnp.stack([*counts, 0]), jnp.zeros(())
+            return jnp.stack([*counts, 0]), jnp.zeros(()), said
         log_other, log_this = jax.nn.log_softmax(other), jax.nn.log_softmax(logits)
         divergence = jnp.sum(jnp.exp(log_other) * (log_other - log_this), axis=-1)
         equal = jnp.argmax(other, -1) == jnp.argmax(logits, -1)
-        return jnp.stack([*counts, jnp.sum(real & equal)]), jnp.sum(jnp.where(real, divergence, 0))
+        return jnp.stack([*counts, jnp.sum(real & equal)]), jnp.sum(jnp.where(real, divergence, 0)), said
 
     return count
 
@@ -69,10 +85,12 @@ def accuracy(
         mesh: where it runs.
         other: what `logits` gave for a model to compare with, from the same images in the same batches.
     """
-    started, totals = time.perf_counter(), None
+    started, said = time.perf_counter(), list[Any]()
+    totals: Any = None
     for index, batch in enumerate(_batches(source, preprocess, batch_size, mesh)):
         with sharding.use(mesh):
-            found = _counter(model)(params, batch, other[index] if other else None)
+            *found, one = _counter(model)(params, batch, other[index] if other else None)
+        said.append(one)
         before = totals
         totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
         jax.block_until_ready(before)  # The bar tells of what is done, and one batch runs meanwhile.
@@ -81,7 +99,15 @@ def accuracy(
     share = 100 / max(1, images)
     seconds = time.perf_counter() - started
     kl, skipped = float(divergence) / max(1, images), len(source) - read
-    return Accuracy(first * share, fifth * share, images, seconds, kl, equal * share, skipped)
+    return Accuracy(first * share, fifth * share, images, seconds, kl, equal * share, skipped, _answers(said))
+
+
+def _answers(said: Sequence[Any]) -> Answers:
+    """The rows of all batches that are labelled images, in the order of the source; every process must ask."""
+    *columns, real = (np.concatenate(column) for column in zip(*checkpoint.host(list(said)), strict=True))
+    order = np.argsort(columns[0][real], kind="stable")
+    image, label, answer = (column[real][order].astype(np.int32) for column in columns[:3])
+    return Answers(image, label, answer, columns[3][real][order].astype(np.float32))
 
 
 def logits(
@@ -97,9 +123,13 @@ def logits(
 
 
 def _batches(source: Source, preprocess: Preprocess, batch_size: int, mesh: Mesh) -> Iterator[Any]:
+    """Every batch on the mesh, as `pipeline.ordered` gives it, with the `index` of each image in the source."""
     process = (jax.process_index(), jax.process_count())
     batches = pipeline.ordered(source, preprocess, batch_size=batch_size, process=process)
-    for batch in console.progress(batches, "evaluate", "batch"):
+    first, count = process
+    for number, batch in enumerate(console.progress(batches, "evaluate", "batch")):
+        rows = np.arange(len(batch["mask"]), dtype=np.int32)
+        index = first + count * (number * len(rows) + rows)
         with sharding.use(mesh):
-            placed = sharding.put_batch(batch, mesh)
+            placed = sharding.put_batch({**batch, "index": index}, mesh)
         yield placed

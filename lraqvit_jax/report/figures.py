@@ -1,4 +1,7 @@
-"""The report's figures, as SVG text. Each takes plain arrays and knows nothing of files."""
+"""How figures are drawn, as SVG text, and those of the measurements. Each takes plain arrays and knows no files.
+
+The report's own are in `panels`.
+"""
 
 import io
 import re
@@ -12,6 +15,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+SERIES = ("#1f5fae", "#b4500f", "#23774a", "#7b4bc4", "#b02a72", "#4d5868", "#8a6410")
+"""Colours of lines, each 4.5:1 against white."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -21,7 +26,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "axes.prop_cycle": cycler(color=["#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#4a5568", "#975a16"]),
+    "axes.prop_cycle": cycler(color=SERIES),
 }
 TINY = 1e-12
 
@@ -45,93 +50,12 @@ def svg(name: str, draw: Callable[[Figure], None], size: tuple[float, float]) ->
     return re.sub(r'(<[^<>]* id="|href="#|url\(#)', rf"\g<1>{name}-", content[content.index("<svg") :])
 
 
-def block_color(index: int, blocks: int) -> Any:
-    """From dark, the first block, to light, the last, but never too light for a light card."""
-    return mpl.colormaps["viridis"](0.85 * index / max(1, blocks - 1))
-
-
 def log_scale(axes: Any) -> None:
     """A logarithmic y axis with plain numbers at it, also where the values span less than a decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss and accuracy of every run over its steps.
-
-    Args:
-        rows: of metrics.jsonl.
-    """
-    runs = list(dict.fromkeys(row["run"] for row in rows))
-
-    def draw(figure: Figure) -> None:
-        loss, accuracy = figure.subplots(1, 2)
-        lines = []
-        for run in runs:
-            mine = [row for row in rows if row["run"] == run]
-            steps = [row["step"] for row in mine]
-            marker = "." if len(mine) < 3 else None
-            (line,) = loss.plot(steps, [row["loss"] for row in mine], linewidth=1.4, marker=marker)
-            lines.append(line)
-            accuracy.plot(steps, [100 * row["accuracy"] for row in mine], linewidth=1.4, marker=marker)
-        loss.set(xlabel="step", ylabel="training loss")
-        log_scale(loss)
-        accuracy.set(xlabel="step", ylabel="accuracy on the batch, %")
-        figure.legend(lines, runs, loc="outside lower center", ncols=3, frameon=False)
-
-    return svg("curves", draw, (9, 3.6))
-
-
-def block_errors(rows: Sequence[Mapping[str, Any]], run: str, number: int = 0) -> str:
-    """Mean squared error of each encoder block against the teacher's, over the steps of one run.
-
-    Args:
-        rows: of metrics.jsonl.
-        run: which of them.
-        number: of the figure on its page, where several runs have one.
-    """
-    mine = [row for row in rows if row["run"] == run]
-    blocks = sum(name.startswith("kd_") for name in mine[0])
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for block in range(blocks):
-            style: Any = {"color": block_color(block, blocks), "marker": "." if len(mine) < 3 else None}
-            values = [row[f"kd_{block}"] for row in mine]
-            axes.plot([row["step"] for row in mine], values, label=f"block {block}", linewidth=1.4, **style)
-        axes.set(xlabel="step", ylabel="squared error")
-        log_scale(axes)
-        if blocks <= 12:
-            axes.legend(frameon=False, ncols=2)
-
-    return svg(f"blocks{number}", draw, (6, 3.2))
-
-
-def spectra(values: Mapping[str, Float[np.ndarray, " k"]], ranks: Mapping[str, int]) -> str:
-    """Singular values of the dense kernels, a panel for each kind of layer, the kept part shaded.
-
-    Args:
-        values: singular values, descending, by layer path.
-        ranks: kept rank by layer path.
-    """
-    kinds = list(dict.fromkeys(path.rpartition("/")[2] for path in values))
-
-    def draw(figure: Figure) -> None:
-        grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        for axes, kind in zip(grid, kinds, strict=True):
-            paths = [path for path in values if path.rpartition("/")[2] == kind]
-            for index, path in enumerate(paths):
-                one = values[path] / max(values[path][0], TINY)
-                axes.plot(np.arange(1, len(one) + 1), one, color=block_color(index, len(paths)), linewidth=1.2)
-            kept = sorted({ranks[path] for path in paths})
-            axes.axvspan(0, kept[-1], color="#2b6cb0", alpha=0.12, linewidth=0)
-            text = f"rank {kept[0]}" if len(kept) == 1 else f"ranks {kept[0]}-{kept[-1]}"
-            axes.set(title=f"{kind}, {text} of {len(values[paths[0]])}", xlabel="index", ylim=(0, 1.02), xlim=(0, None))
-        grid[0].set_ylabel("singular value / largest")
-
-    return svg("spectra", draw, (2.5 * len(kinds), 2.8))
 
 
 def surfaces(
@@ -163,24 +87,6 @@ def loudest(surface: Float[np.ndarray, "tokens channels"]) -> float:
     return float(channels.max() / max(np.median(channels), TINY)) or 1.0
 
 
-def outliers(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Loudest over median channel of every scaled product, before and after."""
-    keys = sorted(before, key=lambda key: -before[key])
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        index = np.arange(len(keys))
-        axes.bar(index - 0.2, [before[key] for key in keys], 0.4, label="before")
-        axes.bar(index + 0.2, [after[key] for key in keys], 0.4, label="after")
-        axes.set(ylabel="largest / median channel")
-        log_scale(axes)
-        axes.set_ylim(bottom=1)
-        axes.set_xticks(index, [key.replace("blocks_", "") for key in keys], rotation=60, ha="right", fontsize=7)
-        axes.legend(frameon=False)
-
-    return svg("outliers", draw, (9, 3.4))
-
-
 def errors(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Relative error of every quantized product, a line for each int8 model."""
 
@@ -206,7 +112,6 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     lines = list(dict.fromkeys((row["method"], row["name"]) for row in rows if row["name"] != "dense"))
     methods, names = (list(dict.fromkeys(line[index] for line in lines)) for index in (0, 1))
-    colors = STYLE["axes.prop_cycle"].by_key()["color"]
 
     def draw(figure: Figure) -> None:
         for axes, key, unit, label in zip(
@@ -224,7 +129,7 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> str:
                     for what in (key, "top1")
                 ]
                 style = ["-", "--", ":", "-."][methods.index(method) % 4]
-                color = colors[names.index(name) % len(colors)]
+                color = SERIES[names.index(name) % len(SERIES)]
                 axes.plot(
                     np.array(means[0]) / unit, means[1], style, color=color, marker=".", label=f"{name}, {method}"
                 )
@@ -250,7 +155,6 @@ def latency(rows: Sequence[Mapping[str, Any]]) -> str:
     models = list(dict.fromkeys(row["model"] for row in rows))
     known = {(row["runtime"], row["model"]) for row in rows}
     labels = [(runtime, model) for runtime in runtimes for model in models if (runtime, model) in known]
-    colors = STYLE["axes.prop_cycle"].by_key()["color"]
 
     def draw(figure: Figure) -> None:
         for axes, (threads, batch) in zip(
@@ -262,7 +166,7 @@ def latency(rows: Sequence[Mapping[str, Any]]) -> str:
                 if value is None:
                     continue
                 error = [[value["median"] - value["low"]], [value["high"] - value["median"]]]
-                color = colors[runtimes.index(row["runtime"]) % len(colors)]
+                color = SERIES[runtimes.index(row["runtime"]) % len(SERIES)]
                 axes.barh(place, value["median"], xerr=error, color=color, ecolor="#4a5568", capsize=1.5)
                 axes.text(value["high"], place, f" {value['median']:.2f}", va="center", fontsize=7)
             axes.set(title=f"{threads} thread{'s' * (threads > 1)}, batch {batch}", xlabel="times faster")

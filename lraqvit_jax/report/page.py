@@ -1,101 +1,140 @@
-"""Puts the page together from plain data."""
+"""Puts the page together: one run in full, or several side by side. Everything but the figures is escaped."""
 
 import importlib.resources
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import markupsafe
-import numpy as np
-from jaxtyping import Float
 
+from lraqvit_jax import config as config_lib
 from lraqvit_jax.plan import LinearInfo, Plan, layer_cost
-from lraqvit_jax.report import figures
+from lraqvit_jax.report import panels, sections, table, theme, words
+from lraqvit_jax.report.figures import SERIES
+from lraqvit_jax.report.read import Run, place
+from lraqvit_jax.report.sections import FigureBlock
+
+LISTS = ("runs.", "quant.methods.")
+"""Where the names in a configuration are the user's."""
+MEASUREMENTS = ("grid", "quant_grid", "latency", "scaling")
+"""Fields of `python -m lraqvit_jax.bench`."""
+COSTS = {"size_mb": "MB", "linear_gflops": "GFLOPs in linear layers", "ms": "milliseconds an image"}
 
 
-class FigureBlock(NamedTuple):
-    """A figure with the words that go with it."""
-
-    svg: markupsafe.Markup
-    label: str
-    caption: str
-
-
-class Section(NamedTuple):
-    """A titled part of the page; `figures` may be empty, and the text then says how to get them."""
-
-    title: str
-    text: str
-    figures: Sequence[FigureBlock] = ()
-
-
-def training(rows: Sequence[Mapping[str, Any]]) -> Section:
-    """Curves of every run, and the block errors of those that were distilled."""
-    title = "Training"
-    if not rows:
-        return Section(title, "No training was logged. The stages teacher and distill write it.")
-    caption = "Loss and accuracy, by run. A run's loss is its own objective, so compare its fall, not its height."
-    drawn = [_figure(figures.curves(rows), "Training loss and accuracy over steps", caption)]
-    for number, run in enumerate(dict.fromkeys(row["run"] for row in rows if "kd" in row)):
-        caption = f"{run}: how far the output of each encoder block is from the teacher's (mean squared error)."
-        drawn.append(
-            _figure(figures.block_errors(rows, run, number), f"Distillation error of each block, {run}", caption)
-        )
-    text = "The teacher learns from labels. Each low-rank model starts from it and is trained as its row says."
-    return Section(title, text, drawn)
-
-
-def spectra(values: Mapping[str, Float[np.ndarray, " k"]], ranks: Mapping[str, int]) -> Section:
-    """Singular values of the dense kernels with the kept rank."""
-    title = "Singular values"
-    if not ranks:
-        return Section(title, "No layer is factorized in this plan.")
-    if not values:
-        return Section(title, "There is no dense model yet. The stage teacher makes it.")
-    label = "Singular values of the dense kernels by kind of layer, kept part shaded"
-    caption = "A line for each block, from the first (dark) to the last (light). Shaded: what the pair keeps."
-    text = "A kernel whose singular values fall quickly loses little when only the first are kept."
-    return Section(title, text, [_figure(figures.spectra(values, ranks), label, caption)])
-
-
-def activations(
-    surfaces: Mapping[str, Float[np.ndarray, "tokens channels"]],
-    errors: Mapping[str, Mapping[str, float]],
-    name: str,
-) -> Section:
-    """Outliers before and after scaling, and what they do to each product.
-
-    Args:
-        surfaces: largest absolute activations, keyed "layer:product:before" and "...:after".
-        errors: relative error of each product, by int8 model.
-        name: of the model whose surfaces these are.
-    """
-    title = "Activations and quantization"
-    if not errors:
-        return Section(title, "Nothing is quantized yet. The stage quantize does it.")
-    drawn = []
-    keys = [key.removesuffix(":before") for key in surfaces if key.endswith(":before")]
-    if keys:
-        ratio = {end: {key: figures.loudest(surfaces[f"{key}:{end}"]) for key in keys} for end in ("before", "after")}
-        worst = max(keys, key=lambda key: ratio["before"][key])
-        pair = surfaces[f"{worst}:before"], surfaces[f"{worst}:after"]
-        label = f"Activations of {worst} by token and channel, before and after scaling"
-        caption = f"{name}: the product with the loudest channel, {worst}. Bright columns are outlier channels."
-        drawn.append(_figure(figures.surfaces(*pair, worst), label, caption))
-        caption = "Every product that is scaled. One int8 scale has to span the loudest channel."
-        bars = figures.outliers(ratio["before"], ratio["after"])
-        drawn.append(_figure(bars, "Largest over median channel before and after scaling", caption))
-    caption = "Error of each product against float on the calibration images. ':x' is the first product of a layer."
-    drawn.append(_figure(figures.errors(errors), "Relative error of every quantized product", caption))
-    text = (
-        "Channels and tokens with large outliers stretch the int8 grid and leave few steps for the rest. "
-        "WADS divides the loud channels and multiplies the weights by the same vector."
+def one(run: Run) -> str:
+    """The report of a run."""
+    scaled = [name for name in table_names(run) if name in run.surfaces]
+    name = "int8_wads" if "int8_wads" in scaled else next(iter(scaled), "")
+    errors = {name: run.metas[name]["errors"] for name in table_names(run) if "errors" in run.metas.get(name, {})}
+    ranks = {path: layer.rank for path, layer in run.plan.items() if layer.rank}
+    parts = [
+        sections.spectra(run.spectra, ranks),
+        sections.training(run.training),
+        sections.activations(run.surfaces.get(name, {}), errors, name),
+    ]
+    rows = table.rows(run)
+    return _render(
+        title=f"{run.model}: compression report",
+        lead=words.lead(run),
+        tiles=words.tiles(run),
+        points=words.points(run),
+        bodies=bodies([run], rows),
+        rows=rows,
+        costs=tradeoffs(rows),
+        latency=words.latency(run),
+        measure=words.measure(run),
+        maps=[rank_map(run)],
+        plan=plan_rows(run.plan, run.layers),
+        parts=parts,
+        examples=examples(run),
+        runs=[(run.name, provenance(run), json.dumps(run.config, indent=1))],
+        differences=[],
+        names=[],
+        keys=[],
     )
-    return Section(title, text, drawn)
 
 
-def _figure(svg: str, label: str, caption: str) -> FigureBlock:
-    return FigureBlock(markupsafe.Markup(svg), label, caption)
+def several(runs: Sequence[Run]) -> str:
+    """Runs side by side: one table, one picture, their maps of ranks, and in what their configurations differ."""
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        rows += table.rows(run, len(rows) + 1)
+    lead, points = words.comparison(runs)
+    colors = {run.name: SERIES[index % len(SERIES)] for index, run in enumerate(runs)}
+    return _render(
+        title=f"{len(runs)} compression runs compared",
+        lead=lead,
+        tiles=[],
+        points=points,
+        bodies=bodies(runs, rows),
+        rows=rows,
+        costs=tradeoffs(rows, colors),
+        latency=" ".join(f"{run.name}: {said}" for run in runs if (said := words.latency(run))),
+        measure="" if any(run.latency for run in runs) else words.measure(runs[0]),
+        maps=[rank_map(run) for run in runs],
+        plan=[],
+        parts=[],
+        examples=None,
+        runs=[(run.name, provenance(run), json.dumps(run.config, indent=1)) for run in runs],
+        differences=differences(runs),
+        names=[run.name for run in runs],
+        keys=[(theme.VARIABLES[color], name) for name, color in colors.items()],
+    )
+
+
+def table_names(run: Run) -> list[str]:
+    return [row["name"] for row in run.rows]
+
+
+def bodies(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The table's rows under the headings they stand under."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        group = table.TITLES[row["group"]]
+        found.setdefault(f"{row['run']}: {group[0].lower()}{group[1:]}" if len(runs) > 1 else group, []).append(row)
+    return list(found.items())
+
+
+def tradeoffs(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str] | None = None) -> list[FigureBlock]:
+    """Top-1 against each cost that is known of two models or more."""
+    found = []
+    for key, label in COSTS.items():
+        known = [row for row in rows if row.get(key)]
+        if len({row[key] for row in known}) < 2:
+            continue
+        front = table.front(known, key)
+        on_it = "; ".join(f"{row['name']}, {row[key]:.3g} {label}, {row['top1']:.1f} %" for row in front)
+        svg = panels.tradeoff(f"cost{key.replace('_', '')}", known, key, label, front, colors)
+        title = f"Top-1 accuracy against {label}, {len(known)} models"
+        description = (
+            f"No other model is both cheaper and better than these: {on_it}. The result table has all numbers."
+        )
+        svg = theme.inline(svg, f"cost{key.replace('_', '')}", title, description)
+        found.append(FigureBlock(svg, f"Top-1 against {label}."))
+    return found
+
+
+def rank_map(run: Run) -> dict[str, Any]:
+    """Ranks by kind of layer and block: for each cell the rank, and the share of the kernel's parameters it keeps."""
+    cells: dict[str, dict[str, Any]] = {}
+    outside = []
+    for info in run.layers:
+        block, kind = place(info.path)
+        rank = run.plan[info.path].rank
+        cell = {"rank": rank, "of": min(info.features_in, info.features_out), "share": rank / info.break_even}
+        if block:
+            cells.setdefault(kind, {})[block] = cell
+        else:
+            outside.append(f"{info.path} {f'rank {rank}' if rank else 'dense'}")
+    blocks = list(dict.fromkeys(block for row in cells.values() for block in row))
+    encoder = [info for info in run.layers if info.compressible]
+    whole = sum(info.features_in * info.features_out for info in encoder)
+    kept = sum(
+        info.features_in * info.features_out * (run.plan[info.path].rank / info.break_even or 1) for info in encoder
+    )
+    share = f"{100 * kept / whole:.1f}" if whole else ""
+    return {"name": run.name, "blocks": blocks, "kinds": cells, "outside": outside, "share": share}
 
 
 def plan_rows(plan: Plan, layers: Sequence[LinearInfo]) -> list[dict[str, Any]]:
@@ -113,37 +152,127 @@ def plan_rows(plan: Plan, layers: Sequence[LinearInfo]) -> list[dict[str, Any]]:
     ]
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The run in one sentence: the smallest model that is nearest to the dense one."""
-    dense = next((row for row in rows if row["name"] == "dense"), None)
-    others = [row for row in rows if row["name"] != "dense"]
-    if dense is None or not others:
-        return "Only one model so far."
-    best = max(others, key=lambda row: (round(dense["size_mb"] / row["size_mb"]), row["top1"]))
-    return (
-        f"{best['name']} takes {best['size_mb']:.3f} MB where the dense model takes {dense['size_mb']:.3f} MB "
-        f"({dense['size_mb'] / best['size_mb']:.1f} times less) and answers {best['top1']:.2f} % of "
-        f"{best['n_images']:,} images right where it answers {dense['top1']:.2f} %."
+def examples(run: Run) -> dict[str, Any]:
+    """Images that the dense model and the pick answer differently, or the sentence that stands for them."""
+    best = table.pick(run)
+    if best is None:
+        return {"images": [], "pair": None, "text": "There is no dense and compressed model to compare yet."}
+    pair = table.pair(run, best["name"])
+    if pair is None:
+        text = (
+            "What the models said of each image was not kept. Delete results.json and run --stages=evaluate,report to "
+            "have them evaluated anew."
+        )
+        return {"images": [], "pair": None, "text": text}
+    if not pair.differ:
+        return {
+            "images": [],
+            "pair": None,
+            "text": f"The dense model and {best['name']} answer all {pair.images:,} images alike.",
+        }
+    stored = run.examples if run.examples.get("model") == best["name"] else {}
+    text = f"The dense model and {best['name']} answer {pair.differ:,} of {pair.images:,} images differently."
+    if not stored:
+        text += " The stage report, where the images are, picks some to show."
+    images = [_example(run, image) for image in stored.get("images", ())]
+    wrong = pair.images - pair.both - pair.dense - pair.other
+    return {"images": images, "text": text, "pair": pair, "wrong": wrong, "name": best["name"]}
+
+
+def _example(run: Run, image: Mapping[str, Any]) -> dict[str, Any]:
+    named = _short_names(run.class_names, [image["label"], *(image[who]["answer"] for who in ("dense", "other"))])
+    answers = [
+        {
+            "name": named[image[who]["answer"]],
+            "share": f"{100 * image[who]['probability']:.0f}",
+            "right": image[who]["answer"] == image["label"],
+        }
+        for who in ("dense", "other")
+    ]
+    src = image["src"] if str(image["src"]).startswith("data:image/") else ""
+    return {"index": image["index"], "label": named[image["label"]], "answers": answers, "src": src}
+
+
+def _short_names(names: Sequence[str], classes: Sequence[int]) -> dict[int, str]:
+    """The first of the synonyms that a class has for a name, or all of them where another class has the same first."""
+    full = {index: str(names[index]) if 0 <= index < len(names) else f"class {index}" for index in classes}
+    first = {index: name.partition(", ")[0] for index, name in full.items()}
+    return {index: name if list(first.values()).count(name) == 1 else full[index] for index, name in first.items()}
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Fields of the configurations that are not the same in all runs, with their values; "-" where a run has none.
+
+    A run or method that only some have is one row, and the settings of measurements are left out.
+    """
+    flat = [config_lib.leaves(run.config) for run in runs]
+    found: dict[str, list[str]] = {}
+    for name in sorted(set().union(*flat)):
+        whole = next((name[: name.index(".", len(group))] for group in LISTS if name.startswith(group)), "")
+        if name.split(".")[0] in MEASUREMENTS:
+            continue
+        if whole and not all(any(field.startswith(f"{whole}.") for field in one) for one in flat):
+            found[whole] = ["set" if any(field.startswith(f"{whole}.") for field in one) else "-" for one in flat]
+        else:
+            found[name] = ["-" if name not in one else _value(one[name]) for one in flat]
+    return [(name, values) for name, values in found.items() if len(set(values)) > 1]
+
+
+def _value(value: Any) -> str:
+    return (value or '""') if isinstance(value, str) else json.dumps(value)
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """Where the numbers come from: weights, data, draws and versions."""
+    config, meta = run.config, run.metas.get("dense") or next(iter(run.metas.values()), {})
+    weights, size = meta.get("weights") or {}, (meta.get("preprocess") or {}).get("size", "?")
+    source = f"{weights['source']}, sha256 {weights['sha256']}" if weights.get("source") else meta.get("notes", "")
+    facts = {
+        "model": f"{run.model}, {meta['num_classes']} classes, input {size} x {size}" if meta else run.model,
+        "teacher": source,
+        **(_configured(config) if config else {}),
+        "versions": ", ".join(f"{name} {version}" for name, version in meta.get("versions", {}).items()),
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _configured(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the configuration says of data and ranks, for people."""
+    flat = {name: _value(value) for name, value in config_lib.leaves(config).items()}
+    mixing = [f"{name} {flat[f'mix.{name}']}" for name in ("mixup", "cutmix") if config.get("mix", {}).get(name)]
+    return {
+        "training data": flat.get("data.train", ""),
+        "evaluation data": flat.get("data.eval", ""),
+        "augmentation": ", ".join([config.get("augment") or "none", *mixing]),
+        "calibration": f"{flat.get('factorize.calibration_images')} images for low rank, "
+        f"{flat.get('quant.calibration_images')} for int8, from "
+        f"{config.get('data', {}).get('calibration') or 'the training data'}, drawn with seed {flat.get('seed')}",
+        "plan": ", ".join(f"{name[5:]} {value}" for name, value in flat.items() if name.startswith("plan.")),
+    }
+
+
+def _render(**values: Any) -> str:
+    files = importlib.resources.files(__package__)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["signed"] = words.signed
+    environment.filters["breakable"] = breakable
+    style = files.joinpath("style.css").read_text()
+    for name, dark in (("light", False), ("dark", True)):
+        style = style.replace(f"/* {name} figures */", theme.css(dark))
+    counts = {row["n_images"] for row in values["rows"]}
+    template = environment.from_string(files.joinpath("page.html").read_text())
+    return template.render(
+        **values,
+        style=markupsafe.Markup(style),
+        images=f"{counts.pop():,}" if len(counts) == 1 else "",
+        known={name: any(row[name] is not None for row in values["rows"]) for name in ("diff", "pair", "ms")},
     )
 
 
-def render(
-    title: str,
-    rows: Sequence[Mapping[str, Any]],
-    sections: Sequence[Section],
-    plan: Sequence[Mapping[str, Any]],
-    provenance: Sequence[tuple[str, str]],
-) -> str:
-    """Renders the page. Everything but the figures is escaped."""
-    dense = next((row["top1"] for row in rows if row["name"] == "dense"), None)
-    template = importlib.resources.files(__package__).joinpath("page.html").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
-        title=title,
-        summary=summary(rows),
-        rows=[{**row, "diff": None if dense is None else row["top1"] - dense} for row in rows],
-        one_image=f"{100 / max(1, rows[0]['n_images']):.2g}",
-        sections=sections,
-        plan=plan,
-        provenance=provenance,
+def breakable(name: str) -> markupsafe.Markup:
+    """A name that may break behind its underscores."""
+    return markupsafe.Markup("<wbr>").join(
+        f"{part}{'_' * (index < name.count('_'))}" for index, part in enumerate(name.split("_"))
     )

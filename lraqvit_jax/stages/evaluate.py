@@ -1,11 +1,13 @@
-"""Stage evaluate: a row in results.json for every deployable artefact that has none."""
+"""Stage evaluate: a row in results.json for every deployable artefact that has none, and what it said of each image."""
 
 import functools
+import io
 from typing import Any
 
 import jax
+import numpy as np
 
-from lraqvit_jax import console, evaluate, processes, results, trees
+from lraqvit_jax import console, evaluate, metrics, processes, results, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.checkpoint import Artifact
 from lraqvit_jax.errors import UserError
@@ -45,8 +47,19 @@ def add_rows(ws: Workspace) -> None:
         row = {"name": name, **size(found), **{"top1": score.top1, "top5": score.top5, "n_images": score.images}}
         notes = [found.meta["notes"], f"bad images skipped: {score.skipped:,}"][: 1 + bool(score.skipped)]
         row |= {"seconds": round(score.seconds, 3), "notes": "; ".join(filter(None, notes))}
+        processes.once(functools.partial(_keep, ws, name, score.answers))
         processes.once(functools.partial(results.add, ws.directory, ws.model, row, order))
         console.say(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB")
+
+
+def _keep(ws: Workspace, name: str, answers: evaluate.Answers | None) -> None:
+    """Writes report/answers-NAME.npz, for the report to compare models image by image."""
+    if answers is None or not len(answers.image):
+        return
+    folder, content = ws.directory / "report", io.BytesIO()
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(content, **answers._asdict())
+    metrics.write_atomically(folder / f"answers-{name}.npz", content.getvalue())
 
 
 def size(found: Artifact) -> dict[str, Any]:

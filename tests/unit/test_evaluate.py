@@ -28,6 +28,11 @@ def test_counts_and_divergences_of_every_image(rng, batch_size):
     assert found.agreement == pytest.approx(100 * np.mean(this.argmax(-1) == that.argmax(-1)))
     log_this, log_that = (scipy.special.log_softmax(logits, -1) for logits in (this, that))
     assert found.kl == pytest.approx(np.mean(np.sum(np.exp(log_that) * (log_that - log_this), -1)), rel=1e-4)
+    answers = found.answers
+    assert np.array_equal(answers.image, np.arange(len(labels)))
+    assert np.array_equal(answers.label, labels)
+    assert np.array_equal(answers.answer, this.argmax(-1))
+    np.testing.assert_allclose(answers.probability, scipy.special.softmax(this, -1).max(-1), rtol=1e-4)
     same = evaluate.accuracy(model, two, source, record, other=other, **options)
     assert (same.agreement, same.kl) == (100, pytest.approx(0, abs=1e-6))
     alone = evaluate.accuracy(model, one, source, record, **options)

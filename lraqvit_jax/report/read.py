@@ -1,0 +1,160 @@
+"""What a work directory holds, as plain data: all that the report needs, and no model, image or weight."""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lraqvit_jax import checkpoint, files, metrics, models, results, tensors
+from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.data import class_names
+from lraqvit_jax.errors import UserError
+from lraqvit_jax.plan import LinearInfo, Plan
+
+MEND = "delete it, or put it back"
+LATENCY = "latency-runtimes.json"
+"""What `bench latency` writes."""
+EXAMPLE = {"index": int, "label": int, "src": str, "dense": dict, "other": dict}
+LATENCY_ROW = {"runtime": str, "model": str, "threads": int, "batch": int, "wall": dict}
+ANSWERS = ("image", "label", "answer", "probability")
+
+
+class Run(NamedTuple):
+    """One work directory.
+
+    Attributes:
+        name: of the directory.
+        model: variant.
+        rows: of results.json.
+        config: as the run had it; {} where there is no config.json.
+        plan: of the deployed model, by layer.
+        layers: that the plan names; () where no artefact says what model it is.
+        metas: what each artefact says of itself, by name.
+        training: rows of metrics.jsonl.
+        spectra: singular values of the dense kernels that are factorized, by layer.
+        surfaces: largest absolute activations, "layer:product:before" and "...:after", by int8 model.
+        answers: what each model said of each image, arrays by the names of ANSWERS.
+        examples: images that two models answer differently; see `report.examples`.
+        latency: of `bench latency`; {} where nothing is measured.
+    """
+
+    name: str
+    model: str
+    rows: Sequence[Mapping[str, Any]]
+    config: Mapping[str, Any]
+    plan: Plan
+    layers: Sequence[LinearInfo]
+    metas: Mapping[str, Mapping[str, Any]]
+    training: Sequence[Mapping[str, Any]]
+    spectra: Mapping[str, np.ndarray]
+    surfaces: Mapping[str, Mapping[str, np.ndarray]]
+    answers: Mapping[str, Mapping[str, np.ndarray]]
+    examples: Mapping[str, Any]
+    latency: Mapping[str, Any]
+
+    def row(self, name: str) -> Mapping[str, Any] | None:
+        return next((row for row in self.rows if row["name"] == name), None)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Of the artefacts, or ImageNet's for 1,000 classes; [] where none are known."""
+        known = (class_names.known(meta["class_names"], meta["num_classes"]) for meta in self.metas.values())
+        return next(filter(None, known), [])
+
+
+def run(directory: pathlib.Path) -> Run:
+    """Reads a work directory.
+
+    Raises:
+        UserError: it does not exist, has no results, or a file in it is not what its name says.
+    """
+    if not directory.is_dir():
+        raise UserError(f"There is no directory {directory}; name a work directory, as --workdir did.")
+    found = results.read(directory)
+    if not found["rows"]:
+        raise UserError(f"{directory} has no results.json to report yet; run --stages=teacher first.")
+    metas = _metas(directory)
+    plan = plan_lib.read(directory / "plan.json") if (directory / "plan.json").exists() else {}
+    folder = directory / "report"
+    return Run(
+        directory.resolve().name,
+        str(found.get("model", "")),
+        found["rows"],
+        _config(directory),
+        plan,
+        _layers(metas, plan),
+        metas,
+        metrics.read(directory / "metrics.jsonl"),
+        tensors.read(folder / "spectra.npz") if (folder / "spectra.npz").exists() else {},
+        _arrays(folder, "activations"),
+        {name: one for name, one in _arrays(folder, "answers").items() if _whole(one)},
+        _listing(folder / "examples.json", "images", EXAMPLE),
+        _listing(directory / LATENCY, "rows", LATENCY_ROW),
+    )
+
+
+def named(runs: Sequence[Run], paths: Sequence[pathlib.Path]) -> list[Run]:
+    """The runs under names of their own: as much of the end of each path as tells them apart."""
+    parts = [path.resolve().parts for path in paths]
+    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({one[-n:] for one in parts}) == len(parts))
+    return [run._replace(name="/".join(one[-length:])) for run, one in zip(runs, parts, strict=True)]
+
+
+def _metas(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+    paths = sorted((directory / "checkpoints").glob("*/meta/metadata"))
+    return {path.parent.parent.name: checkpoint.read_meta(path.parent.parent) for path in paths}
+
+
+def _layers(metas: Mapping[str, Mapping[str, Any]], plan: Plan) -> tuple[LinearInfo, ...]:
+    meta = metas.get("dense") or next(iter(metas.values()), None)
+    if meta is None or not plan:
+        return ()
+    size = meta["preprocess"]["size"]
+    layers = models.spec(meta["model"], num_classes=meta["num_classes"], image_size=size).layers
+    plan_lib.check(plan, layers)
+    return tuple(layers)
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    return files.json_object(path, MEND) if path.exists() else {}
+
+
+def _config(directory: pathlib.Path) -> dict[str, Any]:
+    """The configuration; {} where there is none."""
+    path = directory / "config.json"
+    config = _json(path).get("config", {})
+    files.check({"config": config}, {"config": dict}, str(path), MEND)
+    for name in ("runs", "quant") if config else ():
+        files.check(config, {name: dict}, str(path), MEND)
+    files.check({"methods": {}, **config.get("quant", {})}, {"methods": dict}, str(path), MEND)
+    return config
+
+
+def _listing(path: pathlib.Path, name: str, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object with a list of objects under a name; {} where there is no file."""
+    found = _json(path)
+    if found:
+        files.check(found, {name: list}, str(path), MEND)
+    for row in found.get(name, ()):
+        files.check({"row": row}, {"row": dict}, str(path), MEND)
+        files.check(row, kinds, str(path), MEND)
+    return found
+
+
+def _arrays(folder: pathlib.Path, kind: str) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of every KIND-NAME.npz, by name."""
+    paths = sorted(folder.glob(f"{kind}-*.npz"))
+    return {path.stem.removeprefix(f"{kind}-"): tensors.read(path) for path in paths}
+
+
+def _whole(answers: Mapping[str, np.ndarray]) -> bool:
+    """Whether arrays are answers, one for each image."""
+    return set(answers) == set(ANSWERS) and len({np.shape(one) for one in answers.values()}) == 1
+
+
+def place(path: str) -> tuple[str, str]:
+    """The block and the kind of a layer: "stages_1/blocks_2/attn/qkv" is ("1.2", "attn/qkv"); ("", path) outside."""
+    match = re.fullmatch(r"(.*blocks_\d+)/(.+)", path)
+    return (".".join(re.findall(r"\d+", match[1])), match[2]) if match else ("", path)
