@@ -2,7 +2,7 @@ r"""What low rank costs a pretrained ViT-Tiny or DeiT-Tiny: decompositions, rank
 
     python -m lraqvit_jax.bench lowrank --config configs/vit_tiny_lowrank.py --workdir DIR \
         --config.weights=timm:vit_tiny_patch16_224.safetensors \
-        --config.data.train=folder:PHOTOS?labels=none --config.data.eval=folder:LABELLED
+        --config.data.train='folder:PHOTOS?labels=none' --config.data.eval=folder:LABELLED
 
 The images of data.train are for calibration. The rows of `runs` are trained where `grid.runs` names them.
 

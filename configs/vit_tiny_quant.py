@@ -2,7 +2,7 @@ r"""Quantizers on a pretrained ViT-Tiny or DeiT-Tiny, dense or low rank: bits, m
 
     python -m lraqvit_jax.bench quant --config configs/vit_tiny_quant.py --workdir DIR \
         --config.weights=timm:vit_tiny_patch16_224.safetensors \
-        --config.data.train=folder:PHOTOS?labels=none --config.data.eval=folder:LABELLED \
+        --config.data.train='folder:PHOTOS?labels=none' --config.data.eval=folder:LABELLED \
         --config.quant_grid.sources="('dense','OTHER/checkpoints/rb_lra_kd')" --config.quant_grid.widths="('w8a8',)"
 
 Rows beside `config.QUANTIZERS`: `wads_all`, WADS without the selection of Eq. 13; `mixed`, bits by layer within

@@ -2,7 +2,7 @@ r"""A pretrained ViT-Tiny or DeiT-Tiny, compressed to 5.20 M parameters on some 
 
     python -m lraqvit_jax.main --config configs/vit_tiny_small_data.py --workdir DIR \
         --config.weights=timm:vit_tiny_patch16_224.safetensors \
-        --config.data.train=folder:PHOTOS?labels=none --config.data.eval=folder:LABELLED
+        --config.data.train='folder:PHOTOS?labels=none' --config.data.eval=folder:LABELLED
 
 No label is needed to distill: the student learns the teacher's blocks and logits. Several folders are joined by " + ".
 Half an hour on two CPU cores. Ranks 112 (attention) and 144 (MLP) are those of the paper's DeiT-T row.
