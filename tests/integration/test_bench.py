@@ -62,6 +62,7 @@ def test_the_same_command_again_computes_nothing(grid):
     assert "uniform_ratio  whitened" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_against_its_parts(tmp_path):
     done = bench("step", "--config=configs/digits.py", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:]
