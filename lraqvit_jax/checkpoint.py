@@ -6,6 +6,7 @@ still is what was written, its fingerprint says when it is read.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -184,25 +185,44 @@ class TrainCheckpoints:
     def restore(self, abstract: Any, batches: grain.DatasetIterator) -> Any:
         """Restores the newest state that is whole and moves `batches` to its position; None if there is none.
 
-        Warns of a damaged one on stderr, and deletes it.
+        Warns on stderr of one that cannot be read, and puts it aside: what hinders may be the disk or the memory of the
+        moment, and a checkpoint is not deleted for that.
         """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return processes.together(functools.partial(self._read, step, abstract, batches))
+            except UserError as error:
+                self._put_aside(step, str(error))
+        return None
+
+    def _read(self, step: int, abstract: Any, batches: grain.DatasetIterator) -> Any:
+        """One checkpoint; UserError with the reason where it cannot be read."""
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(), fingerprint=ocp.args.JsonRestore()
         )
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored = self._manager.restore(step, args=items)
-                wanted = dict(restored["fingerprint"])
-                if wanted.pop("data") != _sum(restored["data"]):
-                    raise ValueError("the position of the data is not what was written")
-                _check(restored["state"], wanted)
-                batches.set_state(restored["data"])
-            except Exception as error:  # A damaged file can go wrong in any way.
-                console.warn(f"the checkpoint {self.directory / str(step)} is damaged ({reason(error)}).")
-                self._manager.delete(step)
-                continue
-            return restored["state"]
-        return None
+        try:
+            restored = self._manager.restore(step, args=items)
+            wanted = dict(restored["fingerprint"])
+            if wanted.pop("data") != _sum(restored["data"]):
+                raise ValueError("the position of the data is not what was written")
+            _check(restored["state"], wanted)
+            batches.set_state(restored["data"])
+        except Exception as error:  # A damaged file can go wrong in any way.
+            raise UserError(reason(error)) from error
+        return restored["state"]
+
+    def _put_aside(self, step: int, why: str) -> None:
+        """Renames a checkpoint to one that is not looked for."""
+        folder = self.directory / str(step)
+        aside = folder.with_name(f"damaged.{step}")
+
+        def move() -> None:
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            console.warn(f"the checkpoint {folder} is damaged ({why}); it is now {aside.name}.")
+
+        processes.once(move)
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits until what was saved is whole on disk."""

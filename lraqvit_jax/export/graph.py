@@ -37,10 +37,11 @@ class Graph:
 
     def add(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         self._count += 1
+        value = str(self._count)  # Short: in a small model the names of values would be 2 % of the file.
+        names = [value] if outputs == 1 else [f"{value}:{index}" for index in range(outputs)]
         name = f"{self._scope}/{kind}_{self._count}"
-        names = [name] if outputs == 1 else [f"{name}:{index}" for index in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, name=name, **attributes))
-        return name if outputs == 1 else names
+        return value if outputs == 1 else names
 
     def called(self, value: str, name: str) -> str:
         """Renames the output of a node that no other reads yet."""
@@ -57,7 +58,10 @@ class Graph:
             kind: `TensorProto.INT4`, which NumPy does not have, two to a byte; 0 is that of the array.
         """
         value = np.asarray(value)
-        key = f"{self._scope}/{name}" if name else f"constant/{value.dtype}{list(value.shape)}/{hash(value.tobytes())}"
+        if name:
+            key = f"{self._scope}/{name}"
+        else:
+            key = self._once.setdefault((value.dtype, value.shape, value.tobytes()), f"constant_{len(self._once)}")
         if key not in self.constants:
             if kind:
                 nibbles = np.append(value.reshape(-1), np.zeros(value.size % 2, np.int8)).astype(np.uint8) & 15

@@ -1,7 +1,8 @@
 """StableHLO by jax.export: one file with the weights inside, for any batch size; jax and flatbuffers run it."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,10 +31,23 @@ def export(
     run = jax.jit(lambda images: apply({"params": constants}, images))
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
-    exported = jax.export.export(run, platforms=tuple(platforms))(images)
+    with _without_locations():
+        exported = jax.export.export(run, platforms=tuple(platforms))(images)
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_atomically(path, bytes(exported.serialize()))
     return exported
+
+
+@contextlib.contextmanager
+def _without_locations() -> Iterator[None]:
+    """Leaves out of the file where in this machine's files each operation was written."""
+    field = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, field)
+    jax.config.update(field, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(field, before)
 
 
 def load(path: pathlib.Path) -> Any:

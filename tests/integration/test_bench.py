@@ -62,6 +62,7 @@ def test_the_same_command_again_computes_nothing(grid):
     assert "uniform_ratio  whitened" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_against_its_parts(tmp_path):
     done = bench("step", "--config=configs/digits.py", f"--workdir={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -112,24 +113,6 @@ def test_models_are_timed_in_their_runtimes(grid):
             assert row[clock]["ms"]["low"] <= row[clock]["ms"]["median"] <= row[clock]["ms"]["high"]
     assert "jax" in (workdir / "latency-runtimes.svg").read_text()
     assert sorted(path.name for path in workdir.glob("tmp*")) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("lowrnk",), "'lowrnk'; did you mean 'lowrank'"),
-        (("lowrank", "--config.grid.methods=('logit',)"), "'logit'; did you mean 'logits'"),
-        (("lowrank", "--config.grid.runs=('rb_lra',)"), "'rb_lra', which is no run; did you mean 'rb_lra_kd'"),
-        (("lowrank", "--config.plan.unit=parms"), "'parms'; did you mean 'params'"),
-        (("latency", "--config.latency.runtimes=('onnxruntim',)"), "'onnxruntim'; did you mean 'onnxruntime'"),
-    ],
-)
-def test_a_mistake_is_one_sentence(tmp_path, arguments, says):
-    name, *fields = arguments
-    done = bench(name, "--config=configs/digits.py", f"--workdir={tmp_path}", *fields)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 QUANTIZERS = """
@@ -196,16 +179,3 @@ def test_a_profile_of_every_form(tmp_path):
         assert len(rows[name]["ms"]) == 15
     assert "times faster" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "profile.json"]
-
-
-def test_a_width_or_a_model_that_is_none_is_named(tmp_path):
-    fields = ("--config=configs/digits.py", f"--workdir={tmp_path}", *command.FAST)
-    for grid, says in (
-        ("--config.quant_grid.widths=('w3a8',)", "quant_grid.widths has 'w3a8'"),
-        ("--config.quant_grid.sources=('none',)", "There is no whole artefact"),
-        ("--config.quant_grid.only=('mine',)", "quant_grid.only has 'mine', which is no method"),
-    ):
-        found = bench("quant", *fields, grid)
-        assert found.returncode == 2
-        assert says in found.stderr
-        assert "Traceback" not in found.stderr

@@ -97,18 +97,3 @@ def test_a_mistake_stops_all_processes(tmp_path):
     stopped = joined(tmp_path, "--config.data.train=folder:no/such/place")
     assert [one.returncode for one in stopped] == [2, 2]
     assert all("no/such/place" in one.stderr and "Traceback" not in one.stderr for one in stopped)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--coordinator=localhost"], "do not fit"),
-        (["--num_processes=2"], "go with --coordinator"),
-        (["--distributed"], "cannot join the others"),
-    ],
-    ids=["no port", "no coordinator", "no cluster"],
-)
-def test_flags_that_do_not_fit(tmp_path, arguments, words):
-    result = command.digits(tmp_path, *arguments)
-    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
-    assert words in result.stderr

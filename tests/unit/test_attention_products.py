@@ -83,7 +83,7 @@ def test_the_float_twin_computes_the_same_and_is_differentiable(rng, kind):
             assert np.vdot(slope, want) > 0.85 * np.linalg.norm(slope) * np.linalg.norm(want)
 
 
-@pytest.mark.parametrize("name", ["vit_pico", "swin_pico"])
+@pytest.mark.parametrize("name", ["vit_pico", pytest.param("swin_pico", marks=pytest.mark.slow)])
 def test_a_model_with_integer_attention_is_close_to_the_one_without(rng, name):
     spec = models.spec(name, num_classes=10, image_size=8)
     images = small.images(rng)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from lraqvit_jax import checkpoint, sharding
+from lraqvit_jax import arguments, checkpoint, sharding
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError
@@ -92,7 +92,7 @@ def test_the_command_takes_an_artefact_and_its_file(rng, tmp_path, monkeypatch, 
         ([f"--onnx={tmp_path / 'spoiled.onnx'}"], f"They part in {PATH}: "),
     ):
         monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "one"), *words])
-        compare.cli()
+        arguments.run(compare.command)
         assert says in capsys.readouterr().out
     for words, says in (
         (["--count=0"], "--count is 0"),
@@ -101,5 +101,5 @@ def test_the_command_takes_an_artefact_and_its_file(rng, tmp_path, monkeypatch, 
     ):
         monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "one"), *words])
         with pytest.raises(SystemExit, match="2"):
-            compare.cli()
+            arguments.run(compare.command)
         assert says in capsys.readouterr().err

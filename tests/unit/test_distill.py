@@ -238,6 +238,7 @@ def test_attention_maps_are_distilled_on_request(rng):
     assert not np.any(found["proj"]["du"])  # nothing attends after the last block
 
 
+@pytest.mark.slow
 def test_a_swins_attention_maps_are_those_of_its_windows_and_no_mask_counts(rng):
     model = models.create("swin_pico", num_classes=10, image_size=8)
     images = small.images(rng, 2)

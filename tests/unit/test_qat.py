@@ -64,7 +64,7 @@ def test_scales_have_lsqs_gradient_in_a_whole_layer(rng):
     np.testing.assert_allclose(slope, want, rtol=1e-3)
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-3], ids=["scales", "all"])
+@pytest.mark.parametrize("rate", [pytest.param(0.0, marks=pytest.mark.slow), 1e-3], ids=["scales", "all"])
 def test_a_few_steps_bring_the_model_nearer_to_its_teacher(rng, rate):
     result, params, batch = quantized(rng, "per_token", {"bits": 4})
     wanted = logits(small.float_plan(result.plan), params, batch)

@@ -107,8 +107,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, rng
     np.testing.assert_array_equal(restored["w"], states[1]["w"])
     assert next(fresh) == 1
     assert "run.training/2 is damaged" in capsys.readouterr().err
+    assert (tmp_path / "run.training" / "damaged.2").is_dir()
     again.save(2, restored, fresh)
     again.close()
+    assert sorted(file.name for file in (tmp_path / "run.training").iterdir()) == ["1", "2", "damaged.2"]
 
 
 @pytest.mark.filterwarnings("ignore")  # of what orbax leaves behind
