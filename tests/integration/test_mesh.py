@@ -7,6 +7,7 @@ from lraqvit_jax import metrics
 from tests.integration import command
 
 STAGES = "--stages=teacher,factorize,distill,merge,quantize,evaluate"
+TRAINED = "--stages=teacher,factorize,distill,merge"
 
 
 def curve(workdir):
@@ -20,18 +21,19 @@ def one_device(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
-def test_eight_devices_give_the_curve_of_one(tmp_path, one_device, sizes):
+@pytest.mark.parametrize(("sizes", "stages"), [((8, 1, 1), TRAINED), ((2, 2, 2), STAGES)], ids=str)
+def test_eight_devices_give_the_curve_of_one(tmp_path, one_device, sizes, stages):
     mesh = [f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True)]
-    command.digits(tmp_path, *command.FAST, STAGES, *mesh, devices=8, check=True)
+    command.digits(tmp_path, *command.FAST, stages, *mesh, devices=8, check=True)
     assert len(curve(tmp_path)) == 12
     np.testing.assert_allclose(curve(tmp_path), curve(one_device), rtol=2e-4)
     want, got = command.rows(one_device), command.rows(tmp_path)
-    for name, row in want.items():
+    assert list(got) == list(want) if stages == STAGES else {"dense", "rb_lra_kd"} <= set(got)
+    for name, row in got.items():
         # The curves agree closely; after training and calibration, float noise still moves a few of 297 images.
-        assert abs(got[name]["top1"] - row["top1"]) < 2
-        assert got[name]["params"] == row["params"]
-        assert got[name]["size_mb"] == row["size_mb"]
+        assert abs(want[name]["top1"] - row["top1"]) < 2
+        assert want[name]["params"] == row["params"]
+        assert want[name]["size_mb"] == row["size_mb"]
 
 
 def test_a_checkpoint_restores_onto_another_mesh(tmp_path, one_device):
@@ -41,5 +43,5 @@ def test_a_checkpoint_restores_onto_another_mesh(tmp_path, one_device):
     )
     killed += "metrics.MetricsLog.write = deadly"
     command.digits(tmp_path, *command.FAST, "--config.mesh.fsdp=2", devices=8, prelude=killed)
-    command.digits(tmp_path, *command.FAST, STAGES, check=True)
+    command.digits(tmp_path, *command.FAST, TRAINED, check=True)
     np.testing.assert_allclose(curve(tmp_path), curve(one_device), rtol=2e-4)
