@@ -21,7 +21,9 @@ def one_device(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("sizes", "stages"), [((8, 1, 1), TRAINED), ((2, 2, 2), STAGES)], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "stages"), [pytest.param((8, 1, 1), TRAINED, marks=pytest.mark.slow), ((2, 2, 2), STAGES)], ids=str
+)
 def test_eight_devices_give_the_curve_of_one(tmp_path, one_device, sizes, stages):
     mesh = [f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True)]
     command.digits(tmp_path, *command.FAST, stages, *mesh, devices=8, check=True)

@@ -1,6 +1,7 @@
 """Other models than the demo's, and other heads than their weights', through the real command."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from lraqvit_jax import checkpoint
@@ -8,6 +9,7 @@ from lraqvit_jax.data import sources
 from tests.integration import command
 
 
+@pytest.mark.slow
 def test_a_swin_goes_through_every_stage(tmp_path):
     dynamic = "--config.quant.granularity=per_token_dynamic"
     command.digits(tmp_path, *command.FAST, "--config.model=swin_pico", dynamic, check=True)

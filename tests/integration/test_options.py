@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 from lraqvit_jax import checkpoint, metrics, trees
@@ -25,6 +26,7 @@ def test_bfloat16_compute_follows_float32_and_keeps_float32_parameters(tmp_path)
     assert trees.get(params, LAYER)["kernel"].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_frozen_base_trains_the_branch_alone_and_teacher_forcing_another_loss(tmp_path):
     own, forced = tmp_path / "own", tmp_path / "forced"
     stages = "--stages=teacher,factorize,distill"
@@ -62,6 +64,7 @@ def test_a_finished_teacher_starts_another_run(tmp_path):
     assert len(meta["weights"]["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_what_quantizers_can_do_beside_rounding(tmp_path):
     """One layer in float by the plan, fine-tuning, a budget in bytes, attention on integers, and a warning."""
     command.digits(tmp_path, *command.FAST, "--stages=evaluate")  # writes the plan, finds nothing to evaluate
