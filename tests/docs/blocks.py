@@ -20,6 +20,8 @@ command_not_found_handle() { printf '%s\0' "$@" $'\n' >> "$RECORD"; }
 source() { command_not_found_handle source "$@"; }
 """
 """With no program in PATH, bash hands every command to this function, with its words as they are after expansion."""
+PATHS = re.compile(r"[\w.-]*/[\w./-]*\w")
+"""What bash would start without looking into PATH, were there no function of that name."""
 
 
 class Block(NamedTuple):
@@ -95,8 +97,10 @@ def commands(block: Block) -> list[list[str]]:
         programs.mkdir()
         (programs / "seq").symlink_to("/usr/bin/seq")
         environment = {"PATH": str(programs), "RECORD": str(record)}
+        named = sorted(set(PATHS.findall(block.text)))
+        instead = "".join(f'function {name} {{ command_not_found_handle {name} "$@"; }}\n' for name in named)
         done = subprocess.run(
-            ["/bin/bash", "-c", RECORD + block.text],
+            ["/bin/bash", "-c", RECORD + instead + block.text],
             cwd=ROOT,
             env=environment,
             capture_output=True,

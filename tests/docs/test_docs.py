@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,17 @@ def test_a_command_is_ours_or_run_elsewhere_or_says_what_it_needs(block):
             assert script.removeprefix("launch/") in ELSEWHERE, f"nothing runs {script}"
         else:
             assert words[0].startswith(("python", "--config.")), f"mark it: <!-- needs: ... --> above {words}"
+
+
+def test_no_program_of_a_block_is_started_whatever_its_path(tmp_path):
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    relative = os.path.relpath(program, ROOT)
+    text = f"{program} install 'a[b]' && {relative} again\nls -l"
+    found = blocks.commands(Block("page.md", 1, "command", text, ""))
+    assert found == [[str(program), "install", "a[b]"], [relative, "again"], ["ls", "-l"]]
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize(("script", "runner"), ELSEWHERE.items())
