@@ -1,10 +1,14 @@
 """metrics.jsonl: one JSON object a line, for people and for plots; and the same for TensorBoard, if it is wanted."""
 
+import io
 import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from lraqvit_jax import processes
 from lraqvit_jax.errors import UserError, reason
@@ -27,6 +31,14 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replaces an .npz file in one step; makes its folder."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, content.getvalue())
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -1,1 +1,8 @@
 """Measurements: `python -m lraqvit_jax.bench NAME --config FILE --workdir DIR`. A module here offers `run`."""
+
+import pkgutil
+
+
+def names() -> list[str]:
+    """Of all measurements."""
+    return [one.name for one in pkgutil.iter_modules(__path__) if not one.name.startswith("_")]

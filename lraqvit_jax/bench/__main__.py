@@ -8,24 +8,20 @@ The same command again goes on where it stopped. Exit codes: 0 done, 2 a mistake
 import ast
 import importlib
 import pathlib
-import pkgutil
 from collections.abc import Sequence
 
-from lraqvit_jax import bench, main, processes
+from lraqvit_jax import bench, main
 from lraqvit_jax.errors import UserError, nearest
-
-
-def names() -> list[str]:
-    """Of all measurements."""
-    return [one.name for one in pkgutil.iter_modules(bench.__path__) if not one.name.startswith("_")]
 
 
 def command(argv: Sequence[str]) -> None:
     """Runs the measurement that the command line names."""
-    if len(argv) != 2 or argv[1] not in names():
+    if len(argv) != 2 or argv[1] not in bench.names():
         wrong = argv[1] if len(argv) > 1 else ""
-        raise UserError(f"There is no measurement {wrong!r}; {nearest(wrong, names())}")
+        raise UserError(f"There is no measurement {wrong!r}; {nearest(wrong, bench.names())}")
     config, workdir = main.given()
+    from lraqvit_jax import processes  # and with it JAX, which no mistake above and no --help waits for
+
     main.join()
     with processes.alone(workdir):
         importlib.import_module(f"lraqvit_jax.bench.{argv[1]}").run(config, workdir)
@@ -34,7 +30,7 @@ def command(argv: Sequence[str]) -> None:
 def teaches() -> str:
     """What --help says: each measurement by the first line of its file, none of which is imported for it."""
     lines = [__doc__ or "", "Measurements:"]
-    for name in names():
+    for name in bench.names():
         text = (pathlib.Path(bench.__path__[0]) / f"{name}.py").read_text(encoding="utf-8")
         first = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
         lines.append(f"  {name:<9} {first.removeprefix(f'bench {name}: ')}")

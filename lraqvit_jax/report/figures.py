@@ -65,8 +65,7 @@ def surfaces(
 
     def draw(figure: Figure) -> None:
         pair = figure.subplots(1, 2, sharey=True)
-        unit = [float(np.median(one)) or float(one.max()) or 1.0 for one in (before, after)]
-        scaled = [one / by for one, by in zip((before, after), unit, strict=True)]
+        scaled = [one / median(one) for one in (before, after)]
         limit = float(scaled[0].max())
         for axes, one, name in zip(pair, scaled, ("before", "after"), strict=True):
             image = axes.imshow(one, aspect="auto", vmin=0, vmax=limit, cmap="magma", interpolation="nearest")
@@ -79,6 +78,11 @@ def surfaces(
         figure.suptitle(title, fontsize=9)
 
     return svg("surfaces", draw, (9, 3))
+
+
+def median(surface: Float[np.ndarray, "tokens channels"]) -> float:
+    """Above 0: that of what is not silent, the largest, where half of it is."""
+    return float(np.median(surface)) or float(surface.max()) or 1.0
 
 
 def loudest(surface: Float[np.ndarray, "tokens channels"]) -> float:

@@ -11,7 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from lraqvit_jax.report.figures import SERIES, TINY, log_scale, svg
+from lraqvit_jax.report.figures import SERIES, TINY, log_scale, median, svg
 from lraqvit_jax.report.theme import INK, block_color
 
 WIDTH, HEIGHT = 3.6, 2.5
@@ -130,10 +130,6 @@ def _loudest_of(values: Float[np.ndarray, "tokens channels"]) -> Float[np.ndarra
     """At most WIDEST columns: the largest of neighbouring channels, so that a single loud one stays to be seen."""
     step = -(-values.shape[1] // WIDEST)
     return np.maximum.reduceat(values, np.arange(0, values.shape[1], step), axis=1)
-
-
-def median(values: Float[np.ndarray, "tokens channels"]) -> float:
-    return float(np.median(values)) or float(values.max()) or 1.0
 
 
 def by_block(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lraqvit_jax.report import panels, theme
-from lraqvit_jax.report.figures import loudest
+from lraqvit_jax.report.figures import loudest, median
 from lraqvit_jax.report.read import place
 
 MAX_NAMES = 3
@@ -231,10 +231,10 @@ def _scaling(
     ratio = {end: {key: loudest(surfaces[f"{key}:{end}"]) for key in keys} for end in ("before", "after")}
     worst = max(keys, key=lambda key: ratio["before"][key])
     pair = {end: surfaces[f"{worst}:{end}"] for end in ("before", "after")}
-    limit = max(1.0, *(float(one.max()) / panels.median(one) for one in pair.values()))
+    limit = max(1.0, *(float(one.max()) / median(one) for one in pair.values()))
     drawn = []
     for end, one in pair.items():
-        most = one.max() / panels.median(one)
+        most = one.max() / median(one)
         words = f"{end.capitalize()} scaling: the largest value is {most:.1f} times the median."
         svg = panels.surface(f"surface{end}", one, limit)
         title = f"Activations of {product(worst)} by token and channel, {end} scaling"

@@ -1,11 +1,9 @@
 """Stage evaluate: a row in results.json for every deployable artefact that has none, and what it said of each image."""
 
 import functools
-import io
 from typing import Any
 
 import jax
-import numpy as np
 
 from lraqvit_jax import console, evaluate, metrics, processes, results, trees
 from lraqvit_jax import plan as plan_lib
@@ -54,12 +52,8 @@ def add_rows(ws: Workspace) -> None:
 
 def _keep(ws: Workspace, name: str, answers: evaluate.Answers | None) -> None:
     """Writes report/answers-NAME.npz, for the report to compare models image by image."""
-    if answers is None or not len(answers.image):
-        return
-    folder, content = ws.directory / "report", io.BytesIO()
-    folder.mkdir(exist_ok=True)
-    np.savez_compressed(content, **answers._asdict())
-    metrics.write_atomically(folder / f"answers-{name}.npz", content.getvalue())
+    if answers is not None and len(answers.image):
+        metrics.write_arrays(ws.directory / "report" / f"answers-{name}.npz", answers._asdict())
 
 
 def size(found: Artifact) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lraqvit_jax import checkpoint, console, processes, sharding, statistics, tensors, trees
+from lraqvit_jax import checkpoint, console, metrics, processes, sharding, statistics, tensors, trees
 from lraqvit_jax import plan as plan_lib
 from lraqvit_jax.distill.losses import logits_kl
 from lraqvit_jax.quant import between, mixed, qat, quantize
@@ -194,6 +194,4 @@ def _save_surfaces(ws: Workspace, name: str, alphas: Mapping[str, Any], seen: Se
     """Writes `surfaces` to report/activations-NAME.npz."""
     found = surfaces(alphas, seen)
     if found and processes.first():
-        folder = ws.directory / "report"
-        folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"activations-{name}.npz", **found)
+        metrics.write_arrays(ws.directory / "report" / f"activations-{name}.npz", found)

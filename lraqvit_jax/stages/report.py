@@ -1,7 +1,6 @@
 """Stage report: `WORKDIR/report.html`. What takes weights or images is computed here and kept in `WORKDIR/report/`, so
 that `python -m lraqvit_jax.report` makes the page again from the work directory alone."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
@@ -42,7 +41,5 @@ def _keep_spectra(ws: Workspace, dense: Artifact | None) -> None:
     params = dense.params
     spectrum = spectra.memo(ws.config["cache_dir"])
     values = spectra.each(lambda path: spectrum(np.asarray(trees.get(params, path)["kernel"])).values, paths, "spectra")
-    content = io.BytesIO()
     named = {path: np.asarray(one, np.float32) for path, one in zip(paths, values, strict=True)}
-    np.savez_compressed(content, **named)  # type: ignore[arg-type]
-    metrics.write_atomically(ws.directory / "report" / "spectra.npz", content.getvalue())
+    metrics.write_arrays(ws.directory / "report" / "spectra.npz", named)

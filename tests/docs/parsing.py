@@ -6,7 +6,6 @@ own, without JAX: absl keeps its flags in one place, and each line gets a fork.
 
 import json
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
 
@@ -19,8 +18,7 @@ def parse(words: Sequence[str]) -> None:
     sys.argv = ["main", *words[1:]]  # ml_collections looks there for fields.
     rest = main.parse(sys.argv)[1:]
     if words[0] == "lraqvit_jax.bench":
-        known = [one.name for one in pkgutil.iter_modules(bench.__path__) if not one.name.startswith("_")]
-        if len(rest) != 1 or rest[0] not in known:
+        if len(rest) != 1 or rest[0] not in bench.names():
             raise UserError(f"there is no measurement {rest}")
     elif rest:
         raise UserError(f"{rest} are no flags")

@@ -13,6 +13,7 @@ import safetensors.numpy
 from PIL import Image
 
 from tests.docs.blocks import ROOT
+from tests.integration import command
 from tests.unit import numpy_vit
 
 CONFIG = """
@@ -70,13 +71,7 @@ def put_in(text: str) -> str:
 
 def environment() -> dict[str, str]:
     """Of a process that uses this checkout, one device, and the programs that the tests have compiled."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": os.environ["TESTS_COMPILED"],
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    return os.environ | command.COMPILED | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 
 
 def run(folder: pathlib.Path, words: list[str]) -> subprocess.CompletedProcess:

@@ -10,6 +10,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 FAST = ("--config.teacher.steps=6", "--config.steps=6", "--config.checkpoint_every=2", "--config.log_every=1")
 """A complete run in seconds: `configs/digits.py` with few steps."""
 
+COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": os.environ["TESTS_COMPILED"],
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+"""Environment of a process that uses the programs that the tests have compiled."""
+
 
 def start(
     *arguments: str,
@@ -29,11 +36,7 @@ def start(
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     if cached:
-        environment |= {
-            "JAX_COMPILATION_CACHE_DIR": os.environ["TESTS_COMPILED"],
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        environment |= COMPILED
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
     return subprocess.Popen([*wrapper, sys.executable, "-c", code, *arguments], env=environment, **pipes)
 
