@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from lraqvit_jax import console, files, fingerprint, models, plan, processes, sharding
+from lraqvit_jax import abandoned, console, files, fingerprint, models, plan, processes, sharding
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.errors import UserError, reason, short
@@ -128,7 +128,7 @@ def load_artifact(
     model = build(meta, dtype, arithmetic)
     abstract = sharding.abstract_params(model, meta["preprocess"]["size"], mesh)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with abandoned.reads(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(directory, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
         _check(restored["params"], meta.get("fingerprint"))
     except Exception as error:  # A damaged file can go wrong in any way.
@@ -201,7 +201,8 @@ class TrainCheckpoints:
             state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(), fingerprint=ocp.args.JsonRestore()
         )
         try:
-            restored = self._manager.restore(step, args=items)
+            with abandoned.reads():
+                restored = self._manager.restore(step, args=items)
             wanted = dict(restored["fingerprint"])
             if wanted.pop("data") != _sum(restored["data"]):
                 raise ValueError("the position of the data is not what was written")

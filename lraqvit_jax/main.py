@@ -36,8 +36,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lraqvit_jax import abandoned, console
 from lraqvit_jax import config as config_lib
-from lraqvit_jax import console
 from lraqvit_jax.errors import Preempted, UserError, nearest, storage
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
@@ -268,7 +268,7 @@ def _quiet_threads() -> None:
     would each print a traceback of it, and others of the event loop that it closes."""
 
     def told(error: BaseException | None) -> bool:
-        return error is not None and (bool(storage(error)) or str(error) == "Event loop is closed")
+        return error is not None and (bool(storage(error)) or abandoned.is_late_answer(error))
 
     def from_thread(args: threading.ExceptHookArgs) -> None:
         if not told(args.exc_value):
