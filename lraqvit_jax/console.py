@@ -58,9 +58,9 @@ def detail(text: Any) -> None:
         result(text)
 
 
-def warn(text: str) -> None:
-    """Warns on stderr."""
-    if _first():
+def warn(text: str, everywhere: bool = False) -> None:
+    """Warns on stderr; from every process, if it says something else on each or they have not met yet."""
+    if everywhere or _first():
         print(f"{paint('warning:', YELLOW, sys.stderr)} {text}", file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,9 @@
 """Several processes, one run: how they join, who writes, and mistakes that all of them stop at together."""
 
 import contextlib
+import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -9,12 +11,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lraqvit_jax import lock
+from lraqvit_jax import console, lock
 from lraqvit_jax.errors import UserError, reason
 
 Result = TypeVar("Result")
 SENTENCE = 2048
 """Bytes of a sentence that the others are told."""
+SILENCE, PATIENCE = 10.0, 300.0
+"""Seconds of waiting for the others until this process says so, and until it ends."""
 
 
 def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
@@ -27,7 +31,8 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
         index: of this one, from 0.
 
     Raises:
-        UserError: the arguments do not fit, no cluster is known here, or the others do not come.
+        UserError: the arguments do not fit, or no cluster is known here.
+        SystemExit: not all are there after `PATIENCE`; JAX would abort this process.
     """
     if coordinator and not (":" in coordinator and count > 0 and 0 <= index < count):
         raise UserError(
@@ -35,15 +40,40 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
             "process 0, how many processes there are, and which this is, from 0."
         )
     try:
-        if coordinator:
-            jax.distributed.initialize(coordinator, count, index)
-        else:
-            jax.distributed.initialize()
+        with _waiting(f"all {count} processes to join" if coordinator else "the other processes to join"):
+            timeout = 2 * int(PATIENCE + SILENCE)
+            if coordinator:
+                jax.distributed.initialize(coordinator, count, index, initialization_timeout=timeout)
+            else:
+                jax.distributed.initialize(initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"This process cannot join the others ({reason(error)}); on a machine that is no TPU pod, SLURM or "
             "Kubernetes job give --coordinator, --num_processes and --process_id."
         ) from error
+
+
+@contextlib.contextmanager
+def _waiting(what: str) -> Iterator[None]:
+    """Says that it waits, and ends the process where that takes too long: the call of JAX does not come back then."""
+
+    def give_up() -> None:
+        console.error(
+            f"This process waited for {what} for {PATIENCE:.0f} s; start every one with the same number of "
+            "processes, and see that they reach the port of the coordinator."
+        )
+        os._exit(2)
+
+    said = threading.Timer(SILENCE, lambda: console.warn(f"this process still waits for {what}.", True))
+    timers = [said, threading.Timer(PATIENCE, give_up)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def first() -> bool:

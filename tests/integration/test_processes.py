@@ -18,11 +18,15 @@ ALL = "teacher,factorize,distill,merge,quantize,evaluate,export,report"
 MESH = ("--config.mesh.data=4", "--config.mesh.fsdp=2")
 
 
-def joined(workdir, *arguments: str, **options) -> list[subprocess.CompletedProcess]:
-    """Runs the command as two processes; what each said, and its exit code."""
+def free_port() -> int:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def joined(workdir, *arguments: str, **options) -> list[subprocess.CompletedProcess]:
+    """Runs the command as two processes; what each said, and its exit code."""
+    port = free_port()
     processes = [
         command.start(
             "--config=configs/digits.py",
@@ -97,3 +101,15 @@ def test_a_mistake_stops_all_processes(tmp_path):
     stopped = joined(tmp_path, "--config.data.train=folder:no/such/place")
     assert [one.returncode for one in stopped] == [2, 2]
     assert all("no/such/place" in one.stderr and "Traceback" not in one.stderr for one in stopped)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_waits_in_vain_says_so_and_ends(tmp_path, index):
+    prelude = "from lraqvit_jax import processes\nprocesses.SILENCE, processes.PATIENCE = 0.5, 2"
+    arguments = (f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={index}")
+    alone = command.digits(tmp_path / "work", *arguments, prelude=prelude)
+    assert alone.returncode == 2
+    assert "warning: this process still waits for all 2 processes" in alone.stderr
+    assert "error: This process waited for all 2 processes to join for 2 s" in alone.stderr
+    assert "Traceback" not in alone.stderr
+    assert not (tmp_path / "work").exists()
