@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, and a cache folder of its own for every session, set before JAX starts."""
+"""Eight CPU devices for every test, and cache folders of its own for every session, set before JAX starts."""
 
 import atexit
 import os
@@ -14,9 +14,12 @@ import pytest
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 if "TESTS_COMPILED" not in os.environ:
-    # Programs compiled by the commands under test; the workers of one session inherit the folder.
+    # Programs compiled by the tests and the commands under test; the workers of one session inherit the folder.
     os.environ["TESTS_COMPILED"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_compiled_")
     atexit.register(shutil.rmtree, os.environ["TESTS_COMPILED"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_COMPILED"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 @pytest.fixture

@@ -35,8 +35,7 @@ def start(
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    if cached:
-        environment |= COMPILED
+    environment |= COMPILED if cached else {"JAX_ENABLE_COMPILATION_CACHE": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
     return subprocess.Popen([*wrapper, sys.executable, "-c", code, *arguments], env=environment, **pipes)
 
