@@ -100,12 +100,12 @@ def compress(
 
 
 def _config(
-    model: nn.Module, preprocess: Preprocess, source: str, budget: float, quantizers: Mapping[int, str], steps: int
+    model: Any, preprocess: Preprocess, source: str, budget: float, quantizers: Mapping[int, str], steps: int
 ) -> dict[str, Any]:
     """The configuration of a run that does what `compress` says."""
-    config, built = config_lib.default(), _fields(model)
+    config, name = config_lib.default(), models.name_of(model)
     count, devices = len(sources.load(source, "train")), jax.device_count()
-    config.update(model=models.name_of(model), num_classes=built.num_classes, steps=steps)
+    config.update(model=name, num_classes=model.num_classes, steps=steps)
     config.data.train, config.preprocess = source, dataclasses.asdict(preprocess)
     config.batch_size = config.eval_batch_size = -(-BATCH // devices) * devices
     config.plan.update(method="logits" if budget < 1 else "by_kind", budget=budget)
@@ -120,13 +120,6 @@ def _config(
         for bits, name in quantizers.items()
     }
     return config.to_dict()
-
-
-def _fields(model: Any) -> Any:
-    """The model, where it has the fields of one of ours."""
-    if not hasattr(model, "num_classes") or not hasattr(model, "image_size"):
-        raise UserError(f"{type(model).__name__} is no model of lraqvit_jax.models; make it with weights.load.")
-    return model
 
 
 def _set(config: dict[str, Any], fields: Mapping[str, Any]) -> None:
@@ -152,17 +145,11 @@ def _teacher(ws: Workspace, params: Mapping[str, Any]) -> None:
     """Writes the artefact `dense`, as the stage teacher would; UserError where the parameters are not the model's."""
     plan = plan_lib.dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(plan), ws.preprocess.size, ws.mesh)
-    wanted = {path: leaf.shape for path, leaf in tensors.flatten(abstract).items()}
-    given = {path: np.asarray(leaf, np.float32) for path, leaf in tensors.flatten(params).items()}
-    for path in sorted({*wanted, *given}):
-        if path not in given or path not in wanted or given[path].shape != wanted[path]:
-            there = given[path].shape if path in given else "missing"
-            raise UserError(
-                f"params are not those of the model: {path!r} is {there} and should be {wanted.get(path, 'absent')}; "
-                "give what weights.load gave with it."
-            )
-    tensors.check_finite(params, "params")
-    placed = sharding.put(tensors.nest(given), abstract)
+    shapes = {path: leaf.shape for path, leaf in tensors.flatten(abstract).items()}
+    rules = {path: tensors.Rule((path,), np.asarray) for path in shapes}
+    given = tensors.convert(tensors.flatten(params), rules, shapes)
+    tensors.check_finite(given, "params")
+    placed = sharding.put(given, abstract)
     if not ws.has("dense"):
         ws.save("dense", placed, plan, parent="", notes="given", weights={"source": "", "sha256": ""})
     elif fingerprint.of(placed) != fingerprint.of(ws.load("dense", "teacher").params):

@@ -138,7 +138,7 @@ def convert(
         rule = rules.get(target)
         missing = [name for name in rule.sources if name not in tensors] if rule else ["a rule"]
         if rule is None or missing:
-            problems.append(f"{target} needs {', '.join(missing)}")
+            problems.append(f"{target} is missing" if missing == [target] else f"{target} needs {', '.join(missing)}")
             continue
         try:
             value = rule.make(*(tensors[name] for name in rule.sources))
@@ -146,7 +146,8 @@ def convert(
             problems.append(f"{target} from {', '.join(rule.sources)}: {error}")
             continue
         if value.shape != tuple(shape):
-            problems.append(f"{target} is {tuple(shape)} and {', '.join(rule.sources)} gives {value.shape}")
+            there = "the tensor" if rule.sources == (target,) else ", ".join(rule.sources)
+            problems.append(f"{target} is {tuple(shape)} and {there} gives {value.shape}")
         with np.errstate(over="ignore"):
             made[target] = np.ascontiguousarray(value, np.float32)
     used = {name for target in shapes if target in rules for name in rules[target].sources}
