@@ -69,9 +69,27 @@ def error(text: str) -> None:
     print(f"{paint('error:', RED, sys.stderr)} {text}", file=sys.stderr, flush=True)
 
 
+class _Lines(tqdm):
+    """A bar in a file: every look at it is a line, and nothing is wiped."""
+
+    leave: bool | None
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if msg != "":
+            print(str(self).rstrip(), file=self.fp, flush=True)
+        return False
+
+    def close(self) -> None:
+        if self.leave and not self.disable:
+            self.leave = False
+            self.display()
+        super().close()
+
+
 def bar(**options: Any) -> Any:
     """A progress bar of `tqdm` on stderr; on the first process, unless quiet."""
-    return tqdm(**{"mininterval": _interval(), "disable": level() == QUIET or not _first(), **options})
+    kind, interval = (tqdm, DELAY) if _moves() else (_Lines, LINE)
+    return kind(**{"mininterval": interval, "disable": level() == QUIET or not _first(), **options})
 
 
 def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Iterator[Any]:
@@ -99,14 +117,14 @@ def progress(items: Iterable[Any], name: str, unit: str, total: int | None = Non
 
 def _beat(shown: Any, ended: threading.Event) -> None:
     """Keeps the clock of a bar going, however long an item takes: tqdm itself waits for the item to end."""
-    while not shown.disable and not ended.wait(_interval()):
+    while not shown.disable and not ended.wait(DELAY if _moves() else LINE):
         shown.last_print_t = time.time()  # so that it is wiped in the end
         shown.refresh()
 
 
-def _interval() -> float:
-    """Seconds between two looks of a bar: it moves in a terminal and in a notebook."""
-    return DELAY if sys.stderr.isatty() or "ipykernel" in sys.modules else LINE
+def _moves() -> bool:
+    """Whether a line can be written over, as in a terminal and in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _first() -> bool:

@@ -65,6 +65,24 @@ def test_a_bar_appears_while_the_first_item_takes_long_and_is_wiped(monkeypatch)
     assert last[-1] == "" and last[-2].isspace()
 
 
+def test_in_a_file_each_look_at_a_bar_is_a_line(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr("sys.stderr", file)
+    monkeypatch.setattr(console, "LINE", 0.1)
+    monkeypatch.setattr(console, "DELAY", 0.1)
+    for _ in console.progress(range(3), "work", "item"):
+        time.sleep(0.25)
+    with console.bar(total=2, desc="train") as bar:
+        bar.update(2)
+    console.warn("beware")
+    lines = file.getvalue().splitlines()
+    assert "\r" not in file.getvalue()
+    assert [line[:5] for line in lines] == ["work:"] * (len(lines) - 3) + ["train", "train", "warni"]
+    assert len(lines) > 5
+    assert "0/2" in lines[-3]
+    assert "2/2" in lines[-2]
+
+
 def test_short_work_and_quiet_commands_have_no_bar(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
