@@ -22,7 +22,6 @@ def start(
     *arguments: str,
     devices: int = 1,
     prelude: str = "",
-    cached: bool = True,
     module: str = "main",
     wrapper: tuple[str, ...] = (),
     **options,
@@ -30,12 +29,11 @@ def start(
     """Starts `WRAPPER python -m lraqvit_jax.MODULE ARGUMENTS`, after the Python statements of `prelude`."""
     entry = {"main": "main.cli()", "bench": "from lraqvit_jax.bench import __main__ as bench\nmain.cli(bench.command)"}
     code = f"import sys; sys.argv[0] = 'lraqvit_jax.main'\n{prelude}\nfrom lraqvit_jax import main\n{entry[module]}"
-    environment = os.environ | {
+    environment = (os.environ | COMPILED) | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    environment |= COMPILED if cached else {"JAX_ENABLE_COMPILATION_CACHE": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
     return subprocess.Popen([*wrapper, sys.executable, "-c", code, *arguments], env=environment, **pipes)
 
@@ -50,7 +48,7 @@ def run(*arguments: str, check: bool = False, **options) -> subprocess.Completed
 
 FORKS = """
 import importlib, json, os, sys
-import grain, jax, orbax.checkpoint
+import grain, jax, orbax.checkpoint, sklearn.datasets, tensorflow_datasets
 from lraqvit_jax import config, main
 from lraqvit_jax.bench import __main__ as bench
 for stage in config.STAGES:

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lraqvit_jax import checkpoint, metrics, trees
+from configs import digits
+from lraqvit_jax import checkpoint, metrics, trees, workspace
 from lraqvit_jax import weights as loaders
 from tests.integration import command
+from tests.unit import small
 
 LAYER = "blocks_0/mlp/fc1"
 
@@ -46,10 +48,10 @@ def test_frozen_base_trains_the_branch_alone_and_teacher_forcing_another_loss(tm
 
 
 def test_epochs_count_images(tmp_path):
-    # 1,500 images in batches of 100, two epochs: 30 steps of distillation.
-    arguments = (*command.FAST, "--config.batch_size=100", "--config.epochs=2", "--stages=teacher,factorize,distill")
-    command.digits(tmp_path, *arguments, check=True)
-    assert metrics.read(tmp_path / "metrics.jsonl")[-1]["step"] == 30
+    config = digits.get_config()
+    config.batch_size, config.epochs = 100, 2
+    opened = workspace.open_workspace(config.to_dict(), str(tmp_path), write=False, make_mesh=lambda _: small.MESH)
+    assert opened.steps(6) == 30  # of 100 of 1,500 images
 
 
 def test_a_finished_teacher_starts_another_run(tmp_path):

@@ -91,6 +91,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_every_decomposition_and_training_form_goes_to_the_end(tmp_path):
     (tmp_path / "config.py").write_text(RUNS)
     fields = (f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}", *command.FAST)

@@ -73,9 +73,9 @@ def without(row: dict, *names: str) -> dict:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory):
-    """A run that nothing disturbs and that compiles everything itself."""
+    """A run that nothing disturbs."""
     workdir = tmp_path_factory.mktemp("quiet")
-    command.digits(workdir, *command.FAST, check=True, cached=False)
+    command.digits(workdir, *command.FAST, check=True)
     return workdir
 
 

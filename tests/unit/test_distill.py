@@ -132,9 +132,9 @@ def test_block_mse_is_eq_9(rng):
 def test_the_loss_is_eq_10(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng)
-    loss, metrics = step.distillation(student, teacher, alpha=0.3, beta=2.0)(params, frozen, rows)
-    logits, got = student.apply({"params": params}, rows["image"], return_features=True)
-    _, targets = teacher.apply({"params": frozen}, rows["image"], return_features=True)
+    loss, metrics = jax.jit(step.distillation(student, teacher, alpha=0.3, beta=2.0))(params, frozen, rows)
+    logits, got = small.apply(student, params, rows["image"], return_features=True)
+    _, targets = small.apply(teacher, frozen, rows["image"], return_features=True)
     kd = [np.mean((np.asarray(t, np.float64) - np.asarray(s)) ** 2) for t, s in zip(targets, got, strict=True)]
     known = rows["label"] >= 0
     ce = -np.mean(log_softmax(logits)[known, rows["label"][known]])
@@ -148,8 +148,8 @@ def test_every_term_of_the_loss(rng):
     rows = mixed(rng)
     options = {"alpha": 0.3, "beta": 2.0, "gamma": 0.7, "temperature": 2.0, "normalized": True}
     loss, metrics = jax.jit(step.distillation(student, teacher, **options))(params, frozen, rows)
-    logits, got = student.apply({"params": params}, rows["image"], return_features=True)
-    wanted, targets = teacher.apply({"params": frozen}, rows["image"], return_features=True)
+    logits, got = small.apply(student, params, rows["image"], return_features=True)
+    wanted, targets = small.apply(teacher, frozen, rows["image"], return_features=True)
     pairs = [(np.asarray(t, np.float64), np.asarray(s, np.float64)) for t, s in zip(targets, got, strict=True)]
     kd = np.mean([np.mean((t - s) ** 2) / np.mean(t**2) for t, s in pairs])
     p, q = (special.softmax(np.asarray(one, np.float64) / 2, -1) for one in (wanted, logits))
@@ -164,8 +164,8 @@ def test_every_term_of_the_loss(rng):
 def test_the_supervised_loss_takes_mixed_images(rng):
     _, _, model, params = student_and_teacher(rng)
     rows = mixed(rng)
-    loss, _ = step.supervised(model, 0.1)(params, None, rows)
-    logits = model.apply({"params": params}, rows["image"])
+    loss, _ = jax.jit(step.supervised(model, 0.1))(params, None, rows)
+    logits = small.apply(model, params, rows["image"])
     np.testing.assert_allclose(loss, mixed_cross_entropy(logits, rows, 0.1), rtol=1e-5)
 
 
@@ -173,11 +173,11 @@ def test_gamma_alone_runs_the_teacher_for_its_logits(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng, [-1] * 6)  # nothing is labelled
     loss_fn = step.distillation(student, teacher, beta=0.0, gamma=1.5)
-    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, frozen, rows)
+    (loss, metrics), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, frozen, rows)
     assert set(metrics) == {"ce", "accuracy", "kl"}
     assert metrics["ce"] == 0
     wanted, logits = (
-        np.asarray(model.apply({"params": one}, rows["image"]), np.float64)
+        np.asarray(small.apply(model, one, rows["image"]), np.float64)
         for model, one in ((teacher, frozen), (student, params))
     )
     p, q = special.softmax(wanted, -1), special.softmax(logits, -1)
@@ -195,7 +195,7 @@ def test_pelas_penalty_is_the_largest_deviation_of_each_pair_squared(rng):
         product = (pair["u"] + pair["du"]) @ (pair["v"] + pair["dv"])
         worst.append(np.abs(product - trees.get(frozen, path)["kernel"]).max())
     plain, bound = (
-        step.distillation(student, teacher, bound=weight)(params, frozen, rows)[0] for weight in (0.0, 0.25)
+        jax.jit(step.distillation(student, teacher, bound=weight))(params, frozen, rows)[0] for weight in (0.0, 0.25)
     )
     np.testing.assert_allclose(bound - plain, 0.25 * np.mean(np.square(worst)), rtol=1e-3)
 
@@ -203,16 +203,16 @@ def test_pelas_penalty_is_the_largest_deviation_of_each_pair_squared(rng):
 def test_the_last_block_alone_can_be_compared(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng)
-    every = step.distillation(student, teacher)(params, frozen, rows)[1]
-    last = step.distillation(student, teacher, last_block=True)(params, frozen, rows)[1]
+    every = jax.jit(step.distillation(student, teacher))(params, frozen, rows)[1]
+    last = jax.jit(step.distillation(student, teacher, last_block=True))(params, frozen, rows)[1]
     np.testing.assert_allclose(last["kd"], every["kd_1"], rtol=1e-6)
     assert "kd_1" not in last
 
 
 def attention(model, params, images):
     """The attention of every block, (blocks, batch, heads, tokens, tokens), from the blocks' inputs in float64."""
-    _, features = model.apply({"params": params}, images, return_features=True)
-    maps, inputs = [], [model.apply({"params": params}, images, method="embed"), *features[:-1]]
+    _, features = small.apply(model, params, images, return_features=True)
+    maps, inputs = [], [small.apply(model, params, images, method="embed"), *features[:-1]]
     for index, entering in enumerate(inputs):
         norm, qkv = params[f"blocks_{index}"]["norm1"], params[f"blocks_{index}"]["attn"]["qkv"]
         x = numpy_vit.layer_norm(np.asarray(entering, np.float64), norm["scale"], norm["bias"], 1e-6)
@@ -226,14 +226,14 @@ def attention(model, params, images):
 def test_attention_maps_are_distilled_on_request(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng, [-1] * 6)
-    loss, metrics = step.distillation(student, teacher, beta=0.0, delta=0.5)(params, frozen, rows)
+    loss, metrics = jax.jit(step.distillation(student, teacher, beta=0.0, delta=0.5))(params, frozen, rows)
     assert set(metrics) == {"ce", "accuracy", "attention_kl"}
     p, q = attention(teacher, frozen, rows["image"]), attention(student, params, rows["image"])
     np.testing.assert_allclose(loss, 0.5 * special.rel_entr(p, q).sum(-1).mean(), rtol=1e-4)
     gradient = jax.grad(
         lambda params: step.distillation(student, teacher, beta=0.0, delta=1.0)(params, frozen, rows)[0]
     )
-    found = gradient(params)["blocks_1"]["attn"]
+    found = jax.jit(gradient)(params)["blocks_1"]["attn"]
     assert np.any(found["qkv"]["du"])
     assert not np.any(found["proj"]["du"])  # nothing attends after the last block
 
@@ -256,18 +256,19 @@ def test_teacher_forcing_changes_only_later_blocks_and_nothing_for_a_perfect_stu
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng)
     own, forced = (
-        step.distillation(student, teacher, teacher_forced=flag)(params, frozen, rows)[1] for flag in (False, True)
+        jax.jit(step.distillation(student, teacher, teacher_forced=flag))(params, frozen, rows)[1]
+        for flag in (False, True)
     )
     np.testing.assert_allclose(own["kd_0"], forced["kd_0"], rtol=1e-6)
     assert abs(own["kd_1"] - forced["kd_1"]) > 1e-3 * own["kd_1"]
-    perfect = step.distillation(teacher, teacher, teacher_forced=True)(frozen, frozen, rows)[1]
+    perfect = jax.jit(step.distillation(teacher, teacher, teacher_forced=True))(frozen, frozen, rows)[1]
     assert perfect["kd"] < 1e-10
 
 
 def test_no_gradient_reaches_the_teacher(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     loss = step.distillation(student, teacher, gamma=1.0, normalized=True)
-    gradient = jax.grad(lambda frozen: loss(params, frozen, batch(rng))[0])(frozen)
+    gradient = jax.jit(jax.grad(lambda frozen: loss(params, frozen, batch(rng))[0]))(frozen)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 

@@ -88,7 +88,7 @@ def train_steps(recipe, frozen):
 
     @jax.jit
     def update(params, state):
-        gradient = jax.grad(lambda p: loss_fn(p, teacher, batch)[0])(params)
+        gradient = jax.jit(jax.grad(lambda p: loss_fn(p, teacher, batch)[0]))(params)
         updates, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 

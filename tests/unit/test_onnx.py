@@ -74,7 +74,9 @@ def test_float_models_of_every_family(rng, tmp_path, model, size, rank):
             *("swin_pico", 8, {"granularity": "per_tensor", "weight_bits": 4}, {"method": "smoothquant"}),
             marks=pytest.mark.slow,
         ),
-        ("swin_pico", 8, {"granularity": "per_token"}, {"method": "smoothquant"}),
+        pytest.param(
+            *("swin_pico", 8, {"granularity": "per_token"}, {"method": "smoothquant"}), marks=pytest.mark.slow
+        ),
         ("vit_pico", 8, {"granularity": "per_token", "asymmetric": True}, {}),
         ("swin_pico", 8, {"granularity": "per_token_dynamic", "asymmetric": True}, {}),
         ("vit_pico", 8, {"granularity": "per_token_dynamic", "clip": 0.8, "weight_bits": 6}, {"between": "hadamard"}),

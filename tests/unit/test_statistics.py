@@ -48,7 +48,7 @@ def jacobian_moment(params, images, path):
 
     info = next(layer for layer in small.LAYERS if layer.path == path)
     shape = (1, info.tokens, info.features_out) if info.tokens > 1 else (1, info.features_out)
-    jacobians = jax.vmap(jax.jacrev(logits), (None, 0))(jnp.zeros(shape), images)
+    jacobians = jax.jit(jax.vmap(jax.jacrev(logits), (None, 0)))(jnp.zeros(shape), images)
     flat = np.asarray(jacobians, np.float64).reshape(-1, info.features_out)
     return flat.T @ flat / len(images)
 
@@ -93,10 +93,10 @@ def dense(request):
 
 def test_the_chain_is_the_model(dense):
     model, params, _, images, _ = dense
-    _, features = model.apply({"params": params}, images, return_features=True)
-    x, outputs = model.apply({"params": params}, images, method="embed"), []
+    _, features = small.apply(model, params, images, return_features=True)
+    x, outputs = small.apply(model, params, images, method="embed"), []
     for path, part in model.chain():
-        x = part.apply({"params": trees.get(params, path)}, x)
+        x = small.apply(part, trees.get(params, path), x)
         outputs.append(x)
     blocks = [one for one, (path, _) in zip(outputs, model.chain(), strict=True) if "downsample" not in path]
     for got, want in zip(blocks, features, strict=True):
