@@ -45,5 +45,6 @@ def test_a_checkpoint_restores_onto_another_mesh(tmp_path, one_device):
     )
     killed += "metrics.MetricsLog.write = deadly"
     command.digits(tmp_path, *command.FAST, "--config.mesh.fsdp=2", devices=8, prelude=killed)
-    command.digits(tmp_path, *command.FAST, TRAINED, check=True)
-    np.testing.assert_allclose(curve(tmp_path), curve(one_device), rtol=2e-4)
+    command.digits(tmp_path, *command.FAST, "--stages=teacher", check=True)
+    assert len(curve(tmp_path)) == 6
+    np.testing.assert_allclose(curve(tmp_path), curve(one_device)[:6], rtol=2e-4)
