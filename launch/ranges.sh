@@ -4,7 +4,7 @@
 # PYTHONS="3.11 3.13" says which, as versions that uv finds or downloads, or as files; one that is missing is skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ $# -gt 0 ] || set -- tests/unit/test_{reparam,fake_quant,sources,report,onnx}.py tests/integration/test_mesh.py
+[ $# -gt 0 ] || set -- tests/unit/{report,test_reparam.py,test_fake_quant.py,test_sources.py,test_onnx.py} tests/integration/test_mesh.py
 if ! [ -x .venv-uv/bin/uv ]; then
     "${PYTHON:-python3}" -m venv .venv-uv
     .venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv

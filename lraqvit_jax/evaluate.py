@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
-from lraqvit_jax import checkpoint, console, sharding
+from lraqvit_jax import console, sharding
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Source
@@ -104,10 +105,20 @@ def accuracy(
 
 def _answers(said: Sequence[Any]) -> Answers:
     """The rows of all batches that are labelled images, in the order of the source; every process must ask."""
-    *columns, real = (np.concatenate(column) for column in zip(*checkpoint.host(list(said)), strict=True))
-    order = np.argsort(columns[0][real], kind="stable")
-    image, label, answer = (column[real][order].astype(np.int32) for column in columns[:3])
-    return Answers(image, label, answer, columns[3][real][order].astype(np.float32))
+    columns = [np.concatenate([part for leaf in column for part in _here(leaf)]) for column in zip(*said, strict=True)]
+    if jax.process_count() > 1:
+        columns = multihost_utils.process_allgather(columns, tiled=True)
+    *columns, real = columns
+    image, first = np.unique(columns[0][real], return_index=True)  # Devices may hold the same rows.
+    label, answer, probability = (column[real][first] for column in columns[1:])
+    return Answers(
+        image.astype(np.int32), label.astype(np.int32), answer.astype(np.int32), probability.astype(np.float32)
+    )
+
+
+def _here(leaf: jax.Array) -> list[np.ndarray]:
+    """What this process holds of an array; of each device the same number of rows."""
+    return [np.asarray(leaf)] if sharding.is_here(leaf) else [np.asarray(one.data) for one in leaf.addressable_shards]
 
 
 def logits(

@@ -2,6 +2,7 @@
 eight devices, and end as an undisturbed run of one."""
 
 import contextlib
+import functools
 import signal
 import socket
 import subprocess
@@ -50,30 +51,61 @@ def joined(workdir, *arguments: str, **options) -> list[subprocess.CompletedProc
     return found
 
 
-@pytest.mark.parametrize(
-    ("stages", "run"),
-    [("teacher", "teacher"), pytest.param(ALL, "rb_lra_kd", marks=pytest.mark.slow)],
-    ids=["teacher", "all stages"],
-)
-def test_two_processes_are_killed_and_come_back_as_one(tmp_path, stages, run):
-    one, work, stages = tmp_path / "one", tmp_path / "work", f"--stages={stages}"
-    command.digits(one, *command.FAST, stages, check=True)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The work directory of one process that nothing disturbs, by stages."""
 
-    killed = joined(work, *command.FAST, stages, *MESH, prelude=AFTER_STEP.format(run=run, step=5))
-    assert killed[0].returncode == -signal.SIGKILL, killed[0].stderr[-2000:]
-    assert killed[1].returncode != 0  # Killed too, or ended by JAX since its coordinator is gone.
-    assert "-- teacher" in killed[0].stdout
-    assert "-- teacher" not in killed[1].stdout  # Only the first process prints.
-    assert (work / "checkpoints" / f"{run}.training" / "2").is_dir()
+    @functools.cache
+    def run(stages):
+        workdir = tmp_path_factory.mktemp("alone")
+        command.digits(workdir, *command.FAST, f"--stages={stages}", check=True)
+        return workdir
 
-    command.digits(work, *command.FAST, stages, *MESH, devices=8, check=True)
+    return run
+
+
+def same(work, one):
+    """The same steps, losses, rows, and answers to the same images."""
     assert [(row["run"], row["step"]) for row in metrics.read(work / "metrics.jsonl")] == [
         (row["run"], row["step"]) for row in metrics.read(one / "metrics.jsonl")
     ]
     np.testing.assert_allclose(curve(work), curve(one), rtol=2e-4)
     assert list(command.rows(work)) == list(command.rows(one))
     for name, row in command.rows(one).items():
-        assert abs(command.rows(work)[name]["top1"] - row["top1"]) < 2
+        found = command.rows(work)[name]
+        assert found["n_images"] == row["n_images"]
+        assert abs(found["top1"] - row["top1"]) < 2
+        answers = [np.load(path / "report" / f"answers-{name}.npz") for path in (work, one)]
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(*(each[key] for each in answers))
+        assert np.mean(answers[0]["answer"] == answers[1]["answer"]) > 0.97
+        assert found["top1"] == pytest.approx(100 * np.mean(answers[0]["answer"] == answers[0]["label"]))
+
+
+@pytest.mark.parametrize(
+    ("stages", "run"),
+    [("teacher", "teacher"), pytest.param(ALL, "rb_lra_kd", marks=pytest.mark.slow)],
+    ids=["teacher", "all stages"],
+)
+def test_two_processes_are_killed_and_come_back_as_one(tmp_path, alone, stages, run):
+    work, arguments = tmp_path / "work", (*command.FAST, f"--stages={stages}", *MESH)
+    killed = joined(work, *arguments, prelude=AFTER_STEP.format(run=run, step=5))
+    assert killed[0].returncode == -signal.SIGKILL, killed[0].stderr[-2000:]
+    assert killed[1].returncode != 0  # Killed too, or ended by JAX since its coordinator is gone.
+    assert "-- teacher" in killed[0].stdout
+    assert "-- teacher" not in killed[1].stdout  # Only the first process prints.
+    assert (work / "checkpoints" / f"{run}.training" / "2").is_dir()
+
+    command.digits(work, *arguments, devices=8, check=True)
+    same(work, alone(stages))
+
+
+def test_two_processes_train_and_count_as_one(tmp_path, alone):
+    """Devices of both share every row of a batch, and the last batch is ragged."""
+    mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=4")
+    both = joined(tmp_path, *command.FAST, "--stages=teacher", *mesh)
+    assert [one.returncode for one in both] == [0, 0], both[0].stderr[-2000:]
+    same(tmp_path, alone("teacher"))
 
 
 def test_a_notice_to_one_process_stops_both_at_the_same_saved_step(tmp_path):
