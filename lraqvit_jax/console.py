@@ -124,7 +124,7 @@ def _beat(shown: Any, ended: threading.Event) -> None:
 
 def _moves() -> bool:
     """Whether a line can be written over, as in a terminal and in a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
 
 
 def _first() -> bool:

@@ -65,6 +65,17 @@ def test_a_bar_appears_while_the_first_item_takes_long_and_is_wiped(monkeypatch)
     assert last[-1] == "" and last[-2].isspace()
 
 
+def test_in_a_notebook_a_bar_moves(monkeypatch):
+    class OutStream(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    page = OutStream()
+    monkeypatch.setattr("sys.stderr", page)
+    with console.bar(total=2, desc="train") as bar:
+        bar.update(2)
+    assert page.getvalue().startswith("\rtrain")
+
+
 def test_in_a_file_each_look_at_a_bar_is_a_line(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr("sys.stderr", file)
