@@ -15,7 +15,11 @@ from tests.unit import small
 from tests.unit.test_quantizers import FORMS, logits, quantized
 
 
-@pytest.mark.parametrize(("granularity", "fields"), FORMS[2:], ids=str)
+@pytest.mark.parametrize(
+    ("granularity", "fields"),
+    [*FORMS[2:-1], pytest.param(*FORMS[-1], marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_it_starts_as_the_quantized_model_and_nothing_learned_gives_that_back(rng, granularity, fields):
     result, _, batch = quantized(rng, granularity, fields)
     start = qat.start(result.params, result.plan, small.LAYERS)

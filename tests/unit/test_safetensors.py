@@ -141,7 +141,7 @@ NARROW = [
     (0, {"weight_bits": 4}),
     (small.RANK, {"bits": 6, "asymmetric": True}),
     (small.RANK, {"bits": 4, "group": 8}),
-    (0, {"weight_bits": 6, "group": 16, "asymmetric": True}),
+    pytest.param(0, {"weight_bits": 6, "group": 16, "asymmetric": True}, marks=pytest.mark.slow),
 ]
 
 
