@@ -71,7 +71,7 @@ def put_in(text: str) -> str:
 
 def environment() -> dict[str, str]:
     """Of a process that uses this checkout, one device, and the programs that the tests have compiled."""
-    return os.environ | command.COMPILED | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    return os.environ | command.compiled() | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 
 
 def run(folder: pathlib.Path, words: list[str]) -> subprocess.CompletedProcess:

@@ -10,12 +10,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 FAST = ("--config.teacher.steps=6", "--config.steps=6", "--config.checkpoint_every=2", "--config.log_every=1")
 """A complete run in seconds: `configs/digits.py` with few steps."""
 
-COMPILED = {
-    "JAX_COMPILATION_CACHE_DIR": os.environ["TESTS_COMPILED"],
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-"""Environment of a process that uses the programs that the tests have compiled."""
+
+def compiled() -> dict[str, str]:
+    """Environment of a process that uses the programs that the tests have compiled."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": os.environ["TESTS_COMPILED"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def start(
@@ -29,11 +31,15 @@ def start(
     """Starts `WRAPPER python -m lraqvit_jax.MODULE ARGUMENTS`, after the Python statements of `prelude`."""
     entry = {"main": "main.cli()", "bench": "from lraqvit_jax.bench import __main__ as bench\nmain.cli(bench.command)"}
     code = f"import sys; sys.argv[0] = 'lraqvit_jax.main'\n{prelude}\nfrom lraqvit_jax import main\n{entry[module]}"
-    environment = (os.environ | COMPILED) | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    environment = (
+        os.environ
+        | compiled()
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+    )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
     return subprocess.Popen([*wrapper, sys.executable, "-c", code, *arguments], env=environment, **pipes)
 
