@@ -117,7 +117,7 @@ def progress(items: Iterable[Any], name: str, unit: str, total: int | None = Non
 
 def _beat(shown: Any, ended: threading.Event) -> None:
     """Keeps the clock of a bar going, however long an item takes: tqdm itself waits for the item to end."""
-    while not shown.disable and not ended.wait(DELAY if _moves() else LINE):
+    while not shown.disable and not ended.wait(shown.mininterval):
         shown.last_print_t = time.time()  # so that it is wiped in the end
         shown.refresh()
 

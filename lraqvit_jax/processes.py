@@ -24,6 +24,8 @@ SILENCE, PATIENCE = 10.0, 300.0
 def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
     """Joins this process to the others of the run; before any other call of JAX.
 
+    Where not all are there after `PATIENCE`, the process ends with code 2: JAX would abort it.
+
     Args:
         coordinator: "HOST:PORT" of process 0; "" finds everything out from the cluster (TPU pods, SLURM, Kubernetes,
             Open MPI).
@@ -32,7 +34,6 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
 
     Raises:
         UserError: the arguments do not fit, or no cluster is known here.
-        SystemExit: not all are there after `PATIENCE`; JAX would abort this process.
     """
     if coordinator and not (":" in coordinator and count > 0 and 0 <= index < count):
         raise UserError(

@@ -5,6 +5,8 @@ import os
 import shutil
 import tempfile
 
+from tests.integration import command
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_cache_")
@@ -17,9 +19,7 @@ if "TESTS_COMPILED" not in os.environ:
     # Programs compiled by the tests and the commands under test; the workers of one session inherit the folder.
     os.environ["TESTS_COMPILED"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_compiled_")
     atexit.register(shutil.rmtree, os.environ["TESTS_COMPILED"], ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_COMPILED"]
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ |= command.compiled() | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
 
 
 @pytest.fixture
