@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lraqvit_jax import weights
-    from lraqvit_jax.compression import compress
-    from lraqvit_jax.inference import Model, load
+    from lraqvit_jax.api.compress import compress
+    from lraqvit_jax.api.model import Model, load
 
 __all__ = ["Model", "__version__", "compress", "load", "weights"]
 __version__ = "0.1.0"
 
-_PLACES = {"Model": "inference", "compress": "compression", "load": "inference"}
+_PLACES = {"Model": "api.model", "compress": "api.compress", "load": "api.model"}
 
 
 def __getattr__(name: str) -> Any:

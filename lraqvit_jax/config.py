@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest
 
 STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
 TARGETS = ("avx2", "vnni", "arm")

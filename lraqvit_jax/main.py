@@ -36,9 +36,10 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lraqvit_jax import abandoned, console
 from lraqvit_jax import config as config_lib
-from lraqvit_jax.errors import Preempted, UserError, nearest, storage
+from lraqvit_jax.base import console
+from lraqvit_jax.base.errors import Preempted, UserError, nearest, storage
+from lraqvit_jax.run import abandoned
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
@@ -71,8 +72,9 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
     Raises:
         UserError: bad input.
     """
-    from lraqvit_jax import preemption, processes, results, workspace
     from lraqvit_jax import stages as stages_lib
+    from lraqvit_jax.devices import processes
+    from lraqvit_jax.run import preemption, results, workspace
     from lraqvit_jax.stages import evaluate
 
     wanted = list(config_lib.STAGES) if stages is None else list(stages)
@@ -100,7 +102,8 @@ def _surroundings(ws: Any) -> list[str]:
     """What --verbose says before it all: versions, devices, mesh, plan."""
     import jax
 
-    from lraqvit_jax import checkpoint, plan
+    from lraqvit_jax.plan import records as plan
+    from lraqvit_jax.run import checkpoint
 
     versions = ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items())
     devices = (
@@ -115,7 +118,9 @@ def mesh_text(mesh: Any) -> str:
 
 def dry_run(config: dict, workdir: str) -> None:
     """Prints the plan and its costs; writes nothing."""
-    from lraqvit_jax import plan, sharding, workspace
+    from lraqvit_jax.devices import sharding
+    from lraqvit_jax.plan import records as plan
+    from lraqvit_jax.run import workspace
     from lraqvit_jax.stages.evaluate import other_params
 
     ws = workspace.open_workspace(config, workdir, write=False)
@@ -129,7 +134,8 @@ def dry_run(config: dict, workdir: str) -> None:
 
 def estimate(config: dict, workdir: str) -> None:
     """Prints what each training takes of a device, of this machine or of a mesh that is elsewhere; writes nothing."""
-    from lraqvit_jax import estimate, workspace
+    from lraqvit_jax.run import workspace
+    from lraqvit_jax.training import estimate
 
     print(estimate.table(workspace.open_workspace(config, workdir, write=False, make_mesh=estimate.mesh_of)))
 
@@ -149,7 +155,8 @@ def _main(argv: Sequence[str]) -> None:
 
 def join() -> None:
     """Joins the other processes where the command line says that there are some, and watches for SIGTERM."""
-    from lraqvit_jax import preemption, processes
+    from lraqvit_jax.devices import processes
+    from lraqvit_jax.run import preemption
 
     if not _COORDINATOR.value and (_COUNT.value or _INDEX.value != -1):
         raise UserError(

@@ -11,8 +11,8 @@ import argparse
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from lraqvit_jax import arguments, console, files
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base import arguments, console, files
+from lraqvit_jax.base.errors import UserError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def command(argv: Sequence[str]) -> None:
     """Prints the predictions."""
     options = parse(argv)
     paths = found(options.images)
-    from lraqvit_jax import inference
+    from lraqvit_jax.api import model as inference
 
     model = inference.load(options.workdir, options.name)
     for path, classes in zip(paths, model.predict(paths, options.top), strict=True):

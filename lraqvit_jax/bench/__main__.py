@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 
 from lraqvit_jax import bench, main
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest
 
 
 def command(argv: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ def command(argv: Sequence[str]) -> None:
         wrong = argv[1] if len(argv) > 1 else ""
         raise UserError(f"There is no measurement {wrong!r}; {nearest(wrong, bench.names())}")
     config, workdir = main.given()
-    from lraqvit_jax import processes  # and with it JAX, which no mistake above and no --help waits for
+    from lraqvit_jax.devices import processes  # and with it JAX, which no mistake above and no --help waits for
 
     main.join()
     with processes.alone(workdir):

@@ -8,12 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lraqvit_jax import checkpoint, sharding, statistics, tensors, trees
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.plan import LayerPlan, Plan
+from lraqvit_jax.base import trees
+from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.calibration import observe as statistics
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import LayerPlan, Plan
 from lraqvit_jax.quant import qarray
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.run import checkpoint
+from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.weights import tensors
 
 PREFIX = "random:"
 FORMS = {

@@ -44,11 +44,14 @@ def ask(question: Mapping[str, Any]) -> dict[str, Any]:
 def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     import dataclasses
 
-    from lraqvit_jax import models, sharding
-    from lraqvit_jax import plan as plan_lib
+    from lraqvit_jax import models
     from lraqvit_jax.bench import _collectives
-    from lraqvit_jax.lowrank import ranks, reparam
-    from lraqvit_jax.stages import distill, training
+    from lraqvit_jax.devices import sharding
+    from lraqvit_jax.lowrank import reparam
+    from lraqvit_jax.plan import ranks
+    from lraqvit_jax.plan import records as plan_lib
+    from lraqvit_jax.stages import distill
+    from lraqvit_jax.training import fit as training
 
     mesh = sharding.make_mesh(question["mesh"], rules=question["sharding"])
     shape = {"num_classes": 1000, "image_size": question["image_size"]}

@@ -24,15 +24,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lraqvit_jax import metrics, models, runtimes, workspace
+from lraqvit_jax import models, runtimes
+from lraqvit_jax.base.console import progress
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import _random
 from lraqvit_jax.bench._process import Process, RuntimeFailedError
 from lraqvit_jax.bench._worker import give_back
-from lraqvit_jax.console import progress
-from lraqvit_jax.errors import UserError
 from lraqvit_jax.export import onnx, safetensors, stablehlo
 from lraqvit_jax.report import figures
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.run import metrics, workspace
+from lraqvit_jax.run.workspace import Workspace
 
 WARMUP = 2
 """Rounds that do not count."""

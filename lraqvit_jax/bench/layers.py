@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lraqvit_jax import layers, metrics, sharding, workspace
 from lraqvit_jax.bench.step import timed
-from lraqvit_jax.lowrank import ranks
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.models import linear as layers
+from lraqvit_jax.plan import ranks
+from lraqvit_jax.run import metrics, workspace
 
 ROUNDS = 15
 POINTS = 12

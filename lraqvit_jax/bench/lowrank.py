@@ -19,16 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, evaluate, files, main, metrics, results, sharding, statistics, trees, workspace
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.lowrank import decomposition, ranks, reparam, spectra
-from lraqvit_jax.lowrank.moments import Moments
+from lraqvit_jax import main
+from lraqvit_jax.base import files, trees
+from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.calibration import observe as statistics
+from lraqvit_jax.calibration.moments import Moments
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.lowrank import decomposition, reparam, spectra
+from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.report import figures
+from lraqvit_jax.run import checkpoint, metrics, results, workspace
+from lraqvit_jax.run.checkpoint import Artifact
+from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import factorize, plan, teacher
 from lraqvit_jax.stages.evaluate import other_params
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.tasks import classification as evaluate
 
 WR = "wr"
 """Not a decomposition: truncated SVD with the paper's weight reconstruction merged into it, as training starts."""

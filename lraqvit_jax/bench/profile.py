@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import metrics, workspace
 from lraqvit_jax.bench import _random
 from lraqvit_jax.export import onnx
+from lraqvit_jax.run import metrics, workspace
 
 ROUNDS, WARM = 15, 2
 

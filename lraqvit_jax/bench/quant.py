@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, evaluate, metrics, models, sharding, workspace
-from lraqvit_jax import plan as plan_lib
+from lraqvit_jax import models
+from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.bench.lowrank import Table
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.report import figures
+from lraqvit_jax.run import checkpoint, metrics, workspace
+from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import quantize as stage
 from lraqvit_jax.stages import teacher
 from lraqvit_jax.stages.evaluate import other_params
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.tasks import classification as evaluate
 
 COLUMNS: tuple[tuple[str, str, Callable[[Mapping[str, Any], Mapping[str, Any]], float]], ...] = (
     ("difference", "+.2f", lambda row, whole: row["top1"] - whole["top1"]),

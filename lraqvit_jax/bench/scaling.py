@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lraqvit_jax import config as config_lib
-from lraqvit_jax import metrics, models
+from lraqvit_jax import models
+from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.bench import _simulate
 from lraqvit_jax.bench._collectives import Collective, wire_bytes
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.run import metrics
 
 MFU = 0.4
 """Share of the peak that the products of a step reach; assumed."""

@@ -17,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lraqvit_jax import layers, metrics, sharding, train, workspace
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.distill import step as losses
+from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.stages import training
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.models import linear as layers
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.run import metrics, workspace
+from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.training import fit as training
+from lraqvit_jax.training import loop as train
+from lraqvit_jax.training import step as losses
 
 ROUNDS = 15
 

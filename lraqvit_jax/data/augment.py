@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from lraqvit_jax.base.errors import UserError, nearest, short
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.rand_augment import rand_augment
-from lraqvit_jax.errors import UserError, nearest, short
 
 MAX_TEXT = 2000
 TRIES = 10

@@ -4,8 +4,8 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-from lraqvit_jax import files
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError
 
 IMAGENET = 1000
 """Classes of ImageNet-1k."""

@@ -17,7 +17,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from lraqvit_jax.errors import UserError, short
+from lraqvit_jax.base.errors import UserError, short
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 """Pillow's decoders that are asked, whatever the suffix says ("JPEG" reads MPO too). Others start programs (EPS)."""

@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from lraqvit_jax.errors import UserError, short
+from lraqvit_jax.base.errors import UserError, short
 
 MAX_BYTES = 2**28
 """Of a table. Read, it takes about twenty times its size."""

@@ -7,13 +7,13 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import skip
 from lraqvit_jax.data.augment import Augment
 from lraqvit_jax.data.mix import Mix
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.skip import Skipping
 from lraqvit_jax.data.sources import Example, Source
-from lraqvit_jax.errors import UserError
 
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from lraqvit_jax import files
+from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError, nearest, short
 from lraqvit_jax.data import images
-from lraqvit_jax.errors import UserError, nearest, short
 
 MAX_SIZE = 2**13
 """Pixels of the shorter side of a resized image; the longer is at most `images.MAX_RATIO` times that."""

@@ -11,11 +11,11 @@ import threading
 
 import numpy as np
 
-from lraqvit_jax import console
+from lraqvit_jax.base import console
+from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example, Source
-from lraqvit_jax.errors import UserError, short
 
 MANY = 20
 """Bad images from which on the run stops if they are more than half of those read."""

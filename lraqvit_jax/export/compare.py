@@ -23,14 +23,15 @@ import onnx
 from jaxtyping import Float
 from onnx import TensorProto, helper
 
-from lraqvit_jax import arguments, checkpoint, trees
+from lraqvit_jax.base import arguments, trees
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import TARGETS
 from lraqvit_jax.data import pipeline, sources
-from lraqvit_jax.errors import UserError
 from lraqvit_jax.export import linear
 from lraqvit_jax.export import onnx as export
-from lraqvit_jax.layers import Linear, LinearOptions
-from lraqvit_jax.plan import LinearInfo
+from lraqvit_jax.models.linear import Linear, LinearOptions
+from lraqvit_jax.plan.records import LinearInfo
+from lraqvit_jax.run import checkpoint
 
 NOISE = {False: 1e-4, True: 2e-2}
 """What a layer by itself may differ by: of a float model, and where values are rounded to integers."""

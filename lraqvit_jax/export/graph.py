@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from lraqvit_jax import checkpoint
+from lraqvit_jax.run import checkpoint
 
 
 class Graph:

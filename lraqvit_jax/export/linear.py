@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float, Int8
 from onnx import TensorProto
 
-from lraqvit_jax import trees
+from lraqvit_jax.base import trees
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.plan import LayerPlan
+from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
 
 OUTPUTS = ("query", "key", "value")

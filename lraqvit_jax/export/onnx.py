@@ -24,13 +24,15 @@ import onnx
 from jaxtyping import Int
 from onnx import TensorProto, helper
 
-from lraqvit_jax import __version__, checkpoint, metrics, trees
+from lraqvit_jax import __version__
+from lraqvit_jax.base import trees
+from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.config import TARGETS
-from lraqvit_jax.errors import UserError, nearest
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
 from lraqvit_jax.models import swin
-from lraqvit_jax.plan import Plan
+from lraqvit_jax.plan.records import Plan
+from lraqvit_jax.run import checkpoint, metrics
 
 OPSET, IR = 23, 11
 """Of the standard operators: Attention needs 23; ONNX Runtime 1.23 lacks the QuantizeLinear of 23, 1.24 has all. No

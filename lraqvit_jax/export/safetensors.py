@@ -42,9 +42,11 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from lraqvit_jax import checkpoint, metrics, models, trees
+from lraqvit_jax import models
+from lraqvit_jax.base import trees
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.tensors import flatten
+from lraqvit_jax.run import checkpoint, metrics
+from lraqvit_jax.weights.tensors import flatten
 
 FORMAT = "lraqvit_jax 1"
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lraqvit_jax import metrics
+from lraqvit_jax.run import metrics
 
 
 def export(

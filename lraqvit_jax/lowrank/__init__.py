@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest
 
 
 def decomposition(name: str) -> Any:

@@ -7,8 +7,8 @@ channels for uncorrelated and their magnitude for their power.
 import numpy as np
 from jaxtyping import Float
 
+from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import whitened
-from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.lowrank.svd import Pair
 
 STATISTICS = "inputs"

@@ -9,8 +9,8 @@ that, and undo R in the second factor. Whitened truncation is G = 1, a layer on 
 import numpy as np
 from jaxtyping import Float
 
+from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import whitened
-from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.lowrank.svd import Pair
 
 STATISTICS = "gradients"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Array, Float
 
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.lowrank import svd
 from lraqvit_jax.lowrank.svd import Pair
 

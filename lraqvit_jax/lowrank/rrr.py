@@ -8,8 +8,8 @@ AAFM does, under Cov(x). Layers are solved in the order of the forward pass, eac
 import numpy as np
 from jaxtyping import Float
 
+from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import whitened
-from lraqvit_jax.lowrank.moments import Moments
 from lraqvit_jax.lowrank.svd import Pair
 
 STATISTICS = "sequential"

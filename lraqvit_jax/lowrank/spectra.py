@@ -13,7 +13,7 @@ import numpy as np
 import threadpoolctl
 from jaxtyping import Float
 
-from lraqvit_jax import console
+from lraqvit_jax.base import console
 from lraqvit_jax.lowrank import svd
 
 THREADS = 8

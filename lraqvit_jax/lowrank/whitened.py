@@ -8,7 +8,7 @@ vectors of `Lᵀ W`, and the more familiar `L⁻ᵀ U_r diag(S_r) V_rᵀ` is the
 import numpy as np
 from jaxtyping import Float
 
-from lraqvit_jax.lowrank.moments import Moments
+from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank.svd import Pair
 
 STATISTICS = "inputs"

@@ -10,9 +10,9 @@ from typing import Any
 
 from flax import linen as nn
 
-from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.layers import LinearOptions
-from lraqvit_jax.plan import LinearInfo, Plan
+from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.models.linear import LinearOptions
+from lraqvit_jax.plan.records import LinearInfo, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def variants() -> dict[str, str]:
     """Returns the module of every known variant."""
     found = {}
     for module in pkgutil.iter_modules(__path__):
-        for name in importlib.import_module(f"{__name__}.{module.name}").VARIANTS:
+        for name in getattr(importlib.import_module(f"{__name__}.{module.name}"), "VARIANTS", ()):
             found[name] = module.name
     return found
 

@@ -18,9 +18,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from lraqvit_jax import models
-from lraqvit_jax.layers import Linear, LinearOptions
+from lraqvit_jax.models.linear import Linear, LinearOptions
 from lraqvit_jax.models.vit import MLP_RATIO, Mlp, layer_norm, patches, show
-from lraqvit_jax.plan import LinearInfo
+from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.quant import attention
 
 NORM_EPS = 1e-5

@@ -9,8 +9,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lraqvit_jax import models
-from lraqvit_jax.layers import Linear, LinearOptions
-from lraqvit_jax.plan import LinearInfo
+from lraqvit_jax.models.linear import Linear, LinearOptions
+from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.quant import attention
 
 NORM_EPS = 1e-6

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lraqvit_jax.plan import LayerPlan
+from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import codes_of
 from lraqvit_jax.quant.qarray import SMALLEST

@@ -18,8 +18,8 @@ import optax
 import scipy.linalg
 from jaxtyping import Array, Float
 
-from lraqvit_jax import console
-from lraqvit_jax.plan import LayerPlan
+from lraqvit_jax.base import console
+from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import fake_quant, fake_quant_input
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lraqvit_jax import console
-from lraqvit_jax.errors import UserError
-from lraqvit_jax.plan import PACKED, LayerPlan, LinearInfo, Plan, layer_cost
+from lraqvit_jax.base import console
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.plan.records import PACKED, LayerPlan, LinearInfo, Plan, layer_cost
 from lraqvit_jax.quant import qarray, quantize
 
 WIDEST = 8

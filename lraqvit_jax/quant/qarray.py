@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, UInt8
 
-from lraqvit_jax.plan import PACKED
+from lraqvit_jax.plan.records import PACKED
 
 SMALLEST = 2.0**-100
 """Ranges below this count as zero: their scale, or its reciprocal, would leave float32."""

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lraqvit_jax import console, quant, trees
-from lraqvit_jax.errors import UserError, nearest
-from lraqvit_jax.plan import LayerPlan, LinearInfo, Plan
+from lraqvit_jax.base import console, trees
+from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import between, qarray
 
 
@@ -57,22 +57,22 @@ class Quantized(NamedTuple):
     errors: dict[str, float]
 
 
-CHOICES = {"method": "smooth", "calibration": "ranges", "rounding": "round_kernel"}
-"""Fields of `config.METHOD` that name a module of this package, and the function that such a module has."""
+FOLDERS = {"method": "smoothing", "calibration": "ranges", "rounding": "rounding"}
+"""Fields of `config.METHOD` that name a module, and the folder of this package that has it."""
 
 
 def choice(field: str, name: str) -> Any:
     """The module of that name; UserError if there is none."""
-    modules = [module.name for module in pkgutil.iter_modules(quant.__path__)]
-    known = {one for one in modules if hasattr(importlib.import_module(f"{quant.__name__}.{one}"), CHOICES[field])}
+    folder = importlib.import_module(f"lraqvit_jax.quant.{FOLDERS[field]}")
+    known = [module.name for module in pkgutil.iter_modules(folder.__path__)]
     if name not in known:
         raise UserError(f"There is no quantization {field} {name!r}; {nearest(name, known)}")
-    return importlib.import_module(f"{quant.__name__}.{name}")
+    return importlib.import_module(f"{folder.__name__}.{name}")
 
 
 def check(options: Mapping[str, Any]) -> None:
     """Raises UserError for a name in the options of a method that is none."""
-    for field in CHOICES:
+    for field in FOLDERS:
         choice(field, options[field])
     if options["between"] not in between.KINDS:
         raise UserError(f"quant between is {options['between']!r}; {nearest(options['between'], between.KINDS)}")

@@ -12,8 +12,9 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from lraqvit_jax import arguments, console, files, metrics
-from lraqvit_jax.errors import UserError, storage
+from lraqvit_jax.base import arguments, console, files
+from lraqvit_jax.base.errors import UserError, storage
+from lraqvit_jax.run import metrics
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

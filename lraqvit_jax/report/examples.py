@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from lraqvit_jax import metrics
 from lraqvit_jax.data.sources import Source
 from lraqvit_jax.report import read, table
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.run import metrics
+from lraqvit_jax.run.workspace import Workspace
 
 MOST = 12
 SIDE = 160

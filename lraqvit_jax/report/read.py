@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, files, metrics, models, results, tensors
-from lraqvit_jax import plan as plan_lib
+from lraqvit_jax import models
+from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import class_names
-from lraqvit_jax.errors import UserError
-from lraqvit_jax.plan import LinearInfo, Plan
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import LinearInfo, Plan
+from lraqvit_jax.run import checkpoint, metrics, results
+from lraqvit_jax.weights import tensors
 
 MEND = "delete it, or put it back"
 LATENCY = "latency-runtimes.json"

@@ -16,7 +16,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest
 
 
 class Job(NamedTuple):

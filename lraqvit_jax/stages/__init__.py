@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lraqvit_jax.workspace import Workspace
+    from lraqvit_jax.run.workspace import Workspace
 
 
 def run(ws: "Workspace", name: str) -> "Workspace":

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lraqvit_jax import checkpoint, models, sharding, tensors, weights
-from lraqvit_jax.stages import training
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax import models, weights
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.run import checkpoint
+from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.training import fit as training
+from lraqvit_jax.weights import tensors
 
 
 def run(ws: Workspace) -> None:

@@ -5,12 +5,15 @@ from typing import Any
 
 import jax
 
-from lraqvit_jax import console, evaluate, metrics, processes, results, trees
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base import console, trees
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.devices import processes
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.run import metrics, results
+from lraqvit_jax.run.checkpoint import Artifact
+from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.factorize import row_name
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.tasks import classification as evaluate
 
 
 def row_names(ws: Workspace) -> list[str]:

@@ -13,14 +13,16 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from lraqvit_jax import checkpoint, console, files, metrics, processes
-from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.console import progress
+from lraqvit_jax.base import console, files
+from lraqvit_jax.base.console import progress
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.devices import processes
 from lraqvit_jax.export import onnx, safetensors, stablehlo
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.run import checkpoint, metrics
+from lraqvit_jax.run.checkpoint import Artifact
+from lraqvit_jax.run.workspace import Workspace
 
 IMAGES, LABELLED, BATCH = 200, 1000, 10
 """Images of the calibration that outputs are compared on, labelled ones that answers are counted on at most, and how

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, statistics, trees
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base import trees
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.calibration import observe as statistics
+from lraqvit_jax.calibration.moments import Moments, bias_shift
 from lraqvit_jax.lowrank import decomposition, reparam, spectra, svd
-from lraqvit_jax.lowrank.moments import Moments, bias_shift
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.run import checkpoint
+from lraqvit_jax.run.checkpoint import Artifact
+from lraqvit_jax.run.workspace import Workspace
 
 Layer = dict[str, np.ndarray]
 Spectrum = Callable[[np.ndarray], svd.Spectrum]

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from lraqvit_jax import console, sharding, trees
-from lraqvit_jax import plan as plan_lib
+from lraqvit_jax.base import console, trees
+from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.run.workspace import Workspace
 
 TOLERANCE = 1e-5
 

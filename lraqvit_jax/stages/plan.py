@@ -8,13 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lraqvit_jax import checkpoint, console, files, sharding, statistics, trees
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.checkpoint import Artifact
-from lraqvit_jax.lowrank import kfac, ranks, spectra, whitened
-from lraqvit_jax.lowrank.moments import Moments
-from lraqvit_jax.plan import LinearInfo
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.base import console, files, trees
+from lraqvit_jax.calibration import observe as statistics
+from lraqvit_jax.calibration.moments import Moments
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.lowrank import kfac, spectra, whitened
+from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import LinearInfo
+from lraqvit_jax.run import checkpoint
+from lraqvit_jax.run.checkpoint import Artifact
+from lraqvit_jax.run.workspace import Workspace
 
 
 def run(ws: Workspace) -> Workspace:

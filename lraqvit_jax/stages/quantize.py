@@ -9,13 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lraqvit_jax import checkpoint, console, metrics, processes, sharding, statistics, tensors, trees
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.distill.losses import logits_kl
-from lraqvit_jax.quant import between, mixed, qat, quantize
-from lraqvit_jax.stages import training
+from lraqvit_jax.base import console, trees
+from lraqvit_jax.calibration import observe as statistics
+from lraqvit_jax.devices import processes, sharding
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.quant import between, mixed, quantize
+from lraqvit_jax.run import checkpoint, metrics
+from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.evaluate import other_params
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.training import fit as training
+from lraqvit_jax.training import qat
+from lraqvit_jax.training.losses import logits_kl
+from lraqvit_jax.weights import tensors
 
 Seen = Mapping[str, Mapping[str, np.ndarray]]
 

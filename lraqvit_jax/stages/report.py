@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lraqvit_jax import checkpoint, console, metrics, processes, trees
-from lraqvit_jax.checkpoint import Artifact
+from lraqvit_jax.base import console, trees
+from lraqvit_jax.devices import processes
 from lraqvit_jax.lowrank import spectra
-from lraqvit_jax.workspace import Workspace
+from lraqvit_jax.run import checkpoint, metrics
+from lraqvit_jax.run.checkpoint import Artifact
+from lraqvit_jax.run.workspace import Workspace
 
 
 def run(ws: Workspace) -> None:

@@ -2,11 +2,11 @@
 
 import jax
 
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax import sharding
-from lraqvit_jax.errors import UserError
-from lraqvit_jax.stages import training
-from lraqvit_jax.workspace import Workspace, read_weights
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.run.workspace import Workspace, read_weights
+from lraqvit_jax.training import fit as training
 
 
 def run(ws: Workspace) -> None:

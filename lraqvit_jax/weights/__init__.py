@@ -12,10 +12,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
-from lraqvit_jax import models, sharding, tensors
+from lraqvit_jax import models
+from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.weights import tensors
 
 
 class Pretrained(NamedTuple):

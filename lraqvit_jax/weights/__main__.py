@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import arguments, models, plan, tensors, weights
-from lraqvit_jax.errors import UserError
-from lraqvit_jax.weights import Pretrained
+from lraqvit_jax import models, weights
+from lraqvit_jax.base import arguments
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.plan import records as plan
+from lraqvit_jax.weights import Pretrained, tensors
 
 NAMES = 5
 """How many class names are shown."""

@@ -5,8 +5,8 @@ import hashlib
 import jax
 import numpy as np
 
-from lraqvit_jax import checkpoint
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.run import checkpoint
 from lraqvit_jax.weights import Pretrained
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lraqvit_jax import files, tensors
-from lraqvit_jax.errors import UserError
-from lraqvit_jax.weights import Pretrained, timm
+from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.weights import Pretrained, tensors, timm
 
 LEFT_OUT = ("opt/", "chrono/", "extra/")
 """Optimizer state and the like that a training checkpoint also holds."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import files, hub, tensors
+from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.data.preprocess import MAX_SIZE, Preprocess
-from lraqvit_jax.errors import UserError, short
-from lraqvit_jax.weights import Pretrained, layouts
+from lraqvit_jax.weights import Pretrained, hub, layouts, tensors
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

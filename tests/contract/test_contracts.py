@@ -7,8 +7,10 @@ import pkgutil
 import numpy as np
 import pytest
 
-from lraqvit_jax import config, lowrank, plan, quant
-from lraqvit_jax.lowrank import moments
+from lraqvit_jax import config, lowrank
+from lraqvit_jax.calibration import moments
+from lraqvit_jax.plan import records as plan
+from lraqvit_jax.quant import smoothing
 from lraqvit_jax.quant.quantize import Product
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,9 +35,9 @@ def test_a_decomposition_gives_finite_pairs_and_is_exact_at_full_rank(rng, name)
     np.testing.assert_allclose(pair.u @ pair.v, kernel, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", modules(quant, "smooth"))
+@pytest.mark.parametrize("name", modules(smoothing, "smooth"))
 def test_a_quantizer_gives_positive_vectors_for_products_it_knows(rng, name):
-    module = importlib.import_module(f"lraqvit_jax.quant.{name}")
+    module = importlib.import_module(f"{smoothing.__name__}.{name}")
     products = {
         f"layer_{index}:x": Product(
             rng.standard_normal((3, 4, 6)).astype(np.float32),

@@ -13,11 +13,16 @@ import jax
 import numpy as np
 import pytest
 
-from lraqvit_jax import config, lowrank, models, plan, sharding, trees
+from lraqvit_jax import config, lowrank, models
+from lraqvit_jax.base import trees
+from lraqvit_jax.calibration import moments
 from lraqvit_jax.data import augment
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.lowrank import moments, ranks, reparam
-from lraqvit_jax.plan import LayerPlan
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.lowrank import reparam
+from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import quantize
 from tests.unit import small
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from lraqvit_jax import bench, config, main
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base.errors import UserError
 
 
 def parse(words: Sequence[str]) -> None:

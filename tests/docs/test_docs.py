@@ -18,9 +18,9 @@ SHOWN = ("text", "json", "dockerfile")
 """Fences that hold neither commands nor Python."""
 ELSEWHERE = {
     "test.sh": ".ci/run",
-    "gpu_slurm.sh": "tests/unit/test_launch.py",
-    "k8s.sh": "tests/unit/test_launch.py",
-    "tpu_vm.sh": "tests/unit/test_launch.py",
+    "gpu_slurm.sh": "tests/unit/launch/test_launch.py",
+    "k8s.sh": "tests/unit/launch/test_launch.py",
+    "tpu_vm.sh": "tests/unit/launch/test_launch.py",
 }
 """Scripts of launch/, and what runs them."""
 MAIN = "lraqvit_jax.main"

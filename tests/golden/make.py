@@ -1,7 +1,7 @@
 """Makes the golden files: python -m tests.golden.make (needs requirements-parity.txt).
 
-A file holds PyTorch's logits and how to draw weights and images again; tests/unit/test_golden.py compares ours with
-them wherever torch is not installed.
+A file holds PyTorch's logits and how to draw weights and images again; tests/unit/models/test_golden.py compares
+ours with them wherever torch is not installed.
 """
 
 import importlib.metadata

@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from lraqvit_jax import main, metrics
+from lraqvit_jax import main
+from lraqvit_jax.run import metrics
 from tests import events
 from tests.integration import command
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import augment, pipeline, sources
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.errors import UserError
 
 DIGITS = Preprocess(8, interpolation="bilinear")
 MOVE = augment.parse("random_affine(12, 0.1)|random_crop(1)|flip_lr")

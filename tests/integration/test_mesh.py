@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lraqvit_jax import metrics
+from lraqvit_jax.run import metrics
 from tests.integration import command
 
 STAGES = "--stages=teacher,factorize,distill,merge,quantize,evaluate"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lraqvit_jax import checkpoint
 from lraqvit_jax.data import sources
+from lraqvit_jax.run import checkpoint
 from tests.integration import command
 
 

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from lraqvit_jax import checkpoint, metrics, trees, workspace
 from lraqvit_jax import weights as loaders
+from lraqvit_jax.base import trees
+from lraqvit_jax.run import checkpoint, metrics, workspace
 from tests.integration import command
 from tests.unit import small
 

@@ -5,8 +5,10 @@ import json
 import chex
 import pytest
 
-from lraqvit_jax import checkpoint, models, plan
-from lraqvit_jax.lowrank import ranks
+from lraqvit_jax import models
+from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan import records as plan
+from lraqvit_jax.run import checkpoint
 from tests.integration import command
 from tests.unit import small
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lraqvit_jax import checkpoint, predict, workspace
-from lraqvit_jax.errors import UserError
+from lraqvit_jax import predict
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.run import checkpoint, workspace
 from tests.integration import command
 
 NAMES = {"0_dark": "night sky", "1_bright": "snow, fresh snow"}

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from lraqvit_jax import metrics
+from lraqvit_jax.run import metrics
 from tests.integration import command
 from tests.integration.test_mesh import curve
 from tests.integration.test_resume import AFTER_STEP

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from lraqvit_jax import checkpoint, metrics
+from lraqvit_jax.run import checkpoint, metrics
 from tests.integration import command
 
 AFTER_STEP = """
@@ -22,7 +22,7 @@ metrics.MetricsLog.write = deadly
 """
 WHILE_SAVING = """
 import os
-from lraqvit_jax.checkpoint import TrainCheckpoints
+from lraqvit_jax.run.checkpoint import TrainCheckpoints
 save = TrainCheckpoints.save
 def deadly(self, step, state, batches):
     save(self, step, state, batches)

@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from lraqvit_jax import errors
+from lraqvit_jax.base import errors
 from tests.integration import command
 from tests.integration.test_resume import AFTER_STEP, BEFORE_ROW, parameters
 

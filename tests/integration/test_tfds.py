@@ -37,7 +37,7 @@ TinyDigits(data_dir=sys.argv[1], file_format="array_record").download_and_prepar
 CHECK = """
 import sys
 from lraqvit_jax.data import sources
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base.errors import UserError
 train, held_out = (sources.load("tfds:tiny_digits", role, sys.argv[1]) for role in ("train", "eval"))
 half = sources.load("tfds:tiny_digits@train[:50%]", "train", sys.argv[1])
 assert (len(train), len(held_out), len(half)) == (1500, 297, 750), (len(train), len(held_out), len(half))

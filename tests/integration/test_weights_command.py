@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lraqvit_jax import tensors, weights
-from lraqvit_jax.errors import UserError
+from lraqvit_jax import weights
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.weights import tensors
 from lraqvit_jax.weights.__main__ import describe, parse
 from tests.golden import recipe
 from tests.integration.command import ROOT

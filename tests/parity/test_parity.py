@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from lraqvit_jax import models, tensors, weights
+from lraqvit_jax import models, weights
 from lraqvit_jax.models import swin, vit
+from lraqvit_jax.weights import tensors
 from tests.golden import recipe
 
 pytorch = pytest.importorskip(

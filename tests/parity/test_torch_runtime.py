@@ -7,7 +7,7 @@ import pytest
 from lraqvit_jax import models
 from lraqvit_jax.export import safetensors
 from lraqvit_jax.models import swin, vit
-from tests.unit.test_onnx import FAMILIES, artifact
+from tests.unit.export.test_onnx import FAMILIES, artifact
 
 torch = pytest.importorskip("torch", reason="needs torch, as bash launch/parity.sh installs it")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]

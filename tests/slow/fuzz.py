@@ -30,15 +30,16 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image, ImageDraw
 
-from lraqvit_jax import checkpoint, metrics, plan, results, tensors, workspace
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import quant
 from lraqvit_jax.bench.lowrank import Table
 from lraqvit_jax.data import augment, images, labels, preprocess, sources
 from lraqvit_jax.data.sources import folder
-from lraqvit_jax.errors import UserError
-from lraqvit_jax.lowrank import ranks
+from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan import records as plan
+from lraqvit_jax.run import checkpoint, metrics, results, workspace
 from lraqvit_jax.stages import plan as plan_stage
-from lraqvit_jax.weights import big_vision, huggingface, timm
+from lraqvit_jax.weights import big_vision, huggingface, tensors, timm
 from tests.unit import numpy_vit
 
 SECONDS = 5.0

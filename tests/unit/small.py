@@ -4,10 +4,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from lraqvit_jax import models, statistics
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax.plan import LayerPlan
-from lraqvit_jax.sharding import make_mesh
+from lraqvit_jax import models
+from lraqvit_jax.calibration import observe as statistics
+from lraqvit_jax.devices.sharding import make_mesh
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import LayerPlan
 
 MESH = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
 SPEC = models.spec("vit_pico", num_classes=10, image_size=8)

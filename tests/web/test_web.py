@@ -20,7 +20,7 @@ from PIL import Image
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.export import onnx as export
-from tests.unit.test_onnx import artifact
+from tests.unit.export.test_onnx import artifact
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs requirements-web.txt")
 FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "web"

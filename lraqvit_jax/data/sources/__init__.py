@@ -16,7 +16,7 @@ from typing import Protocol, TypedDict
 
 from PIL import Image
 
-from lraqvit_jax.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest
 
 ROLES = ("train", "eval", "calibration")
 

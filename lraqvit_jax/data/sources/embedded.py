@@ -5,8 +5,8 @@ import functools
 import numpy as np
 from PIL import Image
 
+from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.data.sources import Example
-from lraqvit_jax.errors import UserError, nearest
 
 
 class Arrays:

@@ -12,11 +12,11 @@ import stat
 import zipfile
 from collections.abc import Callable
 
-from lraqvit_jax import files
+from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.data import images, labels
 from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
-from lraqvit_jax.errors import UserError, short
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SPLITS = {"train": ("train",), "calibration": ("train",), "eval": ("val", "validation", "test")}

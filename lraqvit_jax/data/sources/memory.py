@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.data import images
 from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
 from lraqvit_jax.data.sources.folder import read_file
-from lraqvit_jax.errors import UserError, short
 
 Item = Image.Image | UInt8[np.ndarray, "height width *channels"] | str | os.PathLike
 

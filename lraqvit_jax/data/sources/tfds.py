@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.data import images
 from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
-from lraqvit_jax.errors import UserError, short
 
 SPLITS = {"train": ("train",), "calibration": ("train",), "eval": ("validation", "test", "train")}
 

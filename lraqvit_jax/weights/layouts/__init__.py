@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from lraqvit_jax import models, sharding, tensors
-from lraqvit_jax.errors import UserError
-from lraqvit_jax.tensors import Rule
+from lraqvit_jax import models
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights.tensors import Rule
 
 BUFFERS = ("relative_position_index", "attn_mask")
 """Constants that some checkpoints store; left out on purpose."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.models import swin
-from lraqvit_jax.tensors import Rule
 from lraqvit_jax.weights import layouts
+from lraqvit_jax.weights.tensors import Rule
 
 HALLMARK = "layers.0.blocks.0.attn.relative_position_bias_table"
 TRAINED_SIZES = {7: 224, 12: 384}

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.models import vit
-from lraqvit_jax.tensors import Rule
 from lraqvit_jax.weights import layouts
+from lraqvit_jax.weights.tensors import Rule
 
 HALLMARK = "cls_token"
 

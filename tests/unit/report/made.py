@@ -8,9 +8,9 @@ import re
 import numpy as np
 
 from configs import digits
-from lraqvit_jax import plan as plan_lib
-from lraqvit_jax import results, workspace
+from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.report import read
+from lraqvit_jax.run import results, workspace
 from lraqvit_jax.stages import report
 from tests.unit import small
 

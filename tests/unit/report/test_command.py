@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lraqvit_jax import arguments
+from lraqvit_jax.base import arguments
 from lraqvit_jax.report import __main__ as command
 from lraqvit_jax.report import read
 from tests.unit.report.made import ROWS, Page, add_dense, add_rows, fields, opened, section

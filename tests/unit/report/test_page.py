@@ -9,7 +9,7 @@ import shutil
 import jax
 import pytest
 
-from lraqvit_jax.errors import UserError
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.report import __main__ as command
 from lraqvit_jax.report import words
 from lraqvit_jax.stages import report

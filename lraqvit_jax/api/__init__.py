@@ -1,0 +1,1 @@
+"""What users call from Python: compress a model, load one, and what one does with it."""

@@ -1,0 +1,160 @@
+"""`compress`: a dense model and some images in, a small model out; the stages of a work directory in one call."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from lraqvit_jax import config as config_lib
+from lraqvit_jax import models, stages
+from lraqvit_jax.api import model as inference
+from lraqvit_jax.api.model import Model
+from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.data import class_names as names_lib
+from lraqvit_jax.data import sources
+from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.data.sources import memory
+from lraqvit_jax.devices import fingerprint, processes, sharding
+from lraqvit_jax.devices.sharding import Mesh
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.run import workspace
+from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.weights import tensors
+
+STAGES = ("plan", "factorize", "distill", "merge", "quantize")
+RUN = "low_rank"
+BATCH = 32
+
+
+def compress(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    images: str | Iterable[memory.Item],
+    *,
+    preprocess: Preprocess,
+    budget: float = 0.5,
+    bits: int = 8,
+    quantizer: str = "dynamic",
+    steps: int = 0,
+    class_names: Sequence[str] = (),
+    workdir: str | os.PathLike = "",
+    fields: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+) -> Model:
+    """Makes a dense model small: low-rank pairs in place of kernels, distillation if asked for, integers.
+
+    The ranks are those that move the logits least under the budget, the pairs K-FAC truncations, both measured on the
+    images; labels are not needed. Nothing is trained where `steps` is 0.
+
+    Example:
+        >>> teacher, params, preprocess = lraqvit_jax.weights.load("timm:vit_tiny_patch16_224.safetensors")
+        >>> small = lraqvit_jax.compress(teacher, params, "folder:PHOTOS", preprocess=preprocess, budget=0.7)
+        >>> small.predict("photo.jpg", top=1)
+        [[('tabby, tabby cat', 0.61)]]
+        >>> small.export_onnx("small.onnx")
+
+    Args:
+        model: dense, of `weights.load` or `models.create`.
+        params: its parameters.
+        images: some tens to thousands like those the model is for: PIL images, arrays of uint8 or paths; or a data
+            source such as "folder:PHOTOS?labels=none".
+        preprocess: of the model's images.
+        budget: share of the parameters of the encoder's linear layers to keep, in (0, 1]; 1 keeps dense kernels.
+        bits: of kernels and activations, 8, 7, 6 or 4; 0 stays in float32.
+        quantizer: how, one of `config.QUANTIZERS`.
+        steps: of distillation from the dense model, by its blocks and logits.
+        class_names: in the order of the logits; () takes ImageNet's where there are 1,000 classes.
+        workdir: where to keep artefacts, and to go on from when called again; "" keeps nothing.
+        fields: any other field of `lraqvit_jax.config` by its dotted name, such as {"plan.method": "energy",
+            "optimizer.learning_rate": 1e-4}; the run is called "low_rank", the quantizer "int8" (of 8 bits).
+        mesh: where it is computed; None is all devices.
+
+    Returns:
+        The smallest model that was asked for, on one device.
+
+    Raises:
+        UserError: parameters that are not the model's, a budget, width or field that does not fit, bad images.
+    """
+    if not 0 < budget <= 1:
+        raise UserError(f"budget is {budget}; give the share of parameters to keep, above 0 and at most 1.")
+    if bits not in (0, *plan_lib.BITS):
+        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, plan_lib.BITS))}, or 0 to stay in float32.")
+    if quantizer not in config_lib.QUANTIZERS:
+        raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
+    held = images if isinstance(images, str) else memory.Images(images)
+    source = held if isinstance(held, str) else memory.put(held)
+    config = _config(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
+    _set(config, fields or {})
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(processes.alone(folder))
+        ws = workspace.open_workspace(config, folder, make_mesh=(lambda _: mesh) if mesh else None, evaluates=False)
+        ws = dataclasses.replace(ws, class_names=_names(class_names, ws.num_classes))
+        _teacher(ws, params)
+        for name in STAGES:
+            ws = stages.run(ws, name)
+        return inference.load(folder, f"int{bits}" if bits else RUN)
+
+
+def _config(
+    model: Any, preprocess: Preprocess, source: str, budget: float, quantizers: Mapping[int, str], steps: int
+) -> dict[str, Any]:
+    """The configuration of a run that does what `compress` says."""
+    config, name = config_lib.default(), models.name_of(model)
+    count, devices = len(sources.load(source, "train")), jax.device_count()
+    config.update(model=name, num_classes=model.num_classes, steps=steps)
+    config.data.train, config.preprocess = source, dataclasses.asdict(preprocess)
+    config.batch_size = config.eval_batch_size = -(-BATCH // devices) * devices
+    config.plan.update(method="logits" if budget < 1 else "by_kind", budget=budget)
+    config.factorize.update(baselines=(), calibration_images=min(256, count))
+    branch = "zero" if steps else "none"
+    distillation = {"alpha": 0.0, "beta": 10.0, "normalized": True, "gamma": 1.0}
+    config.runs = {RUN: config_lib.run(decomposition="kfac", branch=branch, **distillation)}
+    config.optimizer.update(learning_rate=2e-5, warmup=min(20, steps))
+    config.quant.update(source=RUN, calibration_images=min(32, count))
+    config.quant.methods = {
+        f"int{bits}": config_lib.quantizer(**config_lib.QUANTIZERS[name] | {"bits": bits})
+        for bits, name in quantizers.items()
+    }
+    return config.to_dict()
+
+
+def _set(config: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Sets fields by their dotted names; UserError for one that does not exist."""
+    known = config_lib.leaves(config)
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(f"The config has no field {name!r}; {nearest(name, known)}")
+        *outer, last = name.split(".")
+        tree = config
+        for part in outer:
+            tree = tree[part]
+        tree[last] = value
+
+
+def _names(given: Sequence[str], num_classes: int) -> list[str]:
+    if given and len(given) != num_classes:
+        raise UserError(f"There are {len(given):,} class_names for {num_classes:,} classes; give one for each.")
+    return names_lib.known(list(given), num_classes)
+
+
+def _teacher(ws: Workspace, params: Mapping[str, Any]) -> None:
+    """Writes the artefact `dense`, as the stage teacher would; UserError where the parameters are not the model's."""
+    plan = plan_lib.dense(ws.spec.layers)
+    abstract = sharding.abstract_params(ws.create(plan), ws.preprocess.size, ws.mesh)
+    shapes = {path: leaf.shape for path, leaf in tensors.flatten(abstract).items()}
+    rules = {path: tensors.Rule((path,), np.asarray) for path in shapes}
+    given = tensors.convert(tensors.flatten(params), rules, shapes)
+    tensors.check_finite(given, "params")
+    placed = sharding.put(given, abstract)
+    if not ws.has("dense"):
+        ws.save("dense", placed, plan, parent="", notes="given", weights={"source": "", "sha256": ""})
+    elif fingerprint.of(placed) != fingerprint.of(ws.load("dense", "teacher").params):
+        raise UserError(f"{ws.directory} belongs to other params; name another workdir.")

@@ -1,0 +1,196 @@
+"""A model that is ready to use: it knows its plan, how its images are prepared, and what its classes are called."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.special
+from flax import linen as nn
+from jaxtyping import Float
+from PIL import Image
+
+from lraqvit_jax.base import console, files
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.data import class_names, sources
+from lraqvit_jax.data.sources import memory
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.run import checkpoint
+from lraqvit_jax.tasks import classification as evaluate
+
+Images = memory.Item | np.ndarray | Iterable[memory.Item | np.ndarray]
+"""One image or several: PIL images, paths, arrays of uint8 (height, width, 3) or (height, width), or arrays of floats
+(size, size, 3) that are normalized already."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(checkpoint.Artifact):
+    """An artefact on one device, with what one does with a model. `load` and `compress` make it.
+
+    Example:
+        >>> model = lraqvit_jax.load("DIR")
+        >>> model.predict("photo.jpg")
+        [[('tabby, tabby cat', 0.61), ('tiger cat', 0.22), ...]]
+
+    Attributes:
+        model: Flax module; `model.apply({"params": params}, images)` gives logits.
+        params: plain nested dict of arrays.
+        preprocess: turns a PIL image into the array that the model reads.
+        meta: name, model, plan, preprocess, class_names, config, parent, versions, notes.
+    """
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the logits; empty where they are not known."""
+        return class_names.known(self.meta["class_names"] or [], self.meta["num_classes"])
+
+    @property
+    def size_mb(self) -> float:
+        """Bytes of all parameters as they are stored, in 10⁶."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params)) / 1e6
+
+    def logits(self, images: Images, batch_size: int = 32) -> Float[np.ndarray, "images classes"]:
+        """Logits, float32.
+
+        Args:
+            images: one or several; see `Images`.
+            batch_size: how many go through the model at once, at most.
+
+        Raises:
+            UserError: an image that cannot be read, an array that is none.
+        """
+        items = _items(images)
+        size = min(batch_size, 1 << (len(items) - 1).bit_length())  # few different shapes to compile for
+        parts = []
+        for start in console.progress(range(0, len(items), size), "predict", "batch"):
+            some = [self._prepared(item, start + row) for row, item in enumerate(items[start : start + size])]
+            batch = np.stack(some + [np.zeros_like(some[0])] * (size - len(some)))
+            parts.append(np.asarray(_apply(self.model)(self.params, batch))[: len(some)])
+        return np.concatenate(parts)
+
+    def predict(self, images: Images, top: int = 5) -> list[list[tuple[str, float]]]:
+        """The likeliest classes of each image, best first: their names, or numbers as text, and probabilities.
+
+        Args:
+            images: one or several; see `Images`.
+            top: how many classes.
+
+        Raises:
+            UserError: as `logits`.
+        """
+        if top < 1:
+            raise UserError(f"top is {top}; give how many classes to name, 1 or more.")
+        shares = scipy.special.softmax(self.logits(images).astype(np.float64), axis=-1)
+        names = self.class_names or [str(index) for index in range(shares.shape[-1])]
+        return [
+            [(names[index], float(row[index])) for index in np.argsort(-row, kind="stable")[:top]] for row in shares
+        ]
+
+    def evaluate(
+        self, images: str | Iterable[memory.Item], labels: Sequence[int] | None = None, batch_size: int = 32
+    ) -> evaluate.Accuracy:
+        """Top-1 and top-5 in percent.
+
+        Args:
+            images: a data source such as "folder:LABELLED", or images.
+            labels: of the images, from 0; a source has its own.
+            batch_size: how many go through the model at once.
+
+        Raises:
+            UserError: no such source, no labels, images that cannot be read.
+        """
+        if isinstance(images, str):
+            source: sources.Source = sources.load(images, "eval")
+        elif labels is None:
+            raise UserError("There are no labels to evaluate with; give labels, or a data source that has them.")
+        else:
+            source = memory.Images(images, labels)
+        mesh = sharding.one_device()
+        return evaluate.accuracy(self.model, self.params, source, self.preprocess, batch_size=batch_size, mesh=mesh)
+
+    def export_onnx(self, path: str | os.PathLike, target: str = "avx2") -> pathlib.Path:
+        """Writes an ONNX file for ONNX Runtime; see `export.onnx.export` for `target`, the processor it suits."""
+        from lraqvit_jax.export import onnx
+
+        path = files.locate(os.fspath(path))
+        onnx.export(self, path, target)
+        return path
+
+    def save(self, directory: str | os.PathLike) -> pathlib.Path:
+        """Writes the artefact into a new directory, which `load` reads; UserError where there is something already."""
+        path = files.locate(os.fspath(directory)).absolute()
+        if path.exists():
+            raise UserError(f"{path} is there already; name a new directory.")
+        checkpoint.save_artifact(path, self.params, self.meta)
+        return path
+
+    def _prepared(self, item: Any, index: int) -> Float[np.ndarray, "size size 3"]:
+        if isinstance(item, np.ndarray | jax.Array) and np.issubdtype(item.dtype, np.floating):
+            if item.shape != (self.preprocess.size, self.preprocess.size, 3):
+                raise UserError(
+                    f"Image {index} is an array of floats {item.shape}; give pixels as uint8, or what preprocess "
+                    f"makes, ({self.preprocess.size}, {self.preprocess.size}, 3)."
+                )
+            return np.asarray(item, np.float32)
+        return self.preprocess(memory.decoded(item, index))
+
+
+def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32") -> Model:
+    """Restores a model with its preprocessing and class names, ready to predict.
+
+    Args:
+        directory: an artefact (WORKDIR/checkpoints/NAME, or where `Model.save` wrote) or a work directory.
+        name: which artefact of a work directory. "" takes the last of the config's `export.artifacts` that is there, by
+            habit the one to deploy; if none is, the run that is quantized; if that is not there either, `dense`.
+        dtype: "float32" or "bfloat16", of the float products.
+
+    Raises:
+        UserError: there is no such directory or artefact, or it is damaged.
+    """
+    found = checkpoint.load_artifact(_path(files.locate(os.fspath(directory)), name), dtype=dtype)
+    return Model(found.model, found.params, found.preprocess, found.meta)
+
+
+def _path(directory: pathlib.Path, name: str) -> pathlib.Path:
+    """The artefact that `load` means."""
+    if (directory / "meta").is_dir() and not name:
+        return directory
+    known = sorted(path.parents[1].name for path in directory.glob("checkpoints/*/meta/metadata"))
+    if not known:
+        raise UserError(
+            f"{directory} is no artefact and no work directory with one; name WORKDIR or WORKDIR/checkpoints/NAME."
+        )
+    wanted = [name] if name else _preferred(directory)
+    chosen = next((one for one in wanted if one in known), "")
+    if not chosen:
+        what = f"no artefact {name!r}" if name else "several artefacts and none to prefer"
+        raise UserError(f"{directory} has {what}; name one of these: {', '.join(known)}.")
+    return directory / "checkpoints" / chosen
+
+
+def _preferred(directory: pathlib.Path) -> list[str]:
+    """Names of artefacts by what the configuration says of them, the first one first."""
+    written = directory / "config.json"
+    config = files.json_object(written, "name an artefact").get("config", {}) if written.is_file() else {}
+    exported, source = config.get("export", {}).get("artifacts", []), config.get("quant", {}).get("source", "")
+    return [*reversed(exported), source, "dense"]
+
+
+def _items(images: Images) -> list[Any]:
+    """The images one by one."""
+    single = isinstance(images, Image.Image | str | os.PathLike)
+    if isinstance(images, np.ndarray | jax.Array):
+        single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3)
+    items = [images] if single else list(images)  # type: ignore[arg-type]
+    if not items:
+        raise UserError("There are no images; give some.")
+    return items
+
+
+@functools.lru_cache(maxsize=32)
+def _apply(model: nn.Module) -> Any:
+    return jax.jit(lambda params, images: model.apply({"params": params}, images))

@@ -1,0 +1,1 @@
+"""What everything rests on: errors, the console, files, arguments, trees. Imports nothing of the house."""

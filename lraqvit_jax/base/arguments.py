@@ -1,0 +1,36 @@
+"""Command lines of the small commands: argparse, whose complaints become one sentence that names the nearest flag."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from lraqvit_jax.base import console
+from lraqvit_jax.base.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows a docstring as it is; says what is wrong in one sentence."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            wrong = rest[0].partition("=")[0]
+            raise UserError(f"{wrong} is no argument here; {nearest(wrong, self._option_string_actions)}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}; --help lists what there is.")
+
+
+def run(command: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command on the arguments of this process: a user's mistake is one sentence and exit code 2."""
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        console.error(str(error))
+        sys.exit(2)

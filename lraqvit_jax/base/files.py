@@ -1,0 +1,71 @@
+"""Small files that people and other programs write: JSON, read within bounds."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from lraqvit_jax.base.errors import UserError, short
+
+MAX_BYTES = 2**26
+"""Of a JSON file. Parsed, it takes about twenty times its size."""
+
+
+def locate(name: str) -> pathlib.Path:
+    """The path that a user names, ~ for home; UserError for what cannot be one (too long, a NUL, an unknown user)."""
+    try:
+        path = pathlib.Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{short(name)!r} is no path that can be read ({short(str(error))}); correct it.") from error
+    return path
+
+
+def text(path: pathlib.Path, mend: str) -> str:
+    """The content of a UTF-8 file; UserError, with `mend` at its end, where it cannot be read or is too large."""
+    try:
+        size = path.stat().st_size
+        if size <= MAX_BYTES:
+            return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({short(str(error))}); {mend}.") from error
+    raise UserError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}; {mend}.")
+
+
+def json_object(path: pathlib.Path, mend: str) -> dict[str, Any]:
+    """The JSON object in a file; UserError, with `mend` at its end, for anything else."""
+    try:
+        found = json.loads(text(path, mend))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({short(str(error))}); {mend}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object; {mend}.")
+    return found
+
+
+def number(value: Any) -> bool:
+    """Whether a parsed value is a finite number that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count and all(map(number, value))
+
+
+def whole(value: Any, low: int, high: int) -> bool:
+    """Whether a parsed value is a whole number from `low` to `high`."""
+    return type(value) is int and low <= value <= high
+
+
+def check(found: Mapping[str, Any], kinds: Mapping[str, type], where: str, mend: str) -> None:
+    """UserError, with `mend` at its end, where a field is missing or of another type; a float is any finite number."""
+    for name, kind in kinds.items():
+        value = found.get(name)
+        if not (number(value) if kind is float else isinstance(value, kind) and type(value) is not bool):
+            raise UserError(f"{where} has {short(name)} = {short(repr(value))}, which is no {kind.__name__}; {mend}.")

@@ -1,0 +1,1 @@
+"""What the layers see on calibration images."""

@@ -1,0 +1,1 @@
+"""Which form each layer takes, and what that costs."""

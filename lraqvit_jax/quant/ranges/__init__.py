@@ -1,0 +1,1 @@
+"""The grid of activations, from calibration inputs. One method a file."""

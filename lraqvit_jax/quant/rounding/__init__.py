@@ -1,0 +1,1 @@
+"""Kernels to integers. One method a file."""

@@ -1,0 +1,85 @@
+"""GPTQ (Frantar et al. 2023): rows are rounded one after another, each error made good in the rows still to come.
+
+What is made good is what the product puts out on the calibration inputs as the quantized model sees them, with the
+Hessian `H = X^T X` of those inputs. Rows go in the order of falling diagonal of H.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float
+
+from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.quant import qarray
+from lraqvit_jax.quant.qarray import QArray
+
+DAMPING = 0.01
+"""Share of H's mean diagonal that is added to it."""
+BLOCK = 128
+
+
+def round_kernel(
+    kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], wanted: Float[Array, "rows n"], layer: LayerPlan
+) -> QArray:
+    """Integers on the scales of `search_scale`, chosen row by row."""
+    del wanted
+    hessian = _hessian(rounded)
+    target = np.asarray(kernel, np.float64)
+    scale = search_scale(target, np.diag(hessian), layer)
+    return solve(target, hessian, scale, layer)
+
+
+def _hessian(rounded: Float[Array, "rows m"]) -> Float[np.ndarray, "m m"]:
+    rows = np.asarray(rounded, np.float64)
+    hessian = rows.T @ rows
+    mean = np.trace(hessian) / len(hessian)
+    hessian[np.diag_indices(len(hessian))] += DAMPING * mean if mean > 0 else 1.0
+    return hessian
+
+
+def search_scale(
+    kernel: Float[np.ndarray, "m n"], weight: Float[np.ndarray, " m"], layer: LayerPlan
+) -> Float[np.ndarray, "..."]:
+    """For each scale of the kernel, the largest entry times the share that rounds to nearest with the smallest error,
+    every row's square counted by `weight`."""
+    bits, group = layer.kernel_bits, layer.group
+    full = np.asarray(qarray.kernel_scale(jnp.asarray(kernel, jnp.float32), bits, group), np.float64)
+    best, least = full, np.full(full.shape, np.inf)
+    step = group or len(kernel)
+    for share in np.linspace(1, 0.5, 21):
+        scale = full * share
+        spread = np.asarray(qarray.each_row(scale, len(kernel), group)) if group else scale
+        limit = qarray.qmax(bits)
+        error = weight[:, None] * np.square(np.clip(np.round(kernel / spread), -limit, limit) * spread - kernel)
+        error = np.stack([error[start : start + step].sum(0) for start in range(0, len(kernel), step)])
+        error = error if group else error[0]
+        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    return best
+
+
+def solve(
+    kernel: Float[np.ndarray, "m n"],
+    hessian: Float[np.ndarray, "m m"],
+    scale: Float[np.ndarray, "..."],
+    layer: LayerPlan,
+) -> QArray:
+    """Rounds row by row with the Cholesky factor of the inverse Hessian, in blocks of BLOCK rows."""
+    m, limit = len(kernel), qarray.qmax(layer.kernel_bits)
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    spread = np.asarray(qarray.each_row(scale, m, layer.group)) * np.ones_like(kernel)
+    left, spread = kernel[order].copy(), spread[order]
+    inverse = scipy.linalg.cho_solve((np.linalg.cholesky(hessian[np.ix_(order, order)]), True), np.eye(m))
+    upper = scipy.linalg.cholesky(inverse)
+    codes = np.empty_like(left)
+    for start in range(0, m, BLOCK):
+        stop = min(start + BLOCK, m)
+        errors = np.empty((stop - start, kernel.shape[1]))
+        for row in range(start, stop):
+            codes[row] = np.clip(np.round(left[row] / spread[row]), -limit, limit)
+            errors[row - start] = (left[row] - codes[row] * spread[row]) / upper[row, row]
+            left[row + 1 : stop] -= np.outer(upper[row, row + 1 : stop], errors[row - start])
+        left[stop:] -= upper[start:stop, stop:].T @ errors
+    values = np.empty_like(codes, dtype=np.int8)
+    values[order] = codes
+    packed = qarray.pack(jnp.asarray(values), layer.kernel_bits)
+    return QArray(qvalue=packed, scale=jnp.asarray(scale, jnp.float32))

@@ -1,0 +1,1 @@
+"""A work directory: its artefacts, checkpoints, results, metrics, lock."""

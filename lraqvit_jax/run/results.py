@@ -1,0 +1,52 @@
+"""results.json: one row a model, in the schema that scripts rely on, and the same table for people."""
+
+import json
+import pathlib
+from typing import Any
+
+from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.run import metrics
+
+SCHEMA = 1
+ROW = {"name": str, "notes": str} | dict.fromkeys(
+    ("params", "linear_gflops", "size_mb", "top1", "top5", "n_images", "seconds"), float
+)
+MEND = "put it back, or delete it to have the models evaluated anew"
+
+
+def read(directory: pathlib.Path) -> dict[str, Any]:
+    """The results so far; no rows where there is no file. UserError where it is no table of results."""
+    path = directory / "results.json"
+    if not path.exists():
+        return {"schema": SCHEMA, "model": "", "rows": []}
+    found = files.json_object(path, MEND)
+    if not isinstance(rows := found.get("rows"), list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} has no list of rows; {MEND}.")
+    for row in rows:
+        files.check(row, ROW, str(path), MEND)
+    return found
+
+
+def add(directory: pathlib.Path, model: str, row: dict[str, Any], order: list[str]) -> None:
+    """Adds a row, or replaces the one of its name; rows stand in `order`."""
+    rows = {one["name"]: one for one in read(directory)["rows"]} | {row["name"]: row}
+    rank = {name: index for index, name in enumerate(order)}
+    listed = sorted(rows.values(), key=lambda one: rank.get(one["name"], len(rank)))
+    text = json.dumps({"schema": SCHEMA, "model": model, "rows": listed}, indent=1)
+    metrics.write_atomically(directory / "results.json", text + "\n")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Formats the rows as a table; `diff` is top-1 against the row `dense`."""
+    rows = results["rows"]
+    dense = next((row["top1"] for row in rows if row["name"] == "dense"), None)
+    width = max([len(row["name"]) for row in rows] + [4])
+    lines = [f"{'name':<{width}} {'params':>11} {'GFLOPs':>8} {'MB':>8} {'top-1':>7} {'diff':>7} {'top-5':>7} {'n':>6}"]
+    for row in rows:
+        diff = f"{row['top1'] - dense:+.2f}" if dense is not None else ""
+        lines.append(
+            f"{row['name']:<{width}} {row['params']:>11,} {row['linear_gflops']:>8.4f} {row['size_mb']:>8.3f} "
+            f"{row['top1']:>7.2f} {diff:>7} {row['top5']:>7.2f} {row['n_images']:>6,}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Distillation against the dense model, and training on labels."""

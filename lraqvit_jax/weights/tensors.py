@@ -1,0 +1,185 @@
+"""Weight files as dicts of NumPy arrays, and strict conversion between naming schemes. Nothing is ever unpickled."""
+
+import hashlib
+import math
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from numpy.lib import format as npy
+
+from lraqvit_jax.base.errors import UserError, reason, short
+
+PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl"}
+SHOWN = 12
+UNPACKED, SMALL = 32, 2**26
+"""An .npz may unpack to UNPACKED times its size and SMALL bytes; weights hardly compress."""
+MAX_SIDE = 2**31
+MAX_HEADER = 10_000
+"""Characters in the header of an array, NumPy's own bound."""
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a `.safetensors` or `.npz` file. Integers, floats and bfloat16 come as they are.
+
+    Headers are checked before anything is allocated. A safetensors file takes its size in memory, and its header, of at
+    most 100 MB, about ten times its own; an .npz takes at most UNPACKED times its size, and SMALL.
+
+    Raises:
+        UserError: missing, truncated, of another kind, with tensors that are empty or no numbers, or too large.
+    """
+    if path.suffix in PICKLES:
+        raise UserError(f"{path} is a pickle, which can run code when it is read; convert it once: {_conversion(path)}")
+    readers: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
+        ".safetensors": safetensors.numpy.load_file,
+        ".npz": _read_npz,
+    }
+    if path.suffix not in readers:
+        raise UserError(f"The weight file {path} is neither .safetensors nor .npz; convert it to one of them.")
+    try:
+        if not path.is_file():
+            raise UserError(f"The weight file {path} does not exist; correct the path.")
+        found = readers[path.suffix](path)
+        return {name: _plain(name, value) for name, value in found.items()}
+    except UserError:
+        raise
+    except Exception as error:  # Of hostile bytes the readers raise a dozen kinds.
+        raise UserError(
+            f"The weight file {path} cannot be read ({reason(error)}); copy or convert it again."
+        ) from error
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        members, limit = archive.infolist(), SMALL + UNPACKED * path.stat().st_size
+        if len({member.filename for member in members}) < len(members):
+            raise ValueError("two arrays have one name")
+        if sum(member.file_size for member in members) > limit:
+            raise ValueError(f"its arrays unpack to more than {limit:,} bytes")
+        return {member.filename.removesuffix(".npy"): _read_npy(archive, member) for member in members}
+
+
+def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, whose header must claim just the bytes that the member has."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
+        raise ValueError(f"{member.filename} is encrypted, or compressed in a way that NumPy does not write")
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"{member.filename} is of the .npy version {version}")
+        shape, _, dtype = HEADERS[version](file, max_header_size=MAX_HEADER)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
+        if any(side < 0 for side in shape) or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} claims {short(str(shape))} of {dtype}, which is not its size")
+    with archive.open(member) as file:
+        return npy.read_array(file, allow_pickle=False, max_header_size=MAX_HEADER)
+
+
+def _plain(name: str, value: np.ndarray) -> np.ndarray:
+    """The array, if it is of numbers; two bytes of no type, as an .npz stores bfloat16, become that."""
+    if value.dtype == np.dtype("V2"):
+        value = value.view(ml_dtypes.bfloat16)
+    if value.dtype.kind not in "biuf" and value.dtype != ml_dtypes.bfloat16:
+        raise ValueError(f"{short(name)} is of {short(str(value.dtype))}, which is no real number")
+    if not value.size or max(value.shape, default=0) > MAX_SIDE:
+        raise ValueError(f"{short(name)} has the shape {short(str(value.shape))}")
+    return value
+
+
+def _conversion(path: pathlib.Path) -> str:
+    target = path.with_suffix(".safetensors")
+    return (
+        'python -c "import torch; from safetensors.torch import save_file; '
+        f"d = torch.load('{path}', map_location='cpu', weights_only=True); "
+        f"save_file({{k: v.contiguous() for k, v in d.get('model', d).items()}}, '{target}')\""
+    )
+
+
+def sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Rule(NamedTuple):
+    """How one target is made: from which source tensors, and by what."""
+
+    sources: tuple[str, ...]
+    make: Callable[..., np.ndarray]
+
+
+def convert(
+    tensors: Mapping[str, np.ndarray],
+    rules: Mapping[str, Rule],
+    shapes: Mapping[str, tuple[int, ...]],
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Any]:
+    """Makes a nested parameter dict from named tensors, strictly both ways.
+
+    Args:
+        tensors: by source name.
+        rules: by target path, "a/b/c".
+        shapes: by target path; every one must be filled, with just that shape.
+        ignored: source names that may be left over.
+
+    Returns:
+        The nested dict, float32.
+
+    Raises:
+        UserError: lists every tensor that is missing, left over, or of another shape.
+    """
+    problems, made = [], {}
+    for target, shape in shapes.items():
+        rule = rules.get(target)
+        missing = [name for name in rule.sources if name not in tensors] if rule else ["a rule"]
+        if rule is None or missing:
+            problems.append(f"{target} is missing" if missing == [target] else f"{target} needs {', '.join(missing)}")
+            continue
+        try:
+            value = rule.make(*(tensors[name] for name in rule.sources))
+        except ValueError as error:
+            problems.append(f"{target} from {', '.join(rule.sources)}: {error}")
+            continue
+        if value.shape != tuple(shape):
+            there = "the tensor" if rule.sources == (target,) else ", ".join(rule.sources)
+            problems.append(f"{target} is {tuple(shape)} and {there} gives {value.shape}")
+        with np.errstate(over="ignore"):
+            made[target] = np.ascontiguousarray(value, np.float32)
+    used = {name for target in shapes if target in rules for name in rules[target].sources}
+    problems += [f"{name} is left over" for name in tensors if name not in used and not ignored(name)]
+    if problems:
+        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise UserError(f"The weights do not fit the model: {'; '.join(problems[:SHOWN])}{more}. Name the right model.")
+    return nest(made)
+
+
+def check_finite(params: Mapping[str, Any], source: str) -> None:
+    """UserError where parameters are NaN or infinite: nothing can be made of such a model."""
+    for path, value in flatten(params).items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{source} has values in {path} that are NaN or infinite; these weights are broken.")
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
+
+
+def flatten(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a/b": x}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{where}{name}/") if isinstance(value, Mapping) else {f"{where}{name}": value}
+    return flat

@@ -1,0 +1,157 @@
+"""`load` and what its model does, against ONNX Runtime and against the modules underneath."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+import lraqvit_jax
+from lraqvit_jax import weights
+from lraqvit_jax.api import model as inference
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.data import class_names
+from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.run import checkpoint
+from tests.unit import numpy_vit, small
+
+NAMES = [f"kind {index}" for index in range(10)]
+PREPROCESS = Preprocess(8, crop_pct=0.8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+
+
+def save(path, rng, names=NAMES):
+    """Writes an artefact of low-rank layers with random parameters."""
+    plan = small.plan("low_rank")
+    meta = {"name": path.name, "model": "vit_pico", "num_classes": 10, "class_names": names, "config": {}, "notes": ""}
+    meta |= {"plan": plan_lib.to_json(plan), "preprocess": PREPROCESS.to_json()}
+    checkpoint.save_artifact(path, small.params(plan, rng), meta)
+
+
+def photos(rng, count=5):
+    return [Image.fromarray(rng.integers(0, 256, (20, 12 + row, 3), np.uint8)) for row in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inference") / "one"
+    save(folder, np.random.default_rng(0))
+    return lraqvit_jax.load(folder)
+
+
+def test_logits_are_those_of_onnx_runtime(model, rng, tmp_path):
+    images = photos(rng)
+    session = onnxruntime.InferenceSession(model.export_onnx(tmp_path / "one.onnx"), providers=["CPUExecutionProvider"])
+    fed = np.stack([PREPROCESS(image) for image in images])
+    want = session.run(None, {"images": fed})[0]
+    np.testing.assert_allclose(model.logits(images), want, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_allclose(model.logits(images, batch_size=2), want, atol=1e-5 * np.abs(want).max())
+
+
+def test_pil_images_paths_pixels_and_prepared_arrays_are_the_same_image(model, rng, tmp_path):
+    image = photos(rng)[0]
+    image.save(tmp_path / "one.png")
+    want = model.logits([image])
+    same = [image, tmp_path / "one.png", str(tmp_path / "one.png"), np.asarray(image), PREPROCESS(image)]
+    for one in same:
+        np.testing.assert_array_equal(model.logits(one), want)
+    np.testing.assert_allclose(model.logits(same), np.repeat(want, 5, 0), rtol=1e-5)
+    np.testing.assert_allclose(model.logits(np.stack([np.asarray(image)] * 2)), np.repeat(want, 2, 0), rtol=1e-5)
+
+
+def test_predictions_are_the_largest_shares_by_name(model, rng):
+    images = photos(rng, 3)
+    logits = model.logits(images).astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for row, classes in zip(shares, model.predict(images, top=4), strict=True):
+        assert [name for name, _ in classes] == [NAMES[index] for index in sorted(range(10), key=lambda i: -row[i])[:4]]
+        np.testing.assert_allclose([share for _, share in classes], sorted(row, reverse=True)[:4])
+    assert len(model.predict(images[0], top=99)[0]) == 10
+
+
+def test_evaluate_counts_what_predict_says(model, rng):
+    images = photos(rng, 7)
+    answers = [NAMES.index(classes[0][0]) for classes in model.predict(images, top=1)]
+    labels = [answer if row < 4 else (answer + 1) % 10 for row, answer in enumerate(answers)]
+    score = model.evaluate(images, labels)
+    assert (score.images, round(score.top1 * 7 / 100)) == (7, 4)
+
+
+def test_a_saved_model_loads_as_the_same_and_replaces_nothing(model, rng, tmp_path):
+    again = lraqvit_jax.load(model.save(tmp_path / "new"))
+    assert again.plan == model.plan
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, model.params))
+    with pytest.raises(UserError, match="there already"):
+        model.save(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([], "no images"),
+        ("absent.jpg", r"absent\.jpg cannot be read"),
+        (np.zeros((4, 4, 3)), r"floats \(4, 4, 3\)"),
+        ([np.zeros((4, 4, 5), np.uint8)], r"uint8 \(4, 4, 5\)"),
+        ([3], "is a int"),
+    ],
+    ids=["none", "path", "floats", "channels", "number"],
+)
+def test_what_is_no_image_is_named(model, images, words):
+    with pytest.raises(UserError, match=words):
+        model.predict(images)
+
+
+def test_of_a_work_directory_the_last_exported_artefact_is_taken(rng, tmp_path):
+    for name in ("dense", "run", "int8", "other"):
+        save(tmp_path / "checkpoints" / name, rng)
+    with pytest.raises(UserError, match=r"no artefact 'int7'.*dense, int8, other, run"):
+        inference.load(tmp_path, "int7")
+    assert inference.load(tmp_path).name == "dense"  # nothing says more
+    config = {"quant": {"source": "run"}, "export": {"artifacts": ["int8", "absent"]}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    assert inference.load(tmp_path).name == "int8"
+    assert inference.load(tmp_path, "other").name == "other"
+    config["export"]["artifacts"] = []
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    assert inference.load(tmp_path).name == "run"
+    with pytest.raises(UserError, match="no artefact and no work directory"):
+        inference.load(tmp_path / "checkpoints")
+
+
+def test_pretrained_weights_of_a_thousand_classes_have_imagenet_s_names(rng, tmp_path):
+    path = tmp_path / "vit_pico.npz"
+    np.savez(path, **numpy_vit.random_tensors(rng, dim=32, depth=2, patch=4, side=2, classes=1000))
+    names = weights.read(f"timm:{path}").class_names
+    assert (len(names), names[1], names[-1]) == (
+        1000,
+        "goldfish, Carassius auratus",
+        "toilet tissue, toilet paper, bathroom tissue",
+    )
+    assert weights.read(f"timm:{path}", num_classes=7).class_names == []
+
+
+def test_a_file_of_names_has_one_for_each_class(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("cat\nEisbär, Thalarctos\n", encoding="utf-8")
+    assert class_names.read(str(path), 2) == ["cat", "Eisbär, Thalarctos"]
+    for count, text in ((3, "cat\ndog\n"), (2, "cat\n\n\n"), (3, "cat\n\ndog\n")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"names for {count} classes"):
+            class_names.read(str(path), count)
+
+
+def test_names_are_in_the_metadata_of_onnx(model, tmp_path):
+    made = onnx.load(model.export_onnx(tmp_path / "one.onnx"))
+    said = {one.key: one.value for one in made.metadata_props}
+    assert json.loads(said["class_names"]) == NAMES
+
+
+def test_the_package_is_imported_without_jax():
+    code = "import sys, lraqvit_jax; assert {'load', 'Model'} <= set(dir(lraqvit_jax)); print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert lraqvit_jax.load is inference.load

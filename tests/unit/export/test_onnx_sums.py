@@ -1,0 +1,118 @@
+"""Sums of integers in onnxruntime, at the ends of every grid, against NumPy in int64: for each target that this machine
+can run. The patch embedding reads the images themselves, so a test chooses its codes."""
+
+import pathlib
+import platform
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from lraqvit_jax.base import trees
+from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.devices import sharding
+from lraqvit_jax.export import onnx as export
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.quant import qarray
+from lraqvit_jax.run import checkpoint
+from tests.unit import small
+
+BATCH, RANK, M, N = 5, 8, 48, 32
+STEP, UNIT = 2.0**-3, 2.0**-4
+CPU = pathlib.Path("/proc/cpuinfo").read_text() if pathlib.Path("/proc/cpuinfo").exists() else ""
+RUNS = {"avx2": True, "vnni": "vnni" in CPU, "arm": platform.machine() in ("aarch64", "arm64")}
+
+
+def embedding(rng, layer, weights):
+    """A ViT whose patch embedding alone is quantized."""
+    plan = {info.path: LayerPlan() for info in small.LAYERS}
+    abstract = sharding.abstract_params(small.model(plan), 8, small.MESH)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract)
+    params = trees.replace(params, {"patch_embed": weights})
+    plan["patch_embed"] = layer
+    meta = {"name": "one", "model": "vit_pico", "num_classes": 10, "class_names": None}
+    meta |= {"plan": plan_lib.to_json(plan), "preprocess": Preprocess(8).to_json()}
+    return checkpoint.Artifact(checkpoint.build(meta), params, Preprocess(8), meta)
+
+
+def outputs(one, codes, path, target):
+    """What the patch embedding gives for patches of these codes times STEP, (rows, n)."""
+    made = export.export(one, path, target)
+    made.graph.output.append(helper.make_tensor_value_info("patch_embed:output", TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    patches = codes.reshape(BATCH, 2, 2, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(BATCH, 8, 8, 3)
+    return session.run(["patch_embed:output"], {"images": (patches * STEP).astype(np.float32)})[0]
+
+
+def drawn(rng, rows, columns, limit, low=None):
+    """Mostly the two ends of a grid, and whole columns of them, where sums are largest."""
+    low = -limit if low is None else low
+    values = rng.choice([low, limit, 0, 1], (rows, columns), p=[0.4, 0.4, 0.1, 0.1])
+    values[:, 0], values[:, 1] = limit, low
+    return values
+
+
+def case(rng, bits, weight_bits, granularity, rank):
+    """A layer of random codes at the ends of the grids, its weights, and the codes of its input."""
+    layer = LayerPlan("quantized", rank, bits, granularity, weight_bits=weight_bits)
+    shapes = {"u": (M, RANK), "v": (RANK, N)} if rank else {"kernel": (M, N)}
+    limit, weights = qarray.qmax(weight_bits), {"bias": np.zeros(N, np.float32)}
+    kernels = {name: drawn(rng, *shape, limit) for name, shape in shapes.items()}
+    for name, kernel in kernels.items():
+        stored = np.asarray(qarray.pack(kernel.astype(np.int8), weight_bits))
+        weights[name] = {"qvalue": stored, "scale": np.full(kernel.shape[1], UNIT, np.float32)}
+        if granularity == "per_tensor":
+            weights[f"{'z' if name == 'v' else 'x'}_scale"] = np.float32(STEP)
+    static = granularity == "per_tensor" and bits == 8  # Only then a code may be -128, which is 0 as uint8.
+    codes = drawn(rng, M, BATCH * 4, qarray.qmax(bits), -qarray.qmax(bits) - static).T
+    codes[0] = codes.max()
+    return layer, weights, kernels, codes
+
+
+@pytest.mark.parametrize("target", [name for name, runs in RUNS.items() if runs])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_token_dynamic"])
+@pytest.mark.parametrize(("bits", "weight_bits"), [(8, 8), (8, 7), (7, 8), (8, 6), (8, 4), (6, 8)])
+def test_sums_are_exact(rng, tmp_path, bits, weight_bits, granularity, target):
+    layer, weights, kernels, codes = case(rng, bits, weight_bits, granularity, 0)
+    got = outputs(embedding(rng, layer, weights), codes, tmp_path / "one.onnx", target)
+    sums = codes.astype(np.int64) @ kernels["kernel"]
+    assert np.abs(sums).max() >= M * qarray.qmax(bits) * qarray.qmax(weight_bits)
+    np.testing.assert_array_equal(np.rint(got / (STEP * UNIT)), sums)
+
+
+@pytest.mark.parametrize("weight_bits", [8, 7])
+def test_so_are_those_of_both_factors(rng, tmp_path, weight_bits):
+    """What the first puts out is rounded, ties to even, and saturates at the ends of uint8."""
+    layer, weights, kernels, codes = case(rng, 8, weight_bits, "per_tensor", RANK)
+    got = outputs(embedding(rng, layer, weights), codes, tmp_path / "one.onnx", "avx2")
+    first = codes.astype(np.int64) @ kernels["u"]
+    between = np.clip(np.rint(first * UNIT), -128, 127).astype(np.int64)
+    assert {-128, 127} <= set(between.ravel())
+    np.testing.assert_array_equal(got / (STEP * UNIT), between @ kernels["v"])
+
+
+@pytest.mark.skipif(RUNS["vnni"] or RUNS["arm"], reason="this processor adds products of 8 bits exactly")
+def test_another_target_is_wrong_here(rng, tmp_path):
+    """The reason for the targets: where there is no VNNI, sums of its file saturate."""
+    layer, weights, kernels, codes = case(rng, 8, 8, "per_tensor", 0)
+    got = outputs(embedding(rng, layer, weights), codes, tmp_path / "one.onnx", "vnni")
+    sums = codes.astype(np.int64) @ kernels["kernel"]
+    assert np.abs(np.rint(got / (STEP * UNIT)) - sums).max() > 0.1 * np.abs(sums).max()
+
+
+def test_seven_bits_stay_int8_for_every_target(rng, tmp_path):
+    """The narrow kernel is what all of them multiply at full speed; 8 bits are uint8 for AVX2."""
+    for weight_bits, target, kind in (
+        (7, "avx2", "INT8"),
+        (8, "avx2", "UINT8"),
+        (8, "vnni", "INT8"),
+        (8, "arm", "INT8"),
+    ):
+        layer, weights, *_ = case(rng, 8, weight_bits, "per_tensor", 0)
+        made = export.export(embedding(rng, layer, weights), tmp_path / "one.onnx", target)
+        (kernel,) = (one for one in made.graph.initializer if one.name == "patch_embed/kernel")
+        assert kernel.data_type == getattr(onnx.TensorProto, kind)
