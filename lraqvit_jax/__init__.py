@@ -15,13 +15,15 @@ What is named here is imported when it is first used: this import takes no time.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lraqvit_jax.base.version import VERSION
+
 if TYPE_CHECKING:
     from lraqvit_jax import weights
     from lraqvit_jax.api.compress import compress
     from lraqvit_jax.api.model import Model, load
 
 __all__ = ["Model", "__version__", "compress", "load", "weights"]
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _PLACES = {"Model": "api.model", "compress": "api.compress", "load": "api.model"}
 

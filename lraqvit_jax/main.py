@@ -37,9 +37,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lraqvit_jax import config as config_lib
-from lraqvit_jax.base import console
+from lraqvit_jax.base import abandoned, console
 from lraqvit_jax.base.errors import Preempted, UserError, nearest, storage
-from lraqvit_jax.run import abandoned
+from lraqvit_jax.run import lock
+from lraqvit_jax.weights import artifacts
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
@@ -73,7 +74,6 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
         UserError: bad input.
     """
     from lraqvit_jax import stages as stages_lib
-    from lraqvit_jax.devices import processes
     from lraqvit_jax.run import preemption, results, workspace
     from lraqvit_jax.stages import evaluate
 
@@ -81,7 +81,7 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
     for name in wanted:
         if name not in config_lib.STAGES:
             raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
-    with processes.alone(workdir):
+    with lock.alone(workdir):
         ws = workspace.open_workspace(config, workdir)
         for line in _surroundings(ws) if console.level() == console.VERBOSE else ():
             console.detail(line)
@@ -103,9 +103,8 @@ def _surroundings(ws: Any) -> list[str]:
     import jax
 
     from lraqvit_jax.plan import records as plan
-    from lraqvit_jax.run import checkpoint
 
-    versions = ", ".join(f"{name} {version}" for name, version in checkpoint.versions().items())
+    versions = ", ".join(f"{name} {version}" for name, version in artifacts.versions().items())
     devices = (
         f"{jax.device_count()} devices, the first {jax.devices()[0].device_kind}, of {jax.process_count()} processes"
     )

@@ -16,15 +16,16 @@ from lraqvit_jax import config as config_lib
 from lraqvit_jax import models, stages
 from lraqvit_jax.api import model as inference
 from lraqvit_jax.api.model import Model
+from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.data import class_names as names_lib
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
-from lraqvit_jax.devices import fingerprint, processes, sharding
+from lraqvit_jax.devices import fingerprint, sharding
 from lraqvit_jax.devices.sharding import Mesh
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.run import workspace
+from lraqvit_jax.run import lock, workspace
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import tensors
 
@@ -94,7 +95,7 @@ def compress(
     _set(config, fields or {})
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(processes.alone(folder))
+        stack.enter_context(lock.alone(folder))
         ws = workspace.open_workspace(config, folder, make_mesh=(lambda _: mesh) if mesh else None, evaluates=False)
         ws = dataclasses.replace(ws, class_names=_names(class_names, ws.num_classes))
         _teacher(ws, params)
@@ -149,9 +150,9 @@ def _teacher(ws: Workspace, params: Mapping[str, Any]) -> None:
     """Writes the artefact `dense`, as the stage teacher would; UserError where the parameters are not the model's."""
     plan = plan_lib.dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(plan), ws.preprocess.size, ws.mesh)
-    shapes = {path: leaf.shape for path, leaf in tensors.flatten(abstract).items()}
+    shapes = {path: leaf.shape for path, leaf in trees.flatten(abstract).items()}
     rules = {path: tensors.Rule((path,), np.asarray) for path in shapes}
-    given = tensors.convert(tensors.flatten(params), rules, shapes)
+    given = tensors.convert(trees.flatten(params), rules, shapes)
     tensors.check_finite(given, "params")
     placed = sharding.put(given, abstract)
     if not ws.has("dense"):

@@ -19,8 +19,8 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import class_names, sources
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.run import checkpoint
 from lraqvit_jax.tasks import classification as evaluate
+from lraqvit_jax.weights import artifacts
 
 Images = memory.Item | np.ndarray | Iterable[memory.Item | np.ndarray]
 """One image or several: PIL images, paths, arrays of uint8 (height, width, 3) or (height, width), or arrays of floats
@@ -28,7 +28,7 @@ Images = memory.Item | np.ndarray | Iterable[memory.Item | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(checkpoint.Artifact):
+class Model(artifacts.Artifact):
     """An artefact on one device, with what one does with a model. `load` and `compress` make it.
 
     Example:
@@ -125,7 +125,7 @@ class Model(checkpoint.Artifact):
         path = files.locate(os.fspath(directory)).absolute()
         if path.exists():
             raise UserError(f"{path} is there already; name a new directory.")
-        checkpoint.save_artifact(path, self.params, self.meta)
+        artifacts.save_artifact(path, self.params, self.meta)
         return path
 
     def _prepared(self, item: Any, index: int) -> Float[np.ndarray, "size size 3"]:
@@ -151,7 +151,7 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
     Raises:
         UserError: there is no such directory or artefact, or it is damaged.
     """
-    found = checkpoint.load_artifact(_path(files.locate(os.fspath(directory)), name), dtype=dtype)
+    found = artifacts.load_artifact(_path(files.locate(os.fspath(directory)), name), dtype=dtype)
     return Model(found.model, found.params, found.preprocess, found.meta)
 
 

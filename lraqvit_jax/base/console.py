@@ -16,7 +16,7 @@ DELAY = 2.0
 """Seconds of work from which on there is a bar, and between two looks of it."""
 LINE = 30.0
 """Likewise in a file, where each is a line."""
-_said = {"level": NORMAL}
+_said = {"level": NORMAL, "speaks": True}
 
 
 def set_level(level: int) -> None:
@@ -28,6 +28,11 @@ def level() -> int:
     return _said["level"]
 
 
+def speak(speaks: bool) -> None:
+    """Whether this process prints: of several that do the same, one does."""
+    _said["speaks"] = speaks
+
+
 def paint(text: str, colour: str, stream: IO[str]) -> str:
     """The text in a colour, where `stream` is a terminal and neither NO_COLOR (no-color.org) nor TERM=dumb forbids."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
@@ -37,7 +42,7 @@ def paint(text: str, colour: str, stream: IO[str]) -> str:
 
 def result(text: Any) -> None:
     """Prints what was asked for, however quiet."""
-    if _first():
+    if _said["speaks"]:
         print(text, flush=True)
 
 
@@ -60,7 +65,7 @@ def detail(text: Any) -> None:
 
 def warn(text: str, everywhere: bool = False) -> None:
     """Warns on stderr; from every process, if it says something else on each or they have not met yet."""
-    if everywhere or _first():
+    if everywhere or _said["speaks"]:
         print(f"{paint('warning:', YELLOW, sys.stderr)} {text}", file=sys.stderr, flush=True)
 
 
@@ -89,7 +94,7 @@ class _Lines(tqdm):
 def bar(**options: Any) -> Any:
     """A progress bar of `tqdm` on stderr; on the first process, unless quiet."""
     kind, interval = (tqdm, DELAY) if _moves() else (_Lines, LINE)
-    return kind(**{"mininterval": interval, "disable": level() == QUIET or not _first(), **options})
+    return kind(**{"mininterval": interval, "disable": level() == QUIET or not _said["speaks"], **options})
 
 
 def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Iterator[Any]:
@@ -125,12 +130,3 @@ def _beat(shown: Any, ended: threading.Event) -> None:
 def _moves() -> bool:
     """Whether a line can be written over, as in a terminal and in a notebook."""
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
-
-
-def _first() -> bool:
-    """Whether this is the first process; before JAX is there, it is."""
-    if "jax" not in sys.modules:
-        return True
-    from lraqvit_jax.devices import processes
-
-    return processes.first()

@@ -1,10 +1,15 @@
 """Small files that people and other programs write: JSON, read within bounds."""
 
+import io
 import json
 import math
+import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from lraqvit_jax.base.errors import UserError, short
 
@@ -69,3 +74,31 @@ def check(found: Mapping[str, Any], kinds: Mapping[str, type], where: str, mend:
         value = found.get(name)
         if not (number(value) if kind is float else isinstance(value, kind) and type(value) is not bool):
             raise UserError(f"{where} has {short(name)} = {short(repr(value))}, which is no {kind.__name__}; {mend}.")
+
+
+UNFINISHED = ".unfinished"
+"""How the names of files end while they are written."""
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces a file in one step, so that a reader or a crash sees the old content or the new."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    temporary = pathlib.Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replaces an .npz file in one step; makes its folder."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, content.getvalue())

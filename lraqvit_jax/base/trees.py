@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flax import traverse_util
+
 
 def get(tree: Mapping[str, Any], path: str) -> Any:
     """The subtree at "a/b/c"."""
@@ -26,3 +28,13 @@ def replace(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def map_layers(function: Callable[[Any], Any], tree: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
     """Replaces the subtree at every path by `function` of it."""
     return replace(tree, {path: function(get(tree, path)) for path in paths})
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a/b": x}."""
+    return traverse_util.flatten_dict(tree, sep="/")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from lraqvit_jax import bench, main
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.run import lock
 
 
 def command(argv: Sequence[str]) -> None:
@@ -20,10 +21,9 @@ def command(argv: Sequence[str]) -> None:
         wrong = argv[1] if len(argv) > 1 else ""
         raise UserError(f"There is no measurement {wrong!r}; {nearest(wrong, bench.names())}")
     config, workdir = main.given()
-    from lraqvit_jax.devices import processes  # and with it JAX, which no mistake above and no --help waits for
 
     main.join()
-    with processes.alone(workdir):
+    with lock.alone(workdir):
         importlib.import_module(f"lraqvit_jax.bench.{argv[1]}").run(config, workdir)
 
 

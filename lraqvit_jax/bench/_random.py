@@ -15,9 +15,8 @@ from lraqvit_jax.devices import sharding
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LayerPlan, Plan
 from lraqvit_jax.quant import qarray
-from lraqvit_jax.run import checkpoint
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights import artifacts
 
 PREFIX = "random:"
 FORMS = {
@@ -49,19 +48,19 @@ def check(ws: Workspace, names: Iterable[str]) -> None:
         if name.startswith(PREFIX):
             form(name)
         else:
-            checkpoint.read_meta(_path(ws, name))
+            artifacts.read_meta(_path(ws, name))
 
 
-def load(ws: Workspace, name: str) -> checkpoint.Artifact:
+def load(ws: Workspace, name: str) -> artifacts.Artifact:
     """An artefact, by its name in the work directory or its path, or one with random weights."""
-    return artifact(ws, name) if name.startswith(PREFIX) else checkpoint.load_artifact(_path(ws, name))
+    return artifact(ws, name) if name.startswith(PREFIX) else artifacts.load_artifact(_path(ws, name))
 
 
 def _path(ws: Workspace, name: str) -> pathlib.Path:
     return ws.path(name) if ws.has(name) else pathlib.Path(name).expanduser()
 
 
-def artifact(ws: Workspace, name: str) -> checkpoint.Artifact:
+def artifact(ws: Workspace, name: str) -> artifacts.Artifact:
     """A model of the configuration's shapes and ranks, with random weights.
 
     Args:
@@ -75,7 +74,7 @@ def artifact(ws: Workspace, name: str) -> checkpoint.Artifact:
         params, plan = _quantize(ws, params, plan, granularity, bits)
     meta = {"name": name, "model": ws.model, "num_classes": ws.num_classes, "class_names": None}
     meta |= {"plan": plan_lib.to_json(plan), "preprocess": ws.preprocess.to_json()}
-    return checkpoint.Artifact(checkpoint.build(meta), params, ws.preprocess, meta)
+    return artifacts.Artifact(artifacts.build(meta), params, ws.preprocess, meta)
 
 
 def _draw(ws: Workspace, plan: Plan) -> Any:
@@ -87,8 +86,8 @@ def _draw(ws: Workspace, plan: Plan) -> Any:
         spread = leaf.shape[0] ** -0.5 if last in ("kernel", "u", "v") else 0.02
         return np.float32(last == "scale") + np.float32(spread) * rng.standard_normal(leaf.shape, np.float32)
 
-    abstract = tensors.flatten(sharding.abstract_params(ws.create(plan), ws.preprocess.size, sharding.one_device()))
-    return tensors.nest({path: draw(path, leaf) for path, leaf in abstract.items()})
+    abstract = trees.flatten(sharding.abstract_params(ws.create(plan), ws.preprocess.size, sharding.one_device()))
+    return trees.nest({path: draw(path, leaf) for path, leaf in abstract.items()})
 
 
 def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str, bits: int) -> tuple[Any, Plan]:
@@ -107,7 +106,7 @@ def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str, bits: in
         weights[path] = {**found[path], **integers[path]}
         if granularity != "per_token_dynamic":
             weights[path] |= {f"{part}_scale": scale for part, scale in scales[path].items()}
-    return checkpoint.host(trees.replace(params, weights)), changed
+    return artifacts.host(trees.replace(params, weights)), changed
 
 
 @functools.partial(jax.jit, static_argnames=("granularity", "bits"))

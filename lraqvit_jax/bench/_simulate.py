@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from lraqvit_jax.training import fit as training
+
 FLAGS = (
     "--xla_backend_optimization_level=0",  # LLVM's work, which nobody will run
     "--xla_allow_excess_precision=false",  # keeps the roundings to bfloat16, which tell the true width of an array
@@ -50,8 +52,6 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     from lraqvit_jax.lowrank import reparam
     from lraqvit_jax.plan import ranks
     from lraqvit_jax.plan import records as plan_lib
-    from lraqvit_jax.stages import distill
-    from lraqvit_jax.training import fit as training
 
     mesh = sharding.make_mesh(question["mesh"], rules=question["sharding"])
     shape = {"num_classes": 1000, "image_size": question["image_size"]}
@@ -59,7 +59,7 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     pairs = plan_lib.low_rank(ranks.make_plan(layers, question["plan"]), reparam.form(run["branch"]))
     student = models.create(question["model"], plan=pairs, dtype=question["dtype"], **shape)
     teacher = models.create(question["model"], dtype=question["dtype"], **shape)
-    objective = distill.objective(run, student, teacher)
+    objective = training.objective(run, student, teacher)
     recipe = training.Recipe(steps=1000, learning_rate=1e-5)
     with sharding.use(mesh):
         compiled = training.compile_step(

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from lraqvit_jax import models, runtimes
+from lraqvit_jax.base import files
 from lraqvit_jax.base.console import progress
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import _random
@@ -32,7 +33,7 @@ from lraqvit_jax.bench._process import Process, RuntimeFailedError
 from lraqvit_jax.bench._worker import give_back
 from lraqvit_jax.export import onnx, safetensors, stablehlo
 from lraqvit_jax.report import figures
-from lraqvit_jax.run import metrics, workspace
+from lraqvit_jax.run import workspace
 from lraqvit_jax.run.workspace import Workspace
 
 WARMUP = 2
@@ -55,19 +56,19 @@ def run(config: dict[str, Any], workdir: str) -> None:
     ws.directory.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=ws.directory) as folder:
-        files = _write(ws, pathlib.Path(folder), names)
+        exported = _write(ws, pathlib.Path(folder), names)
         for threads, batch in settings:
-            found = _measure(files, names, threads, batch, options["rounds"])
+            found = _measure(exported, names, threads, batch, options["rounds"])
             found = compare(found, options["models"][0], names[0])
             rows += [{**row, "threads": threads, "batch": batch} for row in found]
             print(f"\n{text(rows, threads, batch, (names[0], options['models'][0]))}\n", flush=True)
     path = ws.directory / "latency-runtimes.json"
     result = {"schema": 1, "model": ws.model, "reference": {"model": options["models"][0], "runtime": names[0]}}
     result |= {"rounds": options["rounds"], "machine": _machine(), "versions": _versions(names), "rows": rows}
-    metrics.write_atomically(path, json.dumps(result, indent=1) + "\n")
+    files.write_atomically(path, json.dumps(result, indent=1) + "\n")
     print(path)
     if rows:
-        metrics.write_atomically(path.with_suffix(".svg"), figures.latency(rows))
+        files.write_atomically(path.with_suffix(".svg"), figures.latency(rows))
         print(path.with_suffix(".svg"))
 
 

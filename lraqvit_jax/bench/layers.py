@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lraqvit_jax.base import files
 from lraqvit_jax.bench.step import timed
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.models import linear as layers
 from lraqvit_jax.plan import ranks
-from lraqvit_jax.run import metrics, workspace
+from lraqvit_jax.run import workspace
 
 ROUNDS = 15
 POINTS = 12
@@ -41,7 +42,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
     path = ws.directory / "latency.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     table = {"schema": 1, "device": jax.devices()[0].device_kind, "layers": rows}
-    metrics.write_atomically(path, json.dumps(table, indent=1) + "\n")
+    files.write_atomically(path, json.dumps(table, indent=1) + "\n")
     print(f"\n{path}")
 
 

@@ -29,12 +29,13 @@ from lraqvit_jax.lowrank import decomposition, reparam, spectra
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.report import figures
-from lraqvit_jax.run import checkpoint, metrics, results, workspace
-from lraqvit_jax.run.checkpoint import Artifact
+from lraqvit_jax.run import results, workspace
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import factorize, plan, teacher
 from lraqvit_jax.stages.evaluate import other_params
 from lraqvit_jax.tasks import classification as evaluate
+from lraqvit_jax.weights import artifacts
+from lraqvit_jax.weights.artifacts import Artifact
 
 WR = "wr"
 """Not a decomposition: truncated SVD with the paper's weight reconstruction merged into it, as training starts."""
@@ -65,7 +66,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
         for name, row in _trained(ws, missing, *cell).items() if missing else ():
             table.add((name, *cell), row)
     print(table.text())
-    metrics.write_atomically(ws.directory / "lowrank.svg", figures.pareto(table.rows))
+    files.write_atomically(ws.directory / "lowrank.svg", figures.pareto(table.rows))
     print(f"\n{ws.directory / 'lowrank.json'}\n{ws.directory / 'lowrank.svg'}")
 
 
@@ -84,7 +85,7 @@ class Table:
 
     def add(self, key: tuple, row: Row) -> None:
         self.rows.append(dict(zip(self._keys, key, strict=True)) | row)
-        metrics.write_atomically(self.path, json.dumps({"schema": 1, "rows": self.rows}, indent=1) + "\n")
+        files.write_atomically(self.path, json.dumps({"schema": 1, "rows": self.rows}, indent=1) + "\n")
         print(f"{' '.join(map(str, key[:-1]))} seed {key[-1]}: top-1 {row['top1']:.2f} %", flush=True)
 
     def text(self) -> str:
@@ -127,7 +128,7 @@ def _untrained(ws: Workspace, dense: Artifact, seed: int, table: Table) -> Itera
     layers = ranks.factorized(ws.spec.layers, config["plan"]["keep_dense"])
     batches, _ = ws.calibration(config["factorize"]["calibration_images"])
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients=True, seed=seed)
-    params, spectrum = checkpoint.host(dense.params), spectra.memo(config["cache_dir"])
+    params, spectrum = artifacts.host(dense.params), spectra.memo(config["cache_dir"])
     for method, budget in itertools.product(grid["methods"], grid["budgets"]):
         missing = [name for name in grid["decompositions"] if not table.has((name, method, budget, seed))]
         if not missing:
@@ -157,7 +158,7 @@ def _pairs(
     """The pairs of one decomposition, or of WR as its training starts."""
     if name != WR:
         return factorize.pairs(ws, dense, kept, [name], spectrum, moments)[0][name]
-    made, params = factorize.pairs(ws, dense, kept, ["svd"], spectrum, moments)[0]["svd"], checkpoint.host(dense.params)
+    made, params = factorize.pairs(ws, dense, kept, ["svd"], spectrum, moments)[0]["svd"], artifacts.host(dense.params)
     rng = np.random.default_rng(0)  # WR draws nothing.
     for path, layer in made.items():
         layer["v"] = layer["v"] + reparam.wr(trees.get(params, path)["kernel"], kept[path], rng, spectrum).v

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from lraqvit_jax.base import files
 from lraqvit_jax.bench import _random
 from lraqvit_jax.export import onnx
-from lraqvit_jax.run import metrics, workspace
+from lraqvit_jax.run import workspace
 
 ROUNDS, WARM = 15, 2
 
@@ -43,7 +44,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
     rows = {name: {"ms": whole[name], "bytes": sizes[name], "kinds": kinds[name]} for name in names}
     path = ws.directory / "profile.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_atomically(path, json.dumps({"schema": 1, "model": ws.model, "rows": rows}, indent=1) + "\n")
+    files.write_atomically(path, json.dumps({"schema": 1, "model": ws.model, "rows": rows}, indent=1) + "\n")
     print(f"{table(rows)}\n\n{path}", flush=True)
 
 

@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 
 from lraqvit_jax import models
+from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.bench.lowrank import Table
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.report import figures
-from lraqvit_jax.run import checkpoint, metrics, workspace
+from lraqvit_jax.run import workspace
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import quantize as stage
 from lraqvit_jax.stages import teacher
 from lraqvit_jax.stages.evaluate import other_params
 from lraqvit_jax.tasks import classification as evaluate
+from lraqvit_jax.weights import artifacts
 
 COLUMNS: tuple[tuple[str, str, Callable[[Mapping[str, Any], Mapping[str, Any]], float]], ...] = (
     ("difference", "+.2f", lambda row, whole: row["top1"] - whole["top1"]),
@@ -134,7 +136,7 @@ def _draw_surfaces(ws: Workspace, cell: tuple, surfaces: Mapping[str, Any]) -> N
     worst = max((key for key in surfaces if key.endswith(":before")), key=lambda key: figures.loudest(surfaces[key]))
     key = worst.removesuffix(":before")
     drawn = figures.surfaces(surfaces[worst], surfaces[f"{key}:after"], f"{cell[0]}, {key}")
-    metrics.write_atomically(ws.directory / f"activations-{_file_name(*cell[:3])}.svg", drawn)
+    files.write_atomically(ws.directory / f"activations-{_file_name(*cell[:3])}.svg", drawn)
 
 
 def _draw_errors(ws: Workspace, rows: list[Row]) -> list[pathlib.Path]:
@@ -144,7 +146,7 @@ def _draw_errors(ws: Workspace, rows: list[Row]) -> list[pathlib.Path]:
         mine = [row for row in rows if (row["source"], row["width"]) == (source, width)]
         first = {row["name"]: row["errors"] for row in reversed(mine)}
         paths.append(ws.directory / f"errors-{_file_name(source, width)}.svg")
-        metrics.write_atomically(paths[-1], figures.errors(dict(reversed(first.items()))))
+        files.write_atomically(paths[-1], figures.errors(dict(reversed(first.items()))))
     return paths
 
 
@@ -152,10 +154,10 @@ def _file_name(source: str, *rest: str) -> str:
     return "-".join((pathlib.Path(source).name, *rest))
 
 
-def _load(ws: Workspace, source: str) -> checkpoint.Artifact:
+def _load(ws: Workspace, source: str) -> artifacts.Artifact:
     """An artefact by its name here, or by its path; float, of the same model."""
     path = ws.path(source) if ws.has(source) else pathlib.Path(source).expanduser()
-    found = checkpoint.load_artifact(path, ws.mesh)
+    found = artifacts.load_artifact(path, ws.mesh)
     if any(layer.form not in ("dense", "low_rank") for layer in found.plan.values()):
         raise UserError(f"{path} is not a finished float model; name one that `merge` wrote, or dense.")
     if found.meta["model"] != ws.model or found.meta["num_classes"] != ws.num_classes:
@@ -163,16 +165,14 @@ def _load(ws: Workspace, source: str) -> checkpoint.Artifact:
     return found
 
 
-def _logits(ws: Workspace, found: checkpoint.Artifact) -> list[Any]:
+def _logits(ws: Workspace, found: artifacts.Artifact) -> list[Any]:
     size = ws.config["eval_batch_size"]
     return evaluate.logits(
         found.model, found.params, ws.source("eval"), found.preprocess, batch_size=size, mesh=ws.mesh
     )
 
 
-def _row(
-    ws: Workspace, found: checkpoint.Artifact, params: Any, plan: plan_lib.Plan, wanted: Sequence[Any] = ()
-) -> Row:
+def _row(ws: Workspace, found: artifacts.Artifact, params: Any, plan: plan_lib.Plan, wanted: Sequence[Any] = ()) -> Row:
     model = models.create(ws.model, num_classes=ws.num_classes, image_size=found.preprocess.size, plan=plan)
     abstract = sharding.abstract_params(model, found.preprocess.size, ws.mesh)
     score = evaluate.accuracy(

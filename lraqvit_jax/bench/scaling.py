@@ -13,10 +13,10 @@ from typing import Any
 
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import models
+from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.bench import _simulate
 from lraqvit_jax.bench._collectives import Collective, wire_bytes
-from lraqvit_jax.run import metrics
 
 MFU = 0.4
 """Share of the peak that the products of a step reach; assumed."""
@@ -70,7 +70,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
                     key = json.dumps(question, sort_keys=True)
                     if key not in known:
                         known[key] = _summary(_simulate.ask(question))
-                        metrics.write_atomically(path, json.dumps({"schema": 1, "cases": known}, indent=1) + "\n")
+                        files.write_atomically(path, json.dumps({"schema": 1, "cases": known}, indent=1) + "\n")
                     found.append(known[key])
                 row = at_depth(found[0], found[1], _depth(model))
                 ideal = ideal or row["flops"]

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lraqvit_jax.base import files
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.models import linear as layers
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.run import metrics, workspace
+from lraqvit_jax.run import workspace
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.training import fit as training
 from lraqvit_jax.training import loop as train
@@ -41,7 +42,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
         print(f"{layer:<28} {row['pair_ms']:>10.2f} {row['reparam']:>9.2f}x {row['four_products']:>9.2f}x")
     path = ws.directory / "step.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_atomically(path, json.dumps({"schema": 1, "step": step, "forms": forms}, indent=1) + "\n")
+    files.write_atomically(path, json.dumps({"schema": 1, "step": step, "forms": forms}, indent=1) + "\n")
     print(f"\n{path}")
 
 

@@ -5,8 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lraqvit_jax.lowrank.svd import Pair
-
 
 class Moments(NamedTuple):
     """Means over all tokens of the calibration images, float64.
@@ -46,9 +44,3 @@ def of(x: Float[np.ndarray, "tokens m"], gradients: Float[np.ndarray, "tokens n"
     x = np.asarray(x, np.float64)
     found = Moments(x.T @ x / len(x), x.mean(0), np.abs(x).mean(0))
     return found if gradients is None else found._replace(gradient=gradients.T @ gradients / len(gradients))
-
-
-def bias_shift(kernel: Float[np.ndarray, "m n"], pair: Pair, moments: Moments) -> Float[np.ndarray, " n"]:
-    """What the bias must gain so that the mean output stays: `E[t] W - E[x] u v` (AAFM's bias correction)."""
-    target = moments.mean if moments.target_mean is None else moments.target_mean
-    return target @ np.asarray(kernel, np.float64) - moments.mean @ pair.u @ pair.v

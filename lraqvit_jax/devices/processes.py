@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pathlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -13,7 +12,6 @@ from jax.experimental import multihost_utils
 
 from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import UserError, reason
-from lraqvit_jax.run import lock
 
 Result = TypeVar("Result")
 SENTENCE = 2048
@@ -48,6 +46,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
                 jax.distributed.initialize(coordinator, count, index, initialization_timeout=timeout)
             else:
                 jax.distributed.initialize(initialization_timeout=timeout)
+        console.speak(first())
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"This process cannot join the others ({reason(error)}); on a machine that is no TPU pod, SLURM or "
@@ -107,11 +106,3 @@ def together(action: Callable[[], Result]) -> Result:
 def once(action: Callable[[], Any]) -> None:
     """Does `action` on the first process, and waits for it on the others; its mistake is raised by all."""
     together(lambda: action() if first() else None)
-
-
-@contextlib.contextmanager
-def alone(directory: str | pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a work directory for all processes of this run; see `lock.hold`."""
-    with contextlib.ExitStack() as stack:
-        once(lambda: stack.enter_context(lock.hold(pathlib.Path(directory))))
-        yield

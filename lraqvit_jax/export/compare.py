@@ -31,7 +31,7 @@ from lraqvit_jax.export import linear
 from lraqvit_jax.export import onnx as export
 from lraqvit_jax.models.linear import Linear, LinearOptions
 from lraqvit_jax.plan.records import LinearInfo
-from lraqvit_jax.run import checkpoint
+from lraqvit_jax.weights import artifacts
 
 NOISE = {False: 1e-4, True: 2e-2}
 """What a layer by itself may differ by: of a float model, and where values are rounded to integers."""
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 def compare(
-    artifact: checkpoint.Artifact, images: Float[np.ndarray, "images size size 3"], made: onnx.ModelProto
+    artifact: artifacts.Artifact, images: Float[np.ndarray, "images size size 3"], made: onnx.ModelProto
 ) -> list[Row]:
     """Differences of every linear layer, in the order of the forward pass.
 
@@ -76,7 +76,7 @@ def worst(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row.alone)
 
 
-def of_layer(artifact: checkpoint.Artifact, info: LinearInfo, rows: np.ndarray, images: int) -> np.ndarray:
+def of_layer(artifact: artifacts.Artifact, info: LinearInfo, rows: np.ndarray, images: int) -> np.ndarray:
     """What the model's layer makes of the rows that the file's layer read."""
     order = export.orders(artifact.model).get(info.path)
     weights = dict(trees.get(artifact.params, info.path))
@@ -89,7 +89,7 @@ def of_layer(artifact: checkpoint.Artifact, info: LinearInfo, rows: np.ndarray, 
     return output.reshape(-1, info.features_out) * _gamma(artifact, info.path)
 
 
-def of_model(artifact: checkpoint.Artifact, images: Any) -> dict[str, np.ndarray]:
+def of_model(artifact: artifacts.Artifact, images: Any) -> dict[str, np.ndarray]:
     """Outputs of the linear layers by path, (rows, n), the rows that a file has, in its order."""
 
     @jax.jit
@@ -110,7 +110,7 @@ def _linear(module: Any, method: str) -> bool:
     return isinstance(module, Linear) and method == "__call__"
 
 
-def _gamma(artifact: checkpoint.Artifact, path: str) -> Any:
+def _gamma(artifact: artifacts.Artifact, path: str) -> Any:
     """What the file's layer multiplies its output by, and the model only behind the layer."""
     block, _, layer = path.partition("/")
     weights = artifact.params[block]
@@ -118,7 +118,7 @@ def _gamma(artifact: checkpoint.Artifact, path: str) -> Any:
 
 
 def of_file(
-    artifact: checkpoint.Artifact, images: Any, made: onnx.ModelProto
+    artifact: artifacts.Artifact, images: Any, made: onnx.ModelProto
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Inputs and outputs of the linear layers of a file, in ONNX Runtime, by path, (rows, m) and (rows, n)."""
     import onnxruntime
@@ -164,7 +164,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _images(artifact: checkpoint.Artifact, name: str, count: int) -> np.ndarray:
+def _images(artifact: artifacts.Artifact, name: str, count: int) -> np.ndarray:
     data = artifact.meta["config"]["data"]
     source = sources.load(name or data["calibration"] or data["train"], "calibration", data["data_dir"])
     if not 0 < count <= len(source):
@@ -173,7 +173,7 @@ def _images(artifact: checkpoint.Artifact, name: str, count: int) -> np.ndarray:
     return next(iter(batches))["image"]
 
 
-def _file(artifact: checkpoint.Artifact, path: pathlib.Path | None, target: str) -> onnx.ModelProto:
+def _file(artifact: artifacts.Artifact, path: pathlib.Path | None, target: str) -> onnx.ModelProto:
     if path is None:
         with tempfile.TemporaryDirectory() as folder:
             return export.export(artifact, pathlib.Path(folder) / "one.onnx", target)
@@ -186,7 +186,7 @@ def _file(artifact: checkpoint.Artifact, path: pathlib.Path | None, target: str)
 def command(argv: Sequence[str]) -> None:
     """Prints the table."""
     options = parse(argv)
-    artifact = checkpoint.load_artifact(options.artifact)
+    artifact = artifacts.load_artifact(options.artifact)
     images = _images(artifact, options.images, options.count)
     made = _file(artifact, options.onnx, options.target)
     quantized = any(layer.form == "quantized" for layer in artifact.plan.values())

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from lraqvit_jax.run import checkpoint
+from lraqvit_jax.weights import artifacts
 
 
 class Graph:
@@ -22,10 +22,10 @@ class Graph:
     """
 
     def __init__(
-        self, artifact: checkpoint.Artifact, target: str, exact: bool, orders: Mapping[str, np.ndarray]
+        self, artifact: artifacts.Artifact, target: str, exact: bool, orders: Mapping[str, np.ndarray]
     ) -> None:
         self.target, self.exact, self.orders = target, exact, orders
-        self.params, self.plan = checkpoint.host(artifact.params), artifact.plan
+        self.params, self.plan = artifacts.host(artifact.params), artifact.plan
         self.inputs = {info.path: info.features_in for info in artifact.spec.layers}
         self.nodes, self.constants = list[Any](), dict[str, Any]()
         self._scope, self._count = "", 0

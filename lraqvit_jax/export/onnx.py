@@ -24,15 +24,15 @@ import onnx
 from jaxtyping import Int
 from onnx import TensorProto, helper
 
-from lraqvit_jax import __version__
-from lraqvit_jax.base import trees
+from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.base.version import VERSION
 from lraqvit_jax.config import TARGETS
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
 from lraqvit_jax.models import swin
 from lraqvit_jax.plan.records import Plan
-from lraqvit_jax.run import checkpoint, metrics
+from lraqvit_jax.weights import artifacts
 
 OPSET, IR = 23, 11
 """Of the standard operators: Attention needs 23; ONNX Runtime 1.23 lacks the QuantizeLinear of 23, 1.24 has all. No
@@ -40,7 +40,7 @@ other domain is used."""
 
 
 def export(
-    artifact: checkpoint.Artifact, path: pathlib.Path, target: str = "avx2", exact: bool = False
+    artifact: artifacts.Artifact, path: pathlib.Path, target: str = "avx2", exact: bool = False
 ) -> onnx.ModelProto:
     """Writes an artefact of any form; the branch of a reparam layer is merged into its pair.
 
@@ -72,14 +72,14 @@ def export(
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR,
         producer_name="lraqvit_jax",
-        producer_version=__version__,
+        producer_version=VERSION,
     )
     said = {"model": meta["model"], "num_classes": str(meta["num_classes"]), "target": target}
     said |= {name: json.dumps(meta[name]) for name in ("preprocess", "class_names", "plan")}
     helper.set_model_props(made, said)
     onnx.checker.check_model(made, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_atomically(path, made.SerializeToString())
+    files.write_atomically(path, made.SerializeToString())
     return made
 
 

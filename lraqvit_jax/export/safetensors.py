@@ -43,26 +43,26 @@ import numpy as np
 import safetensors.numpy
 
 from lraqvit_jax import models
-from lraqvit_jax.base import trees
+from lraqvit_jax.base import files, trees
+from lraqvit_jax.base.trees import flatten
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.run import checkpoint, metrics
-from lraqvit_jax.weights.tensors import flatten
+from lraqvit_jax.weights import artifacts
 
 FORMAT = "lraqvit_jax 1"
 
 
-def save(artifact: checkpoint.Artifact, path: pathlib.Path) -> None:
+def save(artifact: artifacts.Artifact, path: pathlib.Path) -> None:
     """Writes an artefact of any form; the branch of a reparam layer is merged into its pair."""
     meta = artifact.meta
     metadata = {"format": FORMAT, "model": meta["model"], "num_classes": str(meta["num_classes"])}
     metadata |= {name: json.dumps(meta[name]) for name in ("plan", "preprocess", "class_names")}
     path.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_atomically(path, safetensors.numpy.save(tensors(artifact), metadata))
+    files.write_atomically(path, safetensors.numpy.save(tensors(artifact), metadata))
 
 
-def tensors(artifact: checkpoint.Artifact) -> dict[str, np.ndarray]:
+def tensors(artifact: artifacts.Artifact) -> dict[str, np.ndarray]:
     """What the file holds: host arrays by name."""
-    params, model = checkpoint.host(artifact.params), artifact.meta["model"]
+    params, model = artifacts.host(artifact.params), artifact.meta["model"]
     swin = models.variants()[models.split(model)[0]] == "swin"
     named: dict[str, np.ndarray] = {}
     for path, layer in artifact.plan.items():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lraqvit_jax.run import metrics
+from lraqvit_jax.base import files
 
 
 def export(
@@ -34,7 +34,7 @@ def export(
     with _without_locations():
         exported = jax.export.export(run, platforms=tuple(platforms))(images)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_atomically(path, bytes(exported.serialize()))
+    files.write_atomically(path, bytes(exported.serialize()))
     return exported
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from lraqvit_jax.base import arguments, console, files
 from lraqvit_jax.base.errors import UserError, storage
-from lraqvit_jax.run import metrics
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -42,7 +41,7 @@ def make(directories: Sequence[str], output: str = "") -> pathlib.Path:
     target = pathlib.Path("comparison.html") if target is None else target
     if not target.absolute().parent.is_dir() or target.is_dir():
         raise UserError(f"--output {target} is no file in a directory that exists; correct it.")
-    metrics.write_atomically(target, page.one(runs[0]) if len(runs) == 1 else page.several(runs))
+    files.write_atomically(target, page.one(runs[0]) if len(runs) == 1 else page.several(runs))
     return target
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from lraqvit_jax.base import files
 from lraqvit_jax.data.sources import Source
 from lraqvit_jax.report import read, table
-from lraqvit_jax.run import metrics
 from lraqvit_jax.run.workspace import Workspace
 
 MOST = 12
@@ -36,7 +36,7 @@ def write(ws: Workspace) -> None:
     source = ws.source("eval")
     kept = [_kept(ws, source, dense, other, int(row)) for row in choose(dense, other)]
     content = {"schema": 1, "model": chosen["name"], "images": kept}
-    metrics.write_atomically(path, json.dumps(content, indent=1) + "\n")
+    files.write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
 def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> Int[np.ndarray, " rows"]:

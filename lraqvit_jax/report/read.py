@@ -13,8 +13,8 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import class_names
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LinearInfo, Plan
-from lraqvit_jax.run import checkpoint, metrics, results
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.run import metrics, results
+from lraqvit_jax.weights import artifacts, tensors
 
 MEND = "delete it, or put it back"
 LATENCY = "latency-runtimes.json"
@@ -107,7 +107,7 @@ def named(runs: Sequence[Run], paths: Sequence[pathlib.Path]) -> list[Run]:
 
 def _metas(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
     paths = sorted((directory / "checkpoints").glob("*/meta/metadata"))
-    return {path.parent.parent.name: checkpoint.read_meta(path.parent.parent) for path in paths}
+    return {path.parent.parent.name: artifacts.read_meta(path.parent.parent) for path in paths}
 
 
 def _layers(metas: Mapping[str, Mapping[str, Any]], plan: Plan) -> tuple[LinearInfo, ...]:

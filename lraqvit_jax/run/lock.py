@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.devices import processes
 
 BEAT, PATIENCE = 10.0, 30.0
 
@@ -119,3 +120,11 @@ def _beats(path: pathlib.Path, holder: dict[str, Any]) -> bool:
         if now and now != holder:
             return True
     return False
+
+
+@contextlib.contextmanager
+def alone(directory: str | pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a work directory for all processes of this run; see `hold`."""
+    with contextlib.ExitStack() as stack:
+        processes.once(lambda: stack.enter_context(hold(pathlib.Path(directory))))
+        yield

@@ -1,44 +1,12 @@
 """metrics.jsonl: one JSON object a line, for people and for plots; and the same for TensorBoard, if it is wanted."""
 
-import io
 import json
-import os
 import pathlib
-import tempfile
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, reason
 from lraqvit_jax.devices import processes
-
-UNFINISHED = ".unfinished"
-"""How the names of files end while they are written."""
-
-
-def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Replaces a file in one step, so that a reader or a crash sees the old content or the new."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-    temporary = pathlib.Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Replaces an .npz file in one step; makes its folder."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, content.getvalue())
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -82,7 +50,7 @@ class MetricsLog:
             folder = path.parent / "tensorboard" / run
             self._events = tensorboard().SummaryWriter(str(folder), purge_step=step + 1, filename_suffix=f".{step:09}")
         kept = [row for row in read(path) if row["run"] != run or row["step"] <= step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        files.write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._writes:

@@ -6,7 +6,6 @@ from typing import Any
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.run import metrics
 
 SCHEMA = 1
 ROW = {"name": str, "notes": str} | dict.fromkeys(
@@ -34,7 +33,7 @@ def add(directory: pathlib.Path, model: str, row: dict[str, Any], order: list[st
     rank = {name: index for index, name in enumerate(order)}
     listed = sorted(rows.values(), key=lambda one: rank.get(one["name"], len(rank)))
     text = json.dumps({"schema": SCHEMA, "model": model, "rows": listed}, indent=1)
-    metrics.write_atomically(directory / "results.json", text + "\n")
+    files.write_atomically(directory / "results.json", text + "\n")
 
 
 def table(results: dict[str, Any]) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lraqvit_jax import __version__, models, weights
 from lraqvit_jax import config as config_lib
+from lraqvit_jax import models, weights
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.base.version import VERSION
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.data import augment, class_names, pipeline, skip, sources
 from lraqvit_jax.data.preprocess import Preprocess
@@ -26,9 +27,9 @@ from lraqvit_jax.lowrank import decomposition, reparam
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.quant import quantize
-from lraqvit_jax.run import checkpoint, metrics
-from lraqvit_jax.run.checkpoint import Artifact
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.run import metrics
+from lraqvit_jax.weights import artifacts, tensors
+from lraqvit_jax.weights.artifacts import Artifact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Workspace:
         """Restores an artefact onto the mesh; UserError that names the stage to run where it is missing."""
         if not self.has(name):
             raise UserError(f"{self.directory} has no artefact {name!r} yet; run --stages={stage} first.")
-        return checkpoint.load_artifact(self.path(name), self.mesh, **options)
+        return artifacts.load_artifact(self.path(name), self.mesh, **options)
 
     def save(self, name: str, params: Any, plan: plan_lib.Plan, *, parent: str, notes: str = "", **extra: Any) -> None:
         """Writes an artefact with everything needed to rebuild it."""
@@ -87,10 +88,10 @@ class Workspace:
             "config": self.config,
             "parent": parent,
             "notes": notes,
-            "versions": {"lraqvit_jax": __version__, **checkpoint.versions()},
+            "versions": {"lraqvit_jax": VERSION, **artifacts.versions()},
             **extra,
         }
-        checkpoint.save_artifact(self.path(name), params, meta)
+        artifacts.save_artifact(self.path(name), params, meta)
 
     def with_plan(self, plan: plan_lib.Plan) -> "Workspace":
         """Writes the plan of a measured method, quantized as the configuration says."""
@@ -280,7 +281,7 @@ def _plan(
         raise UserError("plan.json has a layer of form 'reparam', which is only a training form; write 'low_rank'.")
     factorized = directory / "checkpoints"
     for path in sorted(factorized.glob("*.start")):
-        made = plan_lib.from_json(checkpoint.read_meta(path)["plan"])
+        made = plan_lib.from_json(artifacts.read_meta(path)["plan"])
         if plan_lib.low_rank(made) != plan_lib.low_rank(plan):
             raise UserError(
                 f"{written} was changed after the stage factorize used it; put it back, or start a new work directory."
@@ -360,11 +361,11 @@ def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Pl
         written = directory / "plan.json"
         edited, before = _edited(directory), _claimed(directory)
         if not written.exists() or plan_lib.read(written) != plan:
-            metrics.write_atomically(written, text)
+            files.write_atomically(written, text)
         claim = {"config": config, "plan_sha256": _digest(text), "provisional": provisional}
         if edited:
             claim["plan_sha256"] = before.get("plan_sha256", "")
-        metrics.write_atomically(directory / "config.json", json.dumps(claim, indent=1) + "\n")
+        files.write_atomically(directory / "config.json", json.dumps(claim, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"The work directory {directory} cannot be written ({error}); name another.") from error
 
@@ -374,7 +375,7 @@ def _sweep(directory: pathlib.Path) -> None:
     for path in (directory / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path)
     for folder in (directory, directory / "export"):
-        for path in folder.glob(f".*{metrics.UNFINISHED}"):
+        for path in folder.glob(f".*{files.UNFINISHED}"):
             path.unlink()
 
 

@@ -1,14 +1,14 @@
 """Stage distill: trains every run of the ladder. `RUN.start` -> `RUN.trained`, plain pairs or with a branch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lraqvit_jax import models, weights
+from lraqvit_jax.base import trees
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.run import checkpoint
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.training import fit as training
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights import artifacts
 
 
 def run(ws: Workspace) -> None:
@@ -21,13 +21,13 @@ def run(ws: Workspace) -> None:
         size = options["image_size"] or ws.preprocess.size
         student, student_params = _at_size(ws, start, size, dtype)
         teacher, teacher_params = _at_size(ws, dense, size, dtype)
-        own = tensors.flatten(start.params)
-        resampled = [path for path, leaf in tensors.flatten(student_params).items() if leaf.shape != own[path].shape]
+        own = trees.flatten(start.params)
+        resampled = [path for path, leaf in trees.flatten(student_params).items() if leaf.shape != own[path].shape]
         plan = recipe(ws, options)
-        steps, frozen = plan.steps, teacher_params if needs_teacher(options) else None
-        towards = objective(options, student, teacher, resampled)
+        steps, frozen = plan.steps, teacher_params if training.needs_teacher(options) else None
+        towards = training.objective(options, student, teacher, resampled)
         params, checkpoints = training.fit(ws, name, towards, plan, student_params, frozen, size)
-        params = tensors.nest(tensors.flatten(params) | {path: own[path] for path in resampled})
+        params = trees.nest(trees.flatten(params) | {path: own[path] for path in resampled})
         notes = (
             f"{options['decomposition']} + {options['branch']} branch, {steps} steps at {size} pixels, "
             f"{options['alpha']:g} CE + {options['beta']:g} {'relative ' if options['normalized'] else ''}block MSE"
@@ -49,22 +49,10 @@ def recipe(ws: Workspace, options: Mapping[str, Any]) -> training.Recipe:
     return training.recipe(fields, options["steps"] or ws.steps(ws.config["steps"]))
 
 
-def needs_teacher(options: Mapping[str, Any]) -> bool:
-    """Whether a run looks at the teacher's parameters."""
-    return any(options[name] for name in ("beta", "gamma", "delta", "bound"))
-
-
-def objective(options: Mapping[str, Any], student: Any, teacher: Any, freeze: Sequence[str] = ()) -> training.Objective:
-    """Towards what a run is trained, from its fields; `freeze` are paths of parameters to keep."""
-    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized", "last_block", "delta", "bound")
-    fields = {name: options[name] for name in names}
-    return training.Objective(student, teacher, freeze_base=not options["train_base"], freeze=tuple(freeze), **fields)
-
-
-def _at_size(ws: Workspace, found: checkpoint.Artifact, size: int, dtype: str) -> tuple[Any, Any]:
+def _at_size(ws: Workspace, found: artifacts.Artifact, size: int, dtype: str) -> tuple[Any, Any]:
     """The model and its parameters for images of another size, on the mesh."""
     if size == ws.preprocess.size:
         return found.model, found.params
     model = models.create(ws.model, num_classes=ws.num_classes, image_size=size, plan=found.plan, dtype=dtype)
-    resized = weights.resize(checkpoint.host(found.params), model, size)
+    resized = weights.resize(artifacts.host(found.params), model, size)
     return model, sharding.put(resized, sharding.abstract_params(model, size, ws.mesh))

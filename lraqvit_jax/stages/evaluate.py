@@ -5,15 +5,15 @@ from typing import Any
 
 import jax
 
-from lraqvit_jax.base import console, trees
+from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import processes
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.run import metrics, results
-from lraqvit_jax.run.checkpoint import Artifact
+from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.factorize import row_name
 from lraqvit_jax.tasks import classification as evaluate
+from lraqvit_jax.weights.artifacts import Artifact
 
 
 def row_names(ws: Workspace) -> list[str]:
@@ -56,7 +56,7 @@ def add_rows(ws: Workspace) -> None:
 def _keep(ws: Workspace, name: str, answers: evaluate.Answers | None) -> None:
     """Writes report/answers-NAME.npz, for the report to compare models image by image."""
     if answers is not None and len(answers.image):
-        metrics.write_arrays(ws.directory / "report" / f"answers-{name}.npz", answers._asdict())
+        files.write_arrays(ws.directory / "report" / f"answers-{name}.npz", answers._asdict())
 
 
 def size(found: Artifact) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import processes
 from lraqvit_jax.export import onnx, safetensors, stablehlo
-from lraqvit_jax.run import checkpoint, metrics
-from lraqvit_jax.run.checkpoint import Artifact
 from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.weights import artifacts
+from lraqvit_jax.weights.artifacts import Artifact
 
 IMAGES, LABELLED, BATCH = 200, 1000, 10
 """Images of the calibration that outputs are compared on, labelled ones that answers are counted on at most, and how
@@ -41,7 +41,7 @@ def run(ws: Workspace) -> None:
             raise UserError(
                 f"export.artifacts names {name!r}, which {ws.directory} does not have; run its stage first."
             )
-        found = checkpoint.load_artifact(ws.path(name))
+        found = artifacts.load_artifact(ws.path(name))
         processes.once(functools.partial(_export, ws, found, folder))
 
 
@@ -84,7 +84,7 @@ def _export(ws: Workspace, found: Artifact, folder: pathlib.Path) -> None:
         "labelled_images": labelled,
         "top1": top1,
     }
-    metrics.write_atomically(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
+    files.write_atomically(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
     for suffix, path in made.items():
         said = f"export/{path.name}: {card['bytes'][suffix] / 1e6:.3f} MB"
         if check := parity.get(suffix):

@@ -14,12 +14,13 @@ import numpy as np
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.calibration import observe as statistics
-from lraqvit_jax.calibration.moments import Moments, bias_shift
+from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import decomposition, reparam, spectra, svd
+from lraqvit_jax.lowrank.bias import bias_shift
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.run import checkpoint
-from lraqvit_jax.run.checkpoint import Artifact
 from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.weights import artifacts
+from lraqvit_jax.weights.artifacts import Artifact
 
 Layer = dict[str, np.ndarray]
 Spectrum = Callable[[np.ndarray], svd.Spectrum]
@@ -39,7 +40,7 @@ def run(ws: Workspace) -> Workspace:
     if ws.provisional:
         raise UserError(f"The ranks of {ws.directory} are not chosen yet; run --stages=plan first.")
     dense = ws.load("dense", "teacher")
-    params, plan = checkpoint.host(dense.params), plan_lib.low_rank(ws.plan)
+    params, plan = artifacts.host(dense.params), plan_lib.low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
     names = {*missing, *(runs[name]["decomposition"] for name in wanted)}
     branches = {runs[name]["branch"] for name in wanted} & {*reparam.INITIALIZATIONS}
@@ -99,7 +100,7 @@ def pairs(
     Returns:
         The layers, and the calibration images that were drawn; none where no decomposition wants them.
     """
-    params = checkpoint.host(dense.params)
+    params = artifacts.host(dense.params)
     layers = [info for info in ws.spec.layers if ranks.get(info.path)]
     wants = {name: decomposition(name).STATISTICS for name in sorted(names)}
     images = ws.config["factorize"]["calibration_images"]

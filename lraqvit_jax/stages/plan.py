@@ -16,9 +16,9 @@ from lraqvit_jax.lowrank import kfac, spectra, whitened
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LinearInfo
-from lraqvit_jax.run import checkpoint
-from lraqvit_jax.run.checkpoint import Artifact
 from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.weights import artifacts
+from lraqvit_jax.weights.artifacts import Artifact
 
 
 def run(ws: Workspace) -> Workspace:
@@ -64,7 +64,7 @@ def curves(
 ) -> dict[str, ranks.Curve]:
     """What every layer loses at every rank: mean square of the logits' change for "logits", else the share of the
     variance of its own output."""
-    params = checkpoint.host(dense.params)
+    params = artifacts.host(dense.params)
 
     def curve(layer: LinearInfo) -> ranks.Curve:
         kernel, known = np.asarray(trees.get(params, layer.path)["kernel"], np.float64), moments[layer.path]
@@ -106,7 +106,7 @@ def _scaled(
     change of the logits that this makes is divided by what its curve says there."""
     rank = ranks.uniform_ratio(layers, ws.config["plan"]["budget"], ws.config["plan"]["multiple"])
     batches, _ = ws.calibration(min(64, ws.config["factorize"]["calibration_images"]))
-    params = checkpoint.host(dense.params)
+    params = artifacts.host(dense.params)
     with sharding.use(ws.mesh):
         apply = jax.jit(lambda params, images: dense.model.apply({"params": params}, images))
 

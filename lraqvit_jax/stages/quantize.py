@@ -9,18 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lraqvit_jax.base import console, trees
+from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import processes, sharding
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.quant import between, mixed, quantize
-from lraqvit_jax.run import checkpoint, metrics
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.evaluate import other_params
 from lraqvit_jax.training import fit as training
 from lraqvit_jax.training import qat
 from lraqvit_jax.training.losses import logits_kl
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights import artifacts
 
 Seen = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -61,7 +60,7 @@ def run(ws: Workspace) -> None:
         )
 
 
-def calibrated(ws: Workspace, source: checkpoint.Artifact) -> Calibrated:
+def calibrated(ws: Workspace, source: artifacts.Artifact) -> Calibrated:
     """Runs a float model on the calibration images; says on stderr where they tell too little."""
     batches, drawn = ws.calibration(ws.config["quant"]["calibration_images"])
     batches = list(batches)
@@ -110,7 +109,7 @@ def make(
     """
     plan = {path: with_options(path, layer, method) for path, layer in plan.items()}
     plan_lib.check(plan, ws.spec.layers)
-    params = checkpoint.host(source.params)
+    params = artifacts.host(source.params)
     layers = list(ws.spec.layers)
     if method["budget_mb"]:
         found = mixed.divergences(
@@ -166,7 +165,7 @@ def tune(ws: Workspace, made: quantize.Quantized, method: Mapping[str, Any], nam
     start = qat.start(made.params, made.plan, ws.spec.layers)
     placed = sharding.put(start, sharding.abstract_params(student, size, ws.mesh))
     teacher = ws.load("dense", "teacher", dtype=ws.config["dtype"])
-    paths = tensors.flatten(start)
+    paths = trees.flatten(start)
     objective = training.Objective(
         student,
         teacher.model,
@@ -181,7 +180,7 @@ def tune(ws: Workspace, made: quantize.Quantized, method: Mapping[str, Any], nam
     recipe = training.recipe(fields, method["tuning_steps"])
     params, checkpoints = training.fit(ws, name, objective, recipe, placed, teacher.params)
     checkpoints.delete()
-    finished, plan = qat.finish(checkpoint.host(params), made.plan)
+    finished, plan = qat.finish(artifacts.host(params), made.plan)
     return made._replace(params=finished, plan=plan)
 
 
@@ -199,4 +198,4 @@ def _save_surfaces(ws: Workspace, name: str, alphas: Mapping[str, Any], seen: Se
     """Writes `surfaces` to report/activations-NAME.npz."""
     found = surfaces(alphas, seen)
     if found and processes.first():
-        metrics.write_arrays(ws.directory / "report" / f"activations-{name}.npz", found)
+        files.write_arrays(ws.directory / "report" / f"activations-{name}.npz", found)

@@ -5,17 +5,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lraqvit_jax.base import console, trees
+from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.devices import processes
 from lraqvit_jax.lowrank import spectra
-from lraqvit_jax.run import checkpoint, metrics
-from lraqvit_jax.run.checkpoint import Artifact
 from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.weights import artifacts
+from lraqvit_jax.weights.artifacts import Artifact
 
 
 def run(ws: Workspace) -> None:
     """UserError where there is no result yet."""
-    dense = checkpoint.load_artifact(ws.path("dense")) if ws.has("dense") else None
+    dense = artifacts.load_artifact(ws.path("dense")) if ws.has("dense") else None
     processes.once(lambda: _write(ws, dense))
 
 
@@ -28,7 +28,7 @@ def _write(ws: Workspace, dense: Artifact | None) -> None:
     parts: list[Callable[[], None]] = [
         lambda: _keep_spectra(ws, dense),
         lambda: examples.write(ws),
-        lambda: metrics.write_atomically(target, page.one(read.run(ws.directory))),
+        lambda: files.write_atomically(target, page.one(read.run(ws.directory))),
     ]
     for make in console.progress(parts, "report", "part"):
         make()
@@ -44,4 +44,4 @@ def _keep_spectra(ws: Workspace, dense: Artifact | None) -> None:
     spectrum = spectra.memo(ws.config["cache_dir"])
     values = spectra.each(lambda path: spectrum(np.asarray(trees.get(params, path)["kernel"])).values, paths, "spectra")
     named = {path: np.asarray(one, np.float32) for path, one in zip(paths, values, strict=True)}
-    metrics.write_arrays(ws.directory / "report" / "spectra.npz", named)
+    files.write_arrays(ws.directory / "report" / "spectra.npz", named)

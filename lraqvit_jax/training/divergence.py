@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.base import trees
 
 
 def source(model: nn.Module, loss_fn: Callable[..., Any], params: Any, frozen: Any, batch: Any) -> str:
@@ -29,7 +29,7 @@ def source(model: nn.Module, loss_fn: Callable[..., Any], params: Any, frozen: A
         if not finite:
             return f"the output of {path}"
     gradients = jax.jit(lambda *given: jax.grad(lambda p: loss_fn(p, *given[1:])[0])(given[0]))(params, frozen, batch)
-    bad = [path for path, leaf in tensors.flatten(gradients).items() if not bool(jnp.all(jnp.isfinite(leaf)))]
+    bad = [path for path, leaf in trees.flatten(gradients).items() if not bool(jnp.all(jnp.isfinite(leaf)))]
     if bad:
         return f"the gradient of {max(bad, key=lambda path: _place(layers, path))}"
     return "the sum of the gradients' squares"

@@ -20,7 +20,6 @@ from lraqvit_jax.devices.sharding import AXES, Mesh
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.stages import distill
 from lraqvit_jax.training import fit as training
 from lraqvit_jax.training.fit import Objective, Recipe
 
@@ -88,9 +87,9 @@ def trainings(ws: Workspace) -> Iterator[Training]:
         size = options["image_size"] or ws.preprocess.size
         at = dataclasses.replace(ws, preprocess=dataclasses.replace(ws.preprocess, size=size))
         pairs = plan_lib.low_rank(ws.plan, reparam.form(options["branch"]))
-        towards = distill.objective(options, at.create(pairs, dtype=dtype), at.create(dense, dtype=dtype))
+        towards = training.objective(options, at.create(pairs, dtype=dtype), at.create(dense, dtype=dtype))
         # The number of steps costs no memory, and to know it would take the data.
-        yield Training(name, towards, training.recipe(config["optimizer"], 1), size, distill.needs_teacher(options))
+        yield Training(name, towards, training.recipe(config["optimizer"], 1), size, training.needs_teacher(options))
 
 
 def of(config: Mapping[str, Any], one: Training, mesh: Mesh) -> Estimate:

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lraqvit_jax.base import trees
 from lraqvit_jax.data import augment, mix, pipeline
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.run.checkpoint import TrainCheckpoints
@@ -17,7 +19,6 @@ from lraqvit_jax.training import divergence, qat
 from lraqvit_jax.training import loop as train
 from lraqvit_jax.training import step as losses
 from lraqvit_jax.training.loop import Recipe
-from lraqvit_jax.weights import tensors
 
 SHOWN = 6
 """Images of a batch that are named where its loss is not finite."""
@@ -73,18 +74,18 @@ class Compiled(NamedTuple):
 
 def kept(objective: Objective, params: Any) -> Any:
     """True at the parameters that are not trained."""
-    flat = tensors.flatten(params)
+    flat = trees.flatten(params)
     keep = {path: path in objective.freeze for path in flat}
     if objective.freeze_base:
         for path in flat:
             where, _, name = path.rpartition("/")
             keep[path] |= name in ("u", "v") and f"{where}/d{name}" in flat
-    return tensors.nest(keep)
+    return trees.nest(keep)
 
 
 def _scales(params: Any) -> Any:
     """True at the scales of quantized layers."""
-    return tensors.nest({path: qat.learned_scale(path) for path in tensors.flatten(params)})
+    return trees.nest({path: qat.learned_scale(path) for path in trees.flatten(params)})
 
 
 @functools.lru_cache(maxsize=16)
@@ -224,3 +225,15 @@ def recipe(fields: Any, steps: int) -> Recipe:
     """A `Recipe` from the fields of `teacher` or `optimizer`."""
     names = {field.name for field in dataclasses.fields(Recipe)} - {"steps"}
     return Recipe(steps=steps, **{name: fields[name] for name in names})
+
+
+def needs_teacher(options: Mapping[str, Any]) -> bool:
+    """Whether a run looks at the teacher's parameters."""
+    return any(options[name] for name in ("beta", "gamma", "delta", "bound"))
+
+
+def objective(options: Mapping[str, Any], student: Any, teacher: Any, freeze: Sequence[str] = ()) -> Objective:
+    """Towards what a run is trained, from its fields; `freeze` are paths of parameters to keep."""
+    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized", "last_block", "delta", "bound")
+    fields = {name: options[name] for name in names}
+    return Objective(student, teacher, freeze_base=not options["train_base"], freeze=tuple(freeze), **fields)

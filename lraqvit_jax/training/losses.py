@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.base import trees
 
 
 def labelled(batch: Mapping[str, Any]) -> Float[Array, " *parts"]:
@@ -106,7 +106,7 @@ def perturbation(student: Any, teacher: Any) -> Float[Array, ""]:
         student: parameters; a branch (du, dv) counts with its factors.
         teacher: parameters, W among them.
     """
-    flat, kernels = tensors.flatten(student), tensors.flatten(teacher)
+    flat, kernels = trees.flatten(student), trees.flatten(teacher)
     worst = []
     for path in [name.removesuffix("/u") for name in flat if name.endswith("/u")]:
         u, v = (flat[f"{path}/{name}"] + flat.get(f"{path}/d{name}", 0) for name in "uv")

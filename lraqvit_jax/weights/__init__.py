@@ -13,11 +13,12 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from lraqvit_jax import models
+from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights import sources
 
 
 class Pretrained(NamedTuple):
@@ -66,11 +67,11 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
     Raises:
         UserError: unknown kind, nothing there, or weights that do not fit their model.
     """
-    kinds = [one.name for one in pkgutil.iter_modules(__path__) if not one.ispkg and not one.name.startswith("_")]
+    kinds = [module.name for module in pkgutil.iter_modules(sources.__path__)]
     kind, colon, name = source.partition(":")
     if not colon or kind not in kinds:
         raise UserError(f"weights is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}")
-    found = importlib.import_module(f"{__name__}.{kind}").read(name)
+    found = importlib.import_module(f"{sources.__name__}.{kind}").read(name)
     found = found._replace(class_names=class_names.known(found.class_names, found.num_classes))
     if image_size and image_size != found.preprocess.size:
         found = _resized(found, image_size)
@@ -93,14 +94,14 @@ def resize(params: Mapping[str, Any], model: nn.Module, image_size: int) -> dict
         model: at the new size.
         image_size: the new size.
     """
-    abstract = tensors.flatten(sharding.abstract_params(model, image_size, sharding.one_device()))
-    flat = tensors.flatten(params)
+    abstract = trees.flatten(sharding.abstract_params(model, image_size, sharding.one_device()))
+    flat = trees.flatten(params)
     for path, leaf in abstract.items():
         value = np.asarray(flat[path])
         if value.shape != leaf.shape:
             table = value[None] if value.ndim == 2 else value  # a position bias table is all grid and no class token
             flat[path] = resample(table, leaf.shape[-2]).reshape(leaf.shape)
-    return tensors.nest(flat)
+    return trees.nest(flat)
 
 
 def resample(embedding: Float[np.ndarray, "1 old dim"], cells: int) -> Float[np.ndarray, "1 new dim"]:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from lraqvit_jax import models, weights
-from lraqvit_jax.base import arguments
+from lraqvit_jax.base import arguments, trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.plan import records as plan
-from lraqvit_jax.weights import Pretrained, tensors
+from lraqvit_jax.weights import Pretrained
 
 NAMES = 5
 """How many class names are shown."""
@@ -38,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def describe(found: Pretrained) -> str:
     """What is known of the weights, a line each."""
     spec = models.spec(found.model, num_classes=found.num_classes, image_size=found.preprocess.size)
-    flat, pre = tensors.flatten(found.params), found.preprocess
+    flat, pre = trees.flatten(found.params), found.preprocess
     names = ", ".join(found.class_names[:NAMES] + ["..."] * (len(found.class_names) > NAMES))
     flops = plan.total_cost(plan.dense(spec.layers), spec.layers).flops
     lines = {
@@ -63,7 +63,7 @@ def _row(values: Sequence[float]) -> str:
 def table(params: Mapping[str, Any]) -> str:
     """Statistics of every tensor, in the order of the names with their numbers counted; NaN and infinity are left out
     of them and reported below."""
-    flat = tensors.flatten(params)
+    flat = trees.flatten(params)
     width = max(len(path) for path in flat)
     lines = [f"{'parameter':<{width}} {'shape':>13} {'dtype':>8} {'mean':>10} {'std':>10} {'max |x|':>10}"]
     broken = []

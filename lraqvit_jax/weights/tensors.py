@@ -12,6 +12,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.lib import format as npy
 
+from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, reason, short
 
 PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl"}
@@ -155,31 +156,11 @@ def convert(
     if problems:
         more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(f"The weights do not fit the model: {'; '.join(problems[:SHOWN])}{more}. Name the right model.")
-    return nest(made)
+    return trees.nest(made)
 
 
 def check_finite(params: Mapping[str, Any], source: str) -> None:
     """UserError where parameters are NaN or infinite: nothing can be made of such a model."""
-    for path, value in flatten(params).items():
+    for path, value in trees.flatten(params).items():
         if not np.isfinite(value).all():
             raise UserError(f"{source} has values in {path} that are NaN or infinite; these weights are broken.")
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree
-
-
-def flatten(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """{"a": {"b": x}} -> {"a/b": x}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{where}{name}/") if isinstance(value, Mapping) else {f"{where}{name}": value}
-    return flat

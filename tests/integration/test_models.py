@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lraqvit_jax.data import sources
-from lraqvit_jax.run import checkpoint
+from lraqvit_jax.weights import artifacts
 from tests.integration import command
 
 
@@ -50,7 +50,7 @@ def test_a_pretrained_backbone_is_tuned_to_other_classes_but_not_taken_for_anoth
     ]
     command.digits(second, *arguments, check=True)
     assert command.rows(second)["dense"]["top1"] >= 95  # chance is 50
-    old, new = (checkpoint.load_artifact(path / "checkpoints" / "dense") for path in (first, second))
+    old, new = (artifacts.load_artifact(path / "checkpoints" / "dense") for path in (first, second))
     assert new.params["head"]["kernel"].shape == (32, 2)
     # Tuned, not trained anew: the backbone is still near where it began.
     for path in ("patch_embed", "norm"):

@@ -8,7 +8,8 @@ from PIL import Image
 from configs import digits
 from lraqvit_jax import weights as loaders
 from lraqvit_jax.base import trees
-from lraqvit_jax.run import checkpoint, metrics, workspace
+from lraqvit_jax.run import metrics, workspace
+from lraqvit_jax.weights import artifacts
 from tests.integration import command
 from tests.unit import small
 
@@ -25,7 +26,7 @@ def test_bfloat16_compute_follows_float32_and_keeps_float32_parameters(tmp_path)
     want, got = losses(tmp_path / "float32"), losses(tmp_path / "bfloat16")
     assert not np.array_equal(got, want)
     np.testing.assert_allclose(got, want, rtol=0.02)
-    params = checkpoint.load_artifact(tmp_path / "bfloat16" / "checkpoints" / "dense").params
+    params = artifacts.load_artifact(tmp_path / "bfloat16" / "checkpoints" / "dense").params
     assert trees.get(params, LAYER)["kernel"].dtype == np.float32
 
 
@@ -37,7 +38,7 @@ def test_frozen_base_trains_the_branch_alone_and_teacher_forcing_another_loss(tm
     options = ("--config.runs.rb_lra_kd.teacher_forced=True", "--config.runs.rb_lra_kd.train_base=False")
     command.digits(forced, *command.FAST, stages, *options, check=True)
     start, end = (
-        trees.get(checkpoint.load_artifact(forced / "checkpoints" / f"rb_lra_kd.{name}").params, LAYER)
+        trees.get(artifacts.load_artifact(forced / "checkpoints" / f"rb_lra_kd.{name}").params, LAYER)
         for name in ("start", "trained")
     )
     assert np.array_equal(start["u"], end["u"])
@@ -63,7 +64,7 @@ def test_a_finished_teacher_starts_another_run(tmp_path):
     assert command.rows(second)["dense"]["top1"] == command.rows(first)["dense"]["top1"]
     model, params, preprocess = loaders.load(f"artifact:{first / 'checkpoints' / 'dense'}")
     assert model.apply({"params": params}, preprocess(Image.new("L", (9, 9)))[None]).shape == (1, 10)
-    meta = checkpoint.read_meta(second / "checkpoints" / "dense")
+    meta = artifacts.read_meta(second / "checkpoints" / "dense")
     assert len(meta["weights"]["sha256"]) == 64
 
 
@@ -87,7 +88,7 @@ def test_what_quantizers_can_do_beside_rounding(tmp_path):
     done = command.digits(tmp_path, *command.FAST, *methods, stages, check=True)
     assert "products see fewer tokens than they have channels" in done.stderr
     names = ("int8_naive", "int8_per_token", "int8_wads")
-    tuned, attentive, narrow = (checkpoint.load_artifact(tmp_path / "checkpoints" / name) for name in names)
+    tuned, attentive, narrow = (artifacts.load_artifact(tmp_path / "checkpoints" / name) for name in names)
     assert narrow.params["head"]["kernel"].dtype == np.float32
     assert tuned.params["patch_embed"]["kernel"]["qvalue"].dtype == np.int8
     qkv, fc1 = "blocks_0/attn/qkv", "blocks_0/mlp/fc1"

@@ -8,7 +8,7 @@ import pytest
 from lraqvit_jax import models
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan
-from lraqvit_jax.run import checkpoint
+from lraqvit_jax.weights import artifacts
 from tests.integration import command
 from tests.unit import small
 
@@ -55,7 +55,7 @@ def test_the_stage_chooses_other_ranks_within_the_budget_and_keeps_them(planned)
     assert 0.5 < share(after) <= 0.6
     assert all(rank % 4 == 0 for rank in after.values())
     assert chosen(workdir) == after
-    pair = checkpoint.read_meta(workdir / "checkpoints" / "rb_lra_kd")["plan"]
+    pair = artifacts.read_meta(workdir / "checkpoints" / "rb_lra_kd")["plan"]
     assert {path: layer["rank"] for path, layer in pair.items()} == after
 
 
@@ -63,7 +63,7 @@ def test_plan_and_factorize_in_one_call_share_their_statistics_and_change_nothin
     command.digits(tmp_path, *FIELDS, "--stages=teacher,plan,factorize", check=True)
     assert chosen(tmp_path) == planned[3]
     one, two = (
-        checkpoint.load_artifact(where / "checkpoints" / "lra_whitened", small.MESH).params
+        artifacts.load_artifact(where / "checkpoints" / "lra_whitened", small.MESH).params
         for where in (tmp_path, planned[0])
     )
     chex.assert_trees_all_equal(one, two)
@@ -76,7 +76,7 @@ def test_a_plan_that_the_user_edited_stands(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(edited))
     command.digits(tmp_path, *FIELDS, "--stages=plan,factorize", check=True)
     assert json.loads((tmp_path / "plan.json").read_text())["blocks_0/mlp/fc1"]["rank"] == 8
-    assert checkpoint.read_meta(tmp_path / "checkpoints" / "lra")["plan"]["blocks_0/mlp/fc1"]["rank"] == 8
+    assert artifacts.read_meta(tmp_path / "checkpoints" / "lra")["plan"]["blocks_0/mlp/fc1"]["rank"] == 8
 
 
 RUNS = """
@@ -100,7 +100,7 @@ def test_every_decomposition_and_training_form_goes_to_the_end(tmp_path):
     command.run(*fields, "--config.quant.methods={}", "--stages=teacher,factorize,distill,merge", check=True)
     artifacts = tmp_path / "run" / "checkpoints"
     forms = {
-        name: {layer["form"] for layer in checkpoint.read_meta(artifacts / f"{name}.trained")["plan"].values()}
+        name: {layer["form"] for layer in artifacts.read_meta(artifacts / f"{name}.trained")["plan"].values()}
         for name in ("plain", "attentive", "rb_lra_kd")
     }
     assert forms == {
@@ -109,6 +109,6 @@ def test_every_decomposition_and_training_form_goes_to_the_end(tmp_path):
         "rb_lra_kd": {"dense", "reparam"},
     }
     for name in forms:
-        meta = checkpoint.read_meta(artifacts / name)
+        meta = artifacts.read_meta(artifacts / name)
         assert {layer["form"] for layer in meta["plan"].values()} == {"dense", "low_rank"}
         assert meta["merge_difference"] <= 1e-5

@@ -10,7 +10,8 @@ from PIL import Image
 
 from lraqvit_jax import predict
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.run import checkpoint, workspace
+from lraqvit_jax.run import workspace
+from lraqvit_jax.weights import artifacts
 from tests.integration import command
 
 NAMES = {"0_dark": "night sky", "1_bright": "snow, fresh snow"}
@@ -99,6 +100,6 @@ def test_a_work_directory_of_an_older_version_goes_on(made):
 
 
 def test_names_of_a_folder_are_kept_without_a_file_of_names(made):
-    config = checkpoint.read_meta(made / "work" / "checkpoints" / "dense")["config"]
+    config = artifacts.read_meta(made / "work" / "checkpoints" / "dense")["config"]
     config |= {"class_names": "", "num_classes": 2}
     assert workspace.open_workspace(config, made / "other").class_names == [*NAMES]

@@ -7,7 +7,8 @@ import signal
 import numpy as np
 import pytest
 
-from lraqvit_jax.run import checkpoint, metrics
+from lraqvit_jax.run import metrics
+from lraqvit_jax.weights import artifacts
 from tests.integration import command
 
 AFTER_STEP = """
@@ -55,7 +56,7 @@ def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Every array of every artefact."""
     arrays = {}
     for folder in sorted((workdir / "checkpoints").iterdir()):
-        params = checkpoint.host(checkpoint.load_artifact(folder).params)
+        params = artifacts.host(artifacts.load_artifact(folder).params)
         arrays |= {f"{folder.name}/{path}": leaf for path, leaf in flatten(params).items()}
     return arrays
 

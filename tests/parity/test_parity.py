@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lraqvit_jax import models, weights
+from lraqvit_jax.base import trees
 from lraqvit_jax.models import swin, vit
-from lraqvit_jax.weights import tensors
 from tests.golden import recipe
 
 pytorch = pytest.importorskip(
@@ -130,7 +130,7 @@ def test_the_tanh_gelu_is_seen(small):
 
 @pytest.mark.parametrize("name", BIASES)
 def test_a_missing_bias_is_seen(small, name):
-    flat = tensors.flatten(small.found.params)
+    flat = trees.flatten(small.found.params)
     biases = {path: np.zeros_like(value) for path, value in flat.items() if path.endswith(f"{name}/bias")}
     assert biases
-    assert largest(small.run(tensors.nest(flat | biases), small.images), small.logits) > MARGIN * TOLERANCE
+    assert largest(small.run(trees.nest(flat | biases), small.images), small.logits) > MARGIN * TOLERANCE

@@ -37,9 +37,10 @@ from lraqvit_jax.data import augment, images, labels, preprocess, sources
 from lraqvit_jax.data.sources import folder
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan
-from lraqvit_jax.run import checkpoint, metrics, results, workspace
+from lraqvit_jax.run import metrics, results, workspace
 from lraqvit_jax.stages import plan as plan_stage
-from lraqvit_jax.weights import big_vision, huggingface, tensors, timm
+from lraqvit_jax.weights import artifacts, tensors
+from lraqvit_jax.weights.sources import big_vision, huggingface, timm
 from tests.unit import numpy_vit
 
 SECONDS = 5.0
@@ -206,7 +207,7 @@ def readers(where: pathlib.Path) -> dict[str, Reader]:
         cost(LAYER, 8)
 
     def meta(path: pathlib.Path) -> None:
-        checkpoint.build(checkpoint.read_meta(path.parent.parent))
+        artifacts.build(artifacts.read_meta(path.parent.parent))
 
     for name in ("labels", "zip"):
         (where / name / "images" / "sub").mkdir(parents=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lraqvit_jax import models
+from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.weights import tensors
@@ -49,6 +50,6 @@ def convert(layout: Any, values: Mapping[str, np.ndarray], model: str, image_siz
     """The parameters of a variant from timm's tensors, strictly both ways; see `tensors.convert`."""
     built = models.create(model, num_classes=values["head.weight"].shape[0], image_size=image_size)
     abstract = sharding.abstract_params(built, image_size, sharding.one_device())
-    shapes = {path: leaf.shape for path, leaf in tensors.flatten(abstract).items()}
+    shapes = {path: leaf.shape for path, leaf in trees.flatten(abstract).items()}
     rules = {path: layout.rule(path, shape) for path, shape in shapes.items()}
     return tensors.convert(values, rules, shapes, lambda name: name.rpartition(".")[2] in BUFFERS)

@@ -5,12 +5,12 @@ import pytest
 
 import lraqvit_jax
 from lraqvit_jax import models
+from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.plan.records import LayerPlan
-from lraqvit_jax.weights import tensors
 from tests.unit import small
 
 PREPROCESS = Preprocess(8, crop_pct=1.0, interpolation="bilinear")
@@ -38,7 +38,7 @@ def made(params, photos, tmp_path_factory):
 
 def test_the_budget_holds_for_the_arrays_themselves(made, params):
     folder, result = made
-    dense, found = tensors.flatten(params), tensors.flatten(lraqvit_jax.load(folder, "low_rank").params)
+    dense, found = trees.flatten(params), trees.flatten(lraqvit_jax.load(folder, "low_rank").params)
     paths = [info.path for info in small.LAYERS if info.compressible]
     whole = sum(dense[f"{path}/kernel"].size for path in paths)
     kept = sum(

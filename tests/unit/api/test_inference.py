@@ -18,7 +18,7 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.run import checkpoint
+from lraqvit_jax.weights import artifacts
 from tests.unit import numpy_vit, small
 
 NAMES = [f"kind {index}" for index in range(10)]
@@ -30,7 +30,7 @@ def save(path, rng, names=NAMES):
     plan = small.plan("low_rank")
     meta = {"name": path.name, "model": "vit_pico", "num_classes": 10, "class_names": names, "config": {}, "notes": ""}
     meta |= {"plan": plan_lib.to_json(plan), "preprocess": PREPROCESS.to_json()}
-    checkpoint.save_artifact(path, small.params(plan, rng), meta)
+    artifacts.save_artifact(path, small.params(plan, rng), meta)
 
 
 def photos(rng, count=5):

@@ -15,7 +15,7 @@ from lraqvit_jax.export import compare
 from lraqvit_jax.export import onnx as export
 from lraqvit_jax.models import vit
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.run import checkpoint
+from lraqvit_jax.weights import artifacts
 from tests.unit import small
 from tests.unit.export.test_onnx import artifact
 
@@ -45,7 +45,7 @@ def integers(rng):
     meta = {"name": "one", "model": "vit_pico", "num_classes": 10, "class_names": None}
     meta |= {"plan": plan_lib.to_json(plan), "preprocess": Preprocess(8).to_json()}
     params = jax.tree.map(fill, abstract)
-    return checkpoint.Artifact(checkpoint.build(meta), params, Preprocess(8), meta), small.images(rng)
+    return artifacts.Artifact(artifacts.build(meta), params, Preprocess(8), meta), small.images(rng)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -84,7 +84,7 @@ def test_a_file_of_something_else_is_named(rng, tmp_path):
 def test_the_command_takes_an_artefact_and_its_file(rng, tmp_path, monkeypatch, capsys):
     one, _ = artifact(rng, "vit_pico", 8)
     data = {"train": "embedded:digits", "calibration": "", "data_dir": ""}
-    checkpoint.save_artifact(tmp_path / "one", one.params, {**one.meta, "config": {"data": data}})
+    artifacts.save_artifact(tmp_path / "one", one.params, {**one.meta, "config": {"data": data}})
     made = export.export(one, tmp_path / "one.onnx")
     spoil(made, f"{PATH}/kernel")
     (tmp_path / "spoiled.onnx").write_bytes(made.SerializeToString())

@@ -19,7 +19,7 @@ from lraqvit_jax.export import onnx as export
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import quantize
-from lraqvit_jax.run import checkpoint
+from lraqvit_jax.weights import artifacts
 from tests.unit import small
 
 IMAGES = 9
@@ -48,7 +48,7 @@ def artifact(rng, model, size, rank=0, fields=None, **method):
     record = Preprocess(size, crop_pct=0.8)
     meta = {"name": "one", "model": model, "num_classes": 10, "class_names": [], "plan": plan_lib.to_json(plan)}
     meta |= {"preprocess": record.to_json()}
-    return checkpoint.Artifact(checkpoint.build(meta), params, record, meta), images
+    return artifacts.Artifact(artifacts.build(meta), params, record, meta), images
 
 
 def run(path, images):

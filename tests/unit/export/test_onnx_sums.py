@@ -18,7 +18,7 @@ from lraqvit_jax.export import onnx as export
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
-from lraqvit_jax.run import checkpoint
+from lraqvit_jax.weights import artifacts
 from tests.unit import small
 
 BATCH, RANK, M, N = 5, 8, 48, 32
@@ -36,7 +36,7 @@ def embedding(rng, layer, weights):
     plan["patch_embed"] = layer
     meta = {"name": "one", "model": "vit_pico", "num_classes": 10, "class_names": None}
     meta |= {"plan": plan_lib.to_json(plan), "preprocess": Preprocess(8).to_json()}
-    return checkpoint.Artifact(checkpoint.build(meta), params, Preprocess(8), meta)
+    return artifacts.Artifact(artifacts.build(meta), params, Preprocess(8), meta)
 
 
 def outputs(one, codes, path, target):

@@ -10,6 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from lraqvit_jax import models, weights
+from lraqvit_jax.base import trees
 from lraqvit_jax.config import METHOD
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
@@ -18,9 +19,8 @@ from lraqvit_jax.export import safetensors as export
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import quantize
-from lraqvit_jax.run import checkpoint
 from lraqvit_jax.stages.evaluate import other_params
-from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights import artifacts
 from tests.unit import numpy_vit, small
 
 NAMES = [f"digit {digit}" for digit in range(10)]
@@ -30,7 +30,7 @@ def artifact(plan, params, model="vit_pico", size=8):
     record = Preprocess(size, crop_pct=0.8)
     meta = {"model": model, "num_classes": 10, "class_names": NAMES, "plan": plan_lib.to_json(plan)}
     meta |= {"preprocess": record.to_json()}
-    return checkpoint.Artifact(checkpoint.build(meta), params, record, meta)
+    return artifacts.Artifact(artifacts.build(meta), params, record, meta)
 
 
 def logits(one, images):
@@ -60,7 +60,7 @@ def test_a_dense_artefact_is_a_timm_state_dict(rng, tmp_path, name, size):
     export.save(artifact(plan_lib.dense(layers), params, name, size), path)
     found = weights.read(f"timm:{path}")
     assert (found.model, found.preprocess.size) == (name, size)
-    got, want = tensors.flatten(found.params), tensors.flatten(params)
+    got, want = trees.flatten(found.params), trees.flatten(params)
     assert set(got) == set(want)
     for key, value in want.items():
         np.testing.assert_array_equal(got[key], value, err_msg=key)
@@ -112,7 +112,7 @@ def quantized(rng, plan, method):
     params, images = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, images)
     made = quantize.quantize(params, plan, small.LAYERS, seen, {**METHOD, "method": method})
-    return artifact(made.plan, checkpoint.host(made.params)), images
+    return artifact(made.plan, artifacts.host(made.params)), images
 
 
 @pytest.mark.parametrize("method", ["naive", "smoothquant"])
@@ -177,7 +177,7 @@ def test_the_metadata_rebuilds_the_model(rng, tmp_path):
     assert preprocess.from_json(json.loads(metadata["preprocess"])) == one.preprocess
     assert json.loads(metadata["class_names"]) == NAMES
     meta = {name: json.loads(metadata[name]) for name in ("plan", "preprocess", "num_classes")}
-    assert checkpoint.build({"model": metadata["model"], **meta}) == one.model
+    assert artifacts.build({"model": metadata["model"], **meta}) == one.model
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -204,6 +204,6 @@ def test_files_are_as_large_as_the_table_says(rng, tmp_path, bits):
     cost = plan_lib.total_cost(planned, spec.layers).bytes + 4 * other_params(made.params, planned)
     export.save(made, tmp_path / "file.safetensors")
     assert abs((tmp_path / "file.safetensors").stat().st_size / cost - 1) < 0.03
-    checkpoint.save_artifact(tmp_path / "made", made.params, made.meta)
+    artifacts.save_artifact(tmp_path / "made", made.params, made.meta)
     stored = sum(path.stat().st_size for path in (tmp_path / "made").rglob("*") if path.is_file())
     assert stored < cost + 4.5e5

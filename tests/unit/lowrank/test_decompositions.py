@@ -39,7 +39,7 @@ def test_aafm_gives_the_principal_components_of_the_outputs(rng, shape):
     x, kernel, bias = draw(rng, *shape)
     known = moments.of(x)
     pair = aafm.decompose(kernel, RANK, known)
-    shifted = bias + moments.bias_shift(kernel, pair, known)
+    shifted = bias + bias.bias_shift(kernel, pair, known)
     got, want = x @ pair.u @ pair.v + shifted, principal_outputs(x @ kernel + bias, RANK)
     np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
     np.testing.assert_allclose(got.mean(0), (x @ kernel + bias).mean(0), atol=1e-9 * np.abs(got).max())
@@ -72,18 +72,18 @@ def test_rrr_is_least_squares_cut_to_its_principal_outputs(rng, shape):
     x = target + 0.7 * rng.standard_normal(target.shape) + 0.3  # what the compressed model's layer reads
     known = of_two(x, target)
     pair = rrr.decompose(kernel, RANK, known, ridge=0.0)
-    shifted = bias + moments.bias_shift(kernel, pair, known)
+    shifted = bias + bias.bias_shift(kernel, pair, known)
     y = target @ kernel + bias
     design = np.column_stack([x, np.ones(len(x))])
     fitted = design @ np.linalg.lstsq(design, y, rcond=None)[0]
     want = principal_outputs(fitted, RANK)
     np.testing.assert_allclose(x @ pair.u @ pair.v + shifted, want, atol=1e-3 * np.abs(want).max())
     other = aafm.decompose(kernel, RANK, known)
-    other_shift = bias + moments.bias_shift(kernel, other, known)
+    other_shift = bias + bias.bias_shift(kernel, other, known)
     assert error(y, x, pair, shifted) < error(y, x, other, other_shift)
     for _ in range(5):
         near = Pair(*(factor * (1 + 0.05 * rng.standard_normal(factor.shape)) for factor in pair))
-        assert error(y, x, pair, shifted) < error(y, x, near, bias + moments.bias_shift(kernel, near, known))
+        assert error(y, x, pair, shifted) < error(y, x, near, bias + bias.bias_shift(kernel, near, known))
 
 
 def test_rrr_keeps_the_kernel_where_there_is_nothing_to_regress(rng):

@@ -6,7 +6,7 @@ import pytest
 
 from lraqvit_jax import models
 from lraqvit_jax.models import swin
-from lraqvit_jax.weights import timm
+from lraqvit_jax.weights.sources import timm
 from tests.golden import recipe
 from tests.unit import numpy_swin, numpy_vit
 

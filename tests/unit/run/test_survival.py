@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lraqvit_jax.base import errors
+from lraqvit_jax.base import errors, files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import fingerprint, sharding
-from lraqvit_jax.run import checkpoint, lock, metrics
+from lraqvit_jax.run import checkpoint, lock
+from lraqvit_jax.weights import artifacts
 from tests.unit.export.test_onnx import artifact
 
 
@@ -114,23 +115,23 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, rng
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_artefact_is_refused_by_name(tmp_path, rng, damage):
     found, _ = artifact(rng, "vit_pico", 8)
-    checkpoint.save_artifact(tmp_path / "one", found.params, found.meta)
-    checkpoint.load_artifact(tmp_path / "one")
+    artifacts.save_artifact(tmp_path / "one", found.params, found.meta)
+    artifacts.load_artifact(tmp_path / "one")
     damage(largest(tmp_path / "one" / "params"))
     with pytest.raises(UserError, match=r"one is damaged .*delete that folder"):
-        checkpoint.load_artifact(tmp_path / "one")
+        artifacts.load_artifact(tmp_path / "one")
 
 
 def test_sigterm_while_an_artefact_is_read_is_no_damage(tmp_path, rng, monkeypatch):
     found, _ = artifact(rng, "vit_pico", 8)
-    checkpoint.save_artifact(tmp_path / "one", found.params, found.meta)
+    artifacts.save_artifact(tmp_path / "one", found.params, found.meta)
 
     def stop(*_):
         raise errors.Preempted("Stopped by SIGTERM.")
 
     monkeypatch.setattr(checkpoint, "_check", stop)
     with pytest.raises(errors.Preempted):
-        checkpoint.load_artifact(tmp_path / "one")
+        artifacts.load_artifact(tmp_path / "one")
 
 
 HOLD = """
@@ -200,7 +201,7 @@ def test_a_read_only_place_is_one_sentence():
 def test_a_write_that_fails_leaves_the_file_and_no_rest(tmp_path):
     (tmp_path / "results.json").write_text("before")
     with pytest.raises(UnicodeEncodeError):
-        metrics.write_atomically(tmp_path / "results.json", "\ud800")
+        files.write_atomically(tmp_path / "results.json", "\ud800")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 

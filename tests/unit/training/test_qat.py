@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from lraqvit_jax.base import trees
 from lraqvit_jax.models.linear import InputGrid, quantized_product
 from lraqvit_jax.plan import records as plan
 from lraqvit_jax.training import loop as train
 from lraqvit_jax.training import qat
-from lraqvit_jax.weights import tensors
 from tests.unit import small
 from tests.unit.quant.test_quantizers import FORMS, logits, quantized
 
@@ -31,21 +31,21 @@ def test_it_starts_as_the_quantized_model_and_nothing_learned_gives_that_back(rn
     )
     params, one = qat.finish(start, result.plan)
     assert {path: dataclasses.replace(layer, clip_z=0.0) for path, layer in one.items()} == result.plan
-    for path, value in tensors.flatten(result.params).items():
-        assert np.array_equal(tensors.flatten(params)[path], value), path
+    for path, value in trees.flatten(result.params).items():
+        assert np.array_equal(trees.flatten(params)[path], value), path
 
 
 def test_a_learned_clip_goes_into_the_plan_and_is_what_the_integers_use(rng):
     result, _, batch = quantized(rng, "per_token_dynamic", {"bits": 4})
     start = qat.start(result.params, result.plan, small.LAYERS)
-    flat = tensors.flatten(start)
+    flat = trees.flatten(start)
     flat |= {path: jnp.float32(0.8) for path in flat if path.endswith("x_clip")}
     flat |= {path: jnp.float32(1.2) for path in flat if path.endswith("z_clip")}
-    params, one = qat.finish(tensors.nest(flat), result.plan)
+    params, one = qat.finish(trees.nest(flat), result.plan)
     plan.check(one, small.LAYERS)
     assert one["blocks_0/mlp/fc1"].clip == pytest.approx(0.8)
     assert one["blocks_0/mlp/fc1"].clip_z == 1  # the range ends at the largest value
-    want = logits(one, tensors.nest(flat), batch, arithmetic="train")
+    want = logits(one, trees.nest(flat), batch, arithmetic="train")
     np.testing.assert_allclose(logits(one, params, batch), want, atol=1e-4 * np.abs(want).max())
     assert np.abs(want - logits(result.plan, result.params, batch)).max() > 1e-3 * np.abs(want).max()
 
@@ -75,9 +75,9 @@ def test_a_few_steps_bring_the_model_nearer_to_its_teacher(rng, rate):
     result, params, batch = quantized(rng, "per_token", {"bits": 4})
     wanted = logits(small.float_plan(result.plan), params, batch)
     start = qat.start(result.params, result.plan, small.LAYERS)
-    flat = tensors.flatten(start)
-    keep = tensors.nest({path: not (rate or qat.learned_scale(path)) for path in flat})
-    scales = tensors.nest({path: qat.learned_scale(path) for path in flat})
+    flat = trees.flatten(start)
+    keep = trees.nest({path: not (rate or qat.learned_scale(path)) for path in flat})
+    scales = trees.nest({path: qat.learned_scale(path) for path in flat})
     recipe = train.Recipe(steps=40, learning_rate=rate or 1e-2)
     tx = train.optimizer(recipe, lambda _: keep, (1e-2 / recipe.learning_rate, lambda _: scales))
     model = small.model(result.plan, arithmetic="train")
@@ -98,7 +98,7 @@ def test_a_few_steps_bring_the_model_nearer_to_its_teacher(rng, rate):
     tuned, one = qat.finish(values, result.plan)
     got = np.mean(np.square(logits(one, tuned, batch) - wanted))
     assert got < 0.7 * np.mean(np.square(logits(result.plan, result.params, batch) - wanted))
-    moved = {path for path, value in tensors.flatten(values).items() if not np.array_equal(value, flat[path])}
+    moved = {path for path, value in trees.flatten(values).items() if not np.array_equal(value, flat[path])}
     assert any(qat.learned_scale(path) for path in moved)
     assert any(not qat.learned_scale(path) for path in moved) == (rate > 0)
 

@@ -17,8 +17,9 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import augment, preprocess, sources
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan
-from lraqvit_jax.run import checkpoint, metrics, results, workspace
-from lraqvit_jax.weights import big_vision, huggingface, tensors, timm
+from lraqvit_jax.run import metrics, results, workspace
+from lraqvit_jax.weights import artifacts, tensors
+from lraqvit_jax.weights.sources import big_vision, huggingface, timm
 
 
 def safe(header, body=b"", length=None):
@@ -144,7 +145,7 @@ def test_what_is_no_json_object_is_refused_everywhere(tmp_path, content):
         lambda: workspace._claimed(tmp_path),
         lambda: workspace._edited(tmp_path),
         lambda: results.read(tmp_path),
-        lambda: checkpoint.read_meta(tmp_path),
+        lambda: artifacts.read_meta(tmp_path),
         lambda: timm._card(tmp_path / "model.safetensors"),
         lambda: huggingface._json(tmp_path / "preprocessor_config.json"),
     ):

@@ -9,9 +9,11 @@ import pytest
 from flax import linen as nn
 
 from lraqvit_jax import weights
+from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.weights import tensors, timm
+from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights.sources import timm
 from tests.unit import numpy_vit
 
 HEADS = 2
@@ -87,7 +89,7 @@ def wanted(values):
 
 
 def assert_equal(got, want):
-    got, want = tensors.flatten(got), tensors.flatten(want)
+    got, want = trees.flatten(got), trees.flatten(want)
     assert got.keys() == want.keys()
     for path, value in want.items():
         np.testing.assert_array_equal(got[path], value, err_msg=path)
@@ -159,5 +161,5 @@ def test_the_attention_above_is_named_and_shaped_as_flax_does_it(rng):
     found = flax_names(numpy_vit.random_tensors(rng, **PICO), BIG_VISION)
     x = jnp.zeros((1, 5, 32))
     variables = jax.eval_shape(nn.MultiHeadDotProductAttention(num_heads=HEADS).init, jax.random.key(0), x, x)
-    for path, leaf in tensors.flatten(variables["params"]).items():
+    for path, leaf in trees.flatten(variables["params"]).items():
         assert found[f"Transformer/encoderblock_0/MultiHeadDotProductAttention_0/{path}"].shape == leaf.shape

@@ -11,7 +11,8 @@ import safetensors.numpy
 from lraqvit_jax import models, weights
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.weights import huggingface, tensors, timm
+from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights.sources import huggingface, timm
 from tests.golden import recipe
 from tests.unit import numpy_vit
 

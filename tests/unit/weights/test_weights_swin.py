@@ -9,9 +9,9 @@ import pytest
 import safetensors.numpy
 
 from lraqvit_jax import weights
+from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.weights import tensors
 from tests.golden import recipe
 from tests.unit import numpy_swin
 
@@ -80,7 +80,7 @@ def transformers_names(values, new_style):
 
 
 def assert_equal(got, want):
-    got, want = tensors.flatten(got), tensors.flatten(want)
+    got, want = trees.flatten(got), trees.flatten(want)
     assert got.keys() == want.keys()
     for path, value in want.items():
         np.testing.assert_array_equal(got[path], value, err_msg=path)

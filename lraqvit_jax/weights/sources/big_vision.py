@@ -12,7 +12,8 @@ import numpy as np
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.weights import Pretrained, tensors, timm
+from lraqvit_jax.weights import Pretrained, tensors
+from lraqvit_jax.weights.sources import timm
 
 LEFT_OUT = ("opt/", "chrono/", "extra/")
 """Optimizer state and the like that a training checkpoint also holds."""

@@ -15,7 +15,8 @@ from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.data.preprocess import MAX_SIZE
 from lraqvit_jax.models import swin, vit
-from lraqvit_jax.weights import Pretrained, hub, tensors, timm
+from lraqvit_jax.weights import Pretrained, hub, tensors
+from lraqvit_jax.weights.sources import timm
 
 EPS = {"vit": vit.NORM_EPS, "deit": vit.NORM_EPS, "swin": swin.NORM_EPS}
 """Our LayerNorm epsilon for each model type that can be read."""

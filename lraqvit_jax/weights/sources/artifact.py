@@ -6,17 +6,16 @@ import jax
 import numpy as np
 
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.run import checkpoint
-from lraqvit_jax.weights import Pretrained
+from lraqvit_jax.weights import Pretrained, artifacts
 
 
 def read(name: str) -> Pretrained:
     """Reads a dense artefact; UserError if it is missing or already compressed."""
-    found = checkpoint.load_artifact(name)
+    found = artifacts.load_artifact(name)
     forms = {layer.form for layer in found.plan.values()}
     if forms != {"dense"}:
         raise UserError(f"The artefact {name} is already {', '.join(sorted(forms))}; weights takes a dense one.")
-    params = checkpoint.host(found.params)
+    params = artifacts.host(found.params)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -1,0 +1,152 @@
+"""Artefacts, on orbax: models that a stage has finished.
+
+An artefact is a directory with `params/` (an orbax tree) and `meta/metadata` (JSON: everything needed to rebuild the
+model and to know where it came from). Orbax writes beside it and renames, so an artefact is whole or absent; that it
+still is what was written, its fingerprint says when it is read.
+"""
+
+import dataclasses
+import importlib.metadata
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from lraqvit_jax import models
+from lraqvit_jax.base import abandoned, files
+from lraqvit_jax.base.errors import UserError, reason, short
+from lraqvit_jax.data import preprocess
+from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.devices import fingerprint, sharding
+from lraqvit_jax.devices.sharding import Mesh
+from lraqvit_jax.plan import records as plan
+
+META = {"name": str, "model": str, "num_classes": int, "class_names": list, "preprocess": dict, "plan": dict}
+"""What every artefact says of itself, and more."""
+MAX_CLASSES = 2**24
+MEND = "delete the artefact and run the stage that makes it"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A finished model: what it is (`meta`), and its parameters.
+
+    Attributes:
+        model: Flax module; `model.apply({"params": params}, images)` gives logits.
+        params: plain nested dict of arrays.
+        preprocess: of its images.
+        meta: name, model, plan, preprocess, class_names, config, parent, versions, notes.
+    """
+
+    model: nn.Module
+    params: Any
+    preprocess: Preprocess
+    meta: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.meta["name"]
+
+    @property
+    def plan(self) -> dict[str, plan.LayerPlan]:
+        return plan.from_json(self.meta["plan"])
+
+    @property
+    def spec(self) -> models.ModelSpec:
+        return models.spec(self.meta["model"], num_classes=self.meta["num_classes"], image_size=self.preprocess.size)
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def save_artifact(directory: pathlib.Path, params: Any, meta: dict[str, Any]) -> None:
+    """Writes an artefact, atomically. `meta["plan"]` holds the plan as JSON."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        params = jax.tree.map(_saved, params)
+        meta = {**meta, "fingerprint": fingerprint.of(params)}
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
+        checkpointer.save(directory.absolute(), items)
+
+
+def _saved(leaf: Any) -> Any:
+    """What orbax writes of an array: of one that every process has for itself, the first one's."""
+    local = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    return np.asarray(leaf) if local and jax.process_count() > 1 else leaf
+
+
+def read_meta(directory: pathlib.Path) -> dict[str, Any]:
+    """Reads what an artefact says of itself; UserError if there is none."""
+    path = directory / "meta" / "metadata"
+    if not path.is_file():
+        raise UserError(f"There is no whole artefact in {directory}; run the stage that makes it.")
+    meta = files.json_object(path, MEND)
+    files.check(meta, META, str(path), MEND)
+    if not files.whole(meta["num_classes"], 1, MAX_CLASSES):
+        raise UserError(f"{path} has num_classes = {short(repr(meta['num_classes']))}, out of range; {MEND}.")
+    plan.from_json(meta["plan"], str(path))
+    preprocess.from_json(meta["preprocess"])
+    return meta
+
+
+def build(meta: dict[str, Any], dtype: str = "float32", arithmetic: str = "integer") -> nn.Module:
+    """The model that an artefact's meta describes."""
+    return models.create(
+        meta["model"],
+        num_classes=meta["num_classes"],
+        image_size=meta["preprocess"]["size"],
+        plan=plan.from_json(meta["plan"]),
+        dtype=dtype,
+        arithmetic=arithmetic,
+    )
+
+
+def load_artifact(
+    directory: str | pathlib.Path, mesh: Mesh | None = None, dtype: str = "float32", arithmetic: str = "integer"
+) -> Artifact:
+    """Restores an artefact onto a mesh (default: one device), whatever mesh wrote it.
+
+    Args:
+        directory: `WORKDIR/checkpoints/NAME`.
+        mesh: where the parameters go.
+        dtype: of the model's float products.
+        arithmetic: of its quantized layers, "integer" or "fake".
+
+    Raises:
+        UserError: there is no artefact, or it is damaged.
+    """
+    directory = files.locate(str(directory)).absolute()
+    meta = read_meta(directory)
+    mesh = sharding.one_device() if mesh is None else mesh
+    model = build(meta, dtype, arithmetic)
+    abstract = sharding.abstract_params(model, meta["preprocess"]["size"], mesh)
+    try:
+        with abandoned.reads(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(directory, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
+        check(restored["params"], meta.get("fingerprint"))
+    except Exception as error:  # A damaged file can go wrong in any way.
+        raise UserError(
+            f"The artefact {directory} is damaged ({reason(error)}); delete that folder, and run "
+            "the stage that makes it again."
+        ) from error
+    return Artifact(model, restored["params"], preprocess.from_json(meta["preprocess"]), meta)
+
+
+def check(tree: Any, wanted: Any) -> None:
+    """Raises ValueError where arrays are not those that were written; an older version wrote no fingerprint."""
+    if wanted and (path := fingerprint.different(tree, wanted)):
+        raise ValueError(f"{path} is not what was written")
+
+
+def host(params: Any) -> Any:
+    """The parameters as NumPy arrays, whole on this host; every process must ask."""
+
+    def whole(leaf: Any) -> np.ndarray:
+        return np.asarray(leaf) if sharding.is_here(leaf) else multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, params)
