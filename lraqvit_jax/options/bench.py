@@ -1,0 +1,62 @@
+"""Grids and timings of `python -m lraqvit_jax.bench`."""
+
+import dataclasses
+
+from lraqvit_jax.options.quant import QUANTIZERS, Quantizer
+from lraqvit_jax.options.records import named, option
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankGrid:
+    """Of `bench lowrank`."""
+
+    decompositions: tuple[str, ...] = ("svd", "wr", "asvd", "whitened", "aafm", "rrr", "kfac")
+    methods: tuple[str, ...] = ("uniform_ratio", "logits")  # of choosing ranks, as plan.method
+    budgets: tuple[float, ...] = (0.9, 0.8, 0.65, 0.5)
+    seeds: tuple[int, ...] = (0,)
+    runs: tuple[str, ...] = ()  # of `runs`, trained at every method, budget and seed
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantGrid:
+    """Of `bench quant`."""
+
+    sources: tuple[str, ...] = ("dense",)  # float artefacts: names in WORKDIR/checkpoints, or paths
+    widths: tuple[str, ...] = ("w8a8",)  # bits of kernels and of activations
+    methods: dict[str, Quantizer] = named(Quantizer, QUANTIZERS)
+    only: tuple[str, ...] = ()  # names of methods; () is all
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the calibration draw
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyOptions:
+    """Of `bench latency` and `bench profile`."""
+
+    # Artefacts, names in WORKDIR/checkpoints or paths, or random weights in one of the forms below. The others are
+    # compared with the first.
+    models: tuple[str, ...] = (
+        "random:dense",
+        "random:low_rank",
+        "random:int8_dense",
+        "random:int8_low_rank",
+        "random:int8_low_rank_7",  # kernels of 7 bits
+        "random:int8_dense_dynamic",
+        "random:int8_low_rank_dynamic",
+        "random:int8_low_rank_dynamic_7",
+    )
+    # Modules of lraqvit_jax.runtimes. "?NAME=VALUE" after one sets an option of it, such as
+    # onnxruntime?session.disable_prepacking=1
+    runtimes: tuple[str, ...] = ("onnxruntime", "openvino", "torch", "jax")
+    threads: tuple[int, ...] = (1, 2)
+    batches: tuple[int, ...] = (1, 8)
+    rounds: int = option(15, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingOptions:
+    """Of `bench scaling`."""
+
+    models: tuple[str, ...] = ("deit_base", "vit_large")  # of the ViT family
+    layouts: tuple[str, ...] = ("data", "fsdp", "data_fsdp", "mixed")  # see bench/scaling.py
+    devices: tuple[int, ...] = (8, 64, 512)
+    batch_per_device: int = option(128, above=0)

@@ -1,0 +1,28 @@
+"""Images: where they come from, and how they are prepared."""
+
+import dataclasses
+
+from lraqvit_jax.options.records import option
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Sources, as KIND:NAME."""
+
+    train: str = ""
+    eval: str = ""
+    calibration: str = ""  # "" is train
+    data_dir: str = ""
+    crop_pct: float = option(0.0, low=0, high=1)  # 0 keeps the weights'; 1 where the images are cropped already
+    on_bad_image: str = option("fail", choices=("fail", "skip"))  # for files that hold no image; see docs/data.md
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessOptions:
+    """Of a model that is trained here; pretrained weights bring their own."""
+
+    size: int = option(224, above=0)
+    crop_pct: float = 0.9
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)

@@ -1,0 +1,17 @@
+"""Files that run without this package."""
+
+import dataclasses
+
+from lraqvit_jax.options.records import option
+
+TARGETS = ("avx2", "vnni", "arm")
+"""Processors whose integer kernels an ONNX file suits; see `export.onnx`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Which models are exported, and for what."""
+
+    artifacts: tuple[str, ...] = ("rb_lra_kd", "int8_wads")
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")  # of the StableHLO files
+    onnx_target: str = option("avx2", choices=TARGETS)  # avx2 is right everywhere

@@ -1,0 +1,31 @@
+"""Which ranks a model gets, and from what its pairs are made."""
+
+import dataclasses
+
+from lraqvit_jax.options.records import option
+
+UNITS = ("params", "macs", "bytes", "latency")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """How ranks are chosen."""
+
+    # uniform_rank | uniform_ratio | by_dimension | by_kind; from calibration images: energy | activation | logits |
+    # sensitivity. See plan/ranks.py
+    method: str = "uniform_ratio"
+    budget: float = option(0.5, above=0)  # share of what the encoder's dense linear layers cost
+    unit: str = option("params", choices=UNITS)  # of the budget, where calibration images decide
+    latency: str = ""  # the table that `python -m lraqvit_jax.bench layers` wrote, for that unit
+    multiple: int = option(8, above=0)
+    attention_rank: int = option(0, low=0)
+    mlp_rank: int = option(0, low=0)
+    keep_dense: tuple[str, ...] = ()  # paths, or beginnings of paths, that are not factorized
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorizeOptions:
+    """Decompositions without training, and the images that they are calibrated on."""
+
+    baselines: tuple[str, ...] = ("svd", "whitened")
+    calibration_images: int = option(256, above=0)
