@@ -1,82 +1,100 @@
-"""The configuration: every field with its default, and the check of what a user gives."""
+"""The configuration: a config file's fields become records once, here, at the door."""
 
+import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.options import records
+from lraqvit_jax.options.bench import LatencyOptions, LowRankGrid, QuantGrid, ScalingOptions
+from lraqvit_jax.options.data import DataOptions, PreprocessOptions
+from lraqvit_jax.options.devices import MeshSizes, ShardingRules
+from lraqvit_jax.options.export import ExportOptions
+from lraqvit_jax.options.plan import FactorizeOptions, PlanOptions
+from lraqvit_jax.options.quant import QUANTIZERS, Quantization, Quantizer
+from lraqvit_jax.options.records import named, option
+from lraqvit_jax.options.training import Mix, Optimizer, Run, Teacher
+
+__all__ = ["FREE", "QUANTIZERS", "STAGES", "Config", "default", "imagenet", "ladder", "parse", "quantizer", "run"]
 
 STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
-TARGETS = ("avx2", "vnni", "arm")
-"""Processors whose integer kernels an ONNX file suits; see `export.onnx`."""
-UNITS = ("params", "macs", "bytes", "latency")
 
-SHARDING = {
-    "batch": ("data", "fsdp"),
-    "tokens": (),
-    "patch": (),
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "mlp": ("tensor",),
-    "rank": (),  # of a factor that meets "embed"
-    "inner_rank": ("fsdp",),  # of one that does not: without it the wide half of every pair is whole everywhere
-    "classes": (),
-}
-"""Logical axes of arrays, and the axes of the mesh over which each is spread; `sharding.check_rules` says what fits."""
-RECIPE = {"learning_rate": 1e-5, "warmup": 0, "weight_decay": 0.0, "grad_clip": 0.0, "beta2": 0.999}
-RUN = {
-    "decomposition": "svd",  # a module of lraqvit_jax.lowrank with `decompose`: svd, asvd, whitened, aafm, rrr, kfac
-    "branch": "wr",  # wr | zero | random | small_random; none trains one pair
-    "train_base": True,  # False freezes u and v and trains the branch alone
-    "alpha": 1.0,  # weight of the cross-entropy
-    "beta": 1.0,  # weight of the block distillation
-    "teacher_forced": False,
-    "normalized": False,  # True divides each block's error by the mean square of the teacher's output
-    "last_block": False,  # True compares the outputs of the last block alone
-    "gamma": 0.0,  # weight of KL(teacher || student) of the logits
-    "temperature": 1.0,  # of that divergence
-    "delta": 0.0,  # weight of KL(teacher || student) of the attention maps
-    "bound": 0.0,  # weight of PELA's penalty, mean over pairs of (max |u v - W|)²
-    "image_size": 0,  # of training; 0 is the model's. Smaller is faster: positions are resampled for it, not trained
-    "steps": 0,  # 0 takes the config's `steps`
-    "learning_rate": 0.0,  # 0 takes optimizer.learning_rate
-    "weight_decay": -1.0,  # below 0 takes optimizer.weight_decay
-}
-METHOD = {
-    "method": "naive",  # a module of lraqvit_jax.quant with `smooth`
-    "granularity": "",  # per_tensor | per_token | per_token_dynamic; "" takes the plan's
-    "bits": 0,  # of the activations, 8 | 7 | 6 | 4; 0 takes the plan's
-    "weight_bits": 0,  # of the kernels; 0 is those of the activations. 7 is what AVX2 multiplies fastest, in a byte
-    "group": 0,  # input channels that share a scale of the kernel; 0 is all
-    "asymmetric": False,  # True gives the activations a zero point
-    "calibration": "minmax",  # of the activations: minmax | percentile | mse
-    "rounding": "nearest",  # of the kernels: nearest | gptq | ridge
-    "between": "none",  # put between the factors of a pair: none | hadamard | spectrum | learned
-    "attention": "",  # products of attention: float | uniform | log_sqrt2; "" takes the plan's
-    "budget_mb": 0.0,  # of the model; above 0, chooses the bits of each kernel: the narrowest where it is felt least
-    "penalty": "printed",  # WADS: printed | weight_error | none
-    "select": "below_mean",  # WADS: below_mean (Eq. 13) | all
-    "iterations": 300,  # WADS
-    "learning_rate": 0.01,  # WADS
-    "strength": 0.5,  # SmoothQuant
-    "tuning_steps": 0,  # of fine-tuning the quantized model with the teacher
-    "tuning_rate": 1e-5,  # of kernels, biases and norms; 0 leaves them
-    "scale_rate": 1e-3,  # of scales and clipping, as a share of themselves
-    "alpha": 0.0,  # fine-tuning: weight of the cross-entropy
-    "beta": 1.0,  # fine-tuning: weight of the block distillation, relative errors
-    "gamma": 0.0,  # fine-tuning: weight of KL(teacher || student) of the logits
-}
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All that a run is told. The defaults suit a pretrained model."""
+
+    model: str = ""  # variant; "" takes that of the weights
+    weights: str = ""  # where the teacher comes from, such as timm:FILE; "" trains `model`
+    image_size: int = option(0, low=0)  # of pretrained weights: 0 keeps theirs, another resamples the positions
+    num_classes: int = option(0, low=0)  # 0 takes it from the weights or data.train; another than theirs: a new head
+    class_names: str = ""  # text file, one name a line; "" takes those of the weights or data.train
+    seed: int = option(0, low=0)
+    dtype: str = option("float32", choices=("float32", "bfloat16"))  # of the float products while training
+    batch_size: int = option(128, above=0)
+    eval_batch_size: int = option(250, above=0)
+    steps: int = option(1000, low=0)  # of distillation
+    epochs: float = option(0.0, low=0)  # where above 0, replaces steps
+    log_every: int = option(50, above=0)
+    tensorboard: bool = False  # writes event files too, DIR/tensorboard/RUN; needs pip install tensorboardX
+    profile: str = ""  # a folder: JAX's profiler writes a trace of a few steps of each training there
+    checkpoint_every: int = option(500, low=0)  # 0 keeps only the end of each run
+    cache_dir: str = ""  # for what is slow to compute; "" is ~/.cache/lraqvit_jax, "none" keeps nothing
+    mesh: MeshSizes = MeshSizes()
+    sharding: ShardingRules = ShardingRules()
+    accumulate: int = option(1, above=0)  # micro-batches of a step; the gradient is that of the whole batch
+    remat: str = option("none", choices=("none", "block"))  # block computes each block again in the backward pass
+    data: DataOptions = DataOptions()
+    preprocess: PreprocessOptions = PreprocessOptions()
+    augment: str = ""  # such as "random_resized_crop(0.4, 1)|flip_lr"; see data/augment.py
+    mix: Mix = Mix()
+    teacher: Teacher = Teacher()
+    plan: PlanOptions = PlanOptions()
+    factorize: FactorizeOptions = FactorizeOptions()
+    optimizer: Optimizer = Optimizer()
+    runs: dict[str, Run] = named(Run, {"rb_lra_kd": Run()})
+    quant: Quantization = Quantization()
+    grid: LowRankGrid = LowRankGrid()
+    quant_grid: QuantGrid = QuantGrid()
+    latency: LatencyOptions = LatencyOptions()
+    scaling: ScalingOptions = ScalingOptions()
+    export: ExportOptions = ExportOptions()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: what config.json and every artefact carry."""
+        return json.loads(json.dumps(records.to_dict(self)))
+
+
+FREE = (
+    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image", "class_names", "tensorboard"),
+    *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
+    "profile",
+)
+"""Fields that may change between two calls in one work directory: they do not change what is computed, or, as `export`
+and `class_names`, what depends on them is made again."""
+
+
+def default() -> ConfigDict:
+    """All fields with their defaults. A config file starts here and changes what it needs."""
+    return ConfigDict(records.to_dict(Config()))
 
 
 def run(**fields: Any) -> ConfigDict:
-    """One row of the ladder: a low-rank start and how it is trained."""
-    return ConfigDict({**RUN, **fields})
+    """One row of the ladder: a low-rank start and how it is trained; fields of `options.training.Run`."""
+    return ConfigDict({**records.to_dict(Run()), **fields})
+
+
+def quantizer(**fields: Any) -> ConfigDict:
+    """One quantized model; fields of `options.quant.Quantizer`."""
+    return ConfigDict({**records.to_dict(Quantizer()), **fields})
 
 
 def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:
-    """The paper's ladder, LRA, RB-LRA and RB-LRA+KD, what tells its parts from each other, and two rivals' recipes.
+    """The paper's ladder (low rank, with branch, with distillation), what tells its parts apart, and two rivals.
 
     Args:
         learning_rate: of every row but `lra_kd_lr`, one pair at twice the rate: what a branch that starts at zero does
@@ -86,7 +104,7 @@ def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:
     labels, kd = {"beta": 0.0, "learning_rate": learning_rate}, {"learning_rate": learning_rate, **distillation}
     return ConfigDict(
         {
-            "lra": run(branch="none", **labels),
+            "lra_labels": run(branch="none", **labels),
             "rb_lra": run(branch="wr", **labels),
             "lra_kd": run(branch="none", **kd),
             "lra_kd_lr": run(branch="none", **kd | {"learning_rate": 2 * learning_rate}),
@@ -99,161 +117,6 @@ def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:
             "aafm_gfm": run(
                 decomposition="aafm", branch="none", alpha=0.0, last_block=True, learning_rate=learning_rate
             ),
-        }
-    )
-
-
-QUANTIZERS = {
-    "naive": {**METHOD, "granularity": "per_tensor"},
-    "smoothquant": {**METHOD, "method": "smoothquant", "granularity": "per_tensor"},
-    "repq": {
-        **METHOD,
-        "method": "repq",
-        "granularity": "per_tensor",
-        "asymmetric": True,
-        "calibration": "percentile",
-    },
-    "qads": {**METHOD, "method": "qads", "granularity": "per_tensor", "iterations": 1000},
-    "per_token": {**METHOD, "granularity": "per_token"},
-    "wads": {**METHOD, "method": "wads", "granularity": "per_tensor"},
-    "wads_per_token": {**METHOD, "method": "wads", "granularity": "per_token"},
-    "wads_per_token_weight_error": {
-        **METHOD,
-        "method": "wads",
-        "granularity": "per_token",
-        "penalty": "weight_error",
-    },
-    "dynamic": {**METHOD, "granularity": "per_token_dynamic"},
-    "gptq": {**METHOD, "granularity": "per_token_dynamic", "rounding": "gptq"},
-    "ours": {
-        **METHOD,
-        "granularity": "per_token_dynamic",
-        "asymmetric": True,
-        "calibration": "mse",
-        "rounding": "ridge",
-        "between": "spectrum",
-    },
-}
-"""The rows of the paper's Tables 2 and 9, and of their rivals."""
-
-
-def quantizer(**fields: Any) -> ConfigDict:
-    """One int8 row."""
-    return ConfigDict({**METHOD, **fields})
-
-
-def default() -> ConfigDict:
-    """All fields, with defaults that suit a pretrained model. A config file starts here and changes what it needs."""
-    return ConfigDict(
-        {
-            "model": "",  # variant; "" takes that of the weights
-            "weights": "",  # where the teacher comes from, such as timm:FILE; "" trains `model`
-            "image_size": 0,  # of pretrained weights: 0 keeps theirs, another resamples the position embedding
-            "num_classes": 0,  # 0 takes it from the weights or data.train; another than the weights' makes a new head
-            "class_names": "",  # text file, one name a line; "" takes those of the weights or data.train
-            "seed": 0,
-            "dtype": "float32",  # of the float products while training: float32 | bfloat16
-            "batch_size": 128,
-            "eval_batch_size": 250,
-            "steps": 1000,  # of distillation
-            "epochs": 0.0,  # where above 0, replaces steps
-            "log_every": 50,
-            "tensorboard": False,  # writes event files too, DIR/tensorboard/RUN; needs pip install tensorboardX
-            "checkpoint_every": 500,  # 0 keeps only the end of each run
-            "cache_dir": "",  # for what is slow to compute; "" is ~/.cache/lraqvit_jax, "none" keeps nothing
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "sharding": {**SHARDING},  # axes of the mesh over which each logical axis of an array is spread
-            "accumulate": 1,  # micro-batches of a step, one after another; the gradient is that of the whole batch
-            "remat": "none",  # none | block: keeps the inputs of blocks alone, and computes each block again backwards
-            # Sources; calibration "" is train. crop_pct 0 keeps the weights'; 1 where the images are cropped already.
-            # on_bad_image: fail | skip, for files that hold no image that can be read; see docs/data.md.
-            "data": {
-                **{"train": "", "eval": "", "calibration": "", "data_dir": "", "crop_pct": 0.0},
-                "on_bad_image": "fail",
-            },
-            "preprocess": {  # of a model trained here; pretrained weights bring their own
-                "size": 224,
-                "crop_pct": 0.9,
-                "interpolation": "bicubic",
-                "mean": (0.5, 0.5, 0.5),
-                "std": (0.5, 0.5, 0.5),
-            },
-            "augment": "",
-            # Beta parameters, 0 for off; where both are on, cutmix has the probability `switch`.
-            "mix": {"mixup": 0.0, "cutmix": 0.0, "switch": 0.5},
-            "teacher": {"steps": 0, "label_smoothing": 0.0, **RECIPE, "learning_rate": 1e-3},
-            "plan": {
-                # uniform_rank | uniform_ratio | by_dimension | by_kind; from calibration images: energy | activation |
-                # logits | sensitivity. See lowrank/ranks.py
-                "method": "uniform_ratio",
-                "budget": 0.5,  # share of what the encoder's dense linear layers cost
-                "unit": "params",  # of the budget, where calibration images decide: params | macs | bytes | latency
-                "latency": "",  # the table that `python -m lraqvit_jax.bench layers` wrote, for that unit
-                "multiple": 8,
-                "attention_rank": 0,
-                "mlp_rank": 0,
-                "keep_dense": (),  # paths, or beginnings of paths, that are not factorized
-            },
-            "factorize": {"baselines": ("svd", "whitened"), "calibration_images": 256},
-            "optimizer": {**RECIPE},
-            "runs": {"rb_lra_kd": {**RUN}},
-            "quant": {
-                "source": "rb_lra_kd",  # the run that is quantized
-                "calibration_images": 32,
-                "granularity": "per_token",
-                "clip": 1.0,
-                "embedding_and_head": True,  # patch embedding and classifier in int8 as well
-                "methods": {
-                    "int8_naive": {**METHOD, "granularity": "per_tensor"},
-                    "int8_per_token": {**METHOD, "granularity": "per_token"},
-                    "int8_wads": {**METHOD, "method": "wads"},
-                },
-            },
-            "grid": {  # of `python -m lraqvit_jax.bench lowrank`
-                "decompositions": ("svd", "wr", "asvd", "whitened", "aafm", "rrr", "kfac"),
-                "methods": ("uniform_ratio", "logits"),  # of choosing ranks, as plan.method
-                "budgets": (0.9, 0.8, 0.65, 0.5),
-                "seeds": (0,),
-                "runs": (),  # of `runs`, trained at every method, budget and seed
-            },
-            "quant_grid": {  # of `python -m lraqvit_jax.bench quant`
-                "sources": ("dense",),  # float artefacts: names in WORKDIR/checkpoints, or paths
-                "widths": ("w8a8",),  # bits of kernels and of activations
-                "methods": {**QUANTIZERS},
-                "only": (),  # names of methods; () is all
-                "seeds": (0, 1, 2),  # of the calibration draw
-            },
-            "latency": {  # of `python -m lraqvit_jax.bench latency` and `bench profile`
-                # Artefacts, names in WORKDIR/checkpoints or paths, or random weights in one of the forms below. The
-                # others are compared with the first.
-                "models": (
-                    "random:dense",
-                    "random:low_rank",
-                    "random:int8_dense",
-                    "random:int8_low_rank",
-                    "random:int8_low_rank_7",  # kernels of 7 bits
-                    "random:int8_dense_dynamic",
-                    "random:int8_low_rank_dynamic",
-                    "random:int8_low_rank_dynamic_7",
-                ),
-                # Modules of lraqvit_jax.runtimes. "?NAME=VALUE" after one sets an option of it, such as
-                # onnxruntime?session.disable_prepacking=1
-                "runtimes": ("onnxruntime", "openvino", "torch", "jax"),
-                "threads": (1, 2),
-                "batches": (1, 8),
-                "rounds": 15,
-            },
-            "scaling": {  # of `python -m lraqvit_jax.bench scaling`
-                "models": ("deit_base", "vit_large"),  # of the ViT family
-                "layouts": ("data", "fsdp", "data_fsdp", "mixed"),  # see bench/scaling.py
-                "devices": (8, 64, 512),
-                "batch_per_device": 128,
-            },
-            "export": {
-                "artifacts": ("rb_lra_kd", "int8_wads"),
-                "platforms": ("cpu", "cuda", "tpu"),  # of the StableHLO files
-                "onnx_target": "avx2",  # whose integer kernels the ONNX files suit: avx2, right everywhere | vnni | arm
-            },
         }
     )
 
@@ -279,112 +142,82 @@ def imagenet(model: str, weights: str) -> ConfigDict:
     return config
 
 
-FREE = (
-    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image", "class_names", "tensorboard"),
-    *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
-)
-"""Fields that may change between two calls in one work directory: they do not change what is computed, or was."""
+def parse(fields: Mapping[str, Any]) -> Config:
+    """The configuration as records.
 
+    Args:
+        fields: all of them, nested, as a config file gives them; lists stand for tuples.
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a field that does not exist, a value of another type, or one out of range."""
-    _check_tree(config, default().to_dict(), "")
-    for field in ("batch_size", "eval_batch_size", "log_every", "accumulate"):
-        if config[field] <= 0:
-            raise UserError(f"{field} is {config[field]}; give a number above 0.")
-    for field in ("steps", "epochs", "checkpoint_every"):
-        if config[field] < 0:
-            raise UserError(f"{field} is {config[field]}; give a number that is not negative.")
-    _check_choices(config)
-    if config["quant"]["methods"] and config["quant"]["source"] not in config["runs"]:
-        known = nearest(config["quant"]["source"], config["runs"])
-        raise UserError(f"quant.source is {config['quant']['source']!r}, which is no run; {known}")
-    _check_mix(config["mix"])
-    if config["plan"]["unit"] == "latency" and not config["plan"]["latency"]:
+    Raises:
+        UserError: a field that does not exist, a value of another type or out of range, or two that do not go together.
+    """
+    config = records.parse(Config, fields)
+    if config.quant.methods and config.quant.source not in config.runs:
+        known = nearest(config.quant.source, config.runs)
+        raise UserError(f"quant.source is {config.quant.source!r}, which is no run; {known}")
+    if config.plan.unit == "latency" and not config.plan.latency:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
-    _check_runs(config["runs"])
-    source(config, "train")
+    config.data.source("train")
+    check_names(config)
+    # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.
+    runs = dict(sorted(config.runs.items(), key=lambda item: item[0] == config.quant.source))
+    return dataclasses.replace(config, runs=runs)
 
 
-def source(config: Mapping[str, Any], role: str) -> str:
-    """The data source for "train", "eval" or "calibration"; UserError where there is none."""
-    data = config["data"]
-    if name := data[role] or ("" if role == "eval" else data["train"]):
-        return name
-    raise UserError(f"data.{role} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*")
+STEPS = (".start", ".trained", ".training")
+"""How the names of what a run makes on its way end."""
 
 
-CHOICES = {
-    "dtype": ("float32", "bfloat16"),
-    "remat": ("none", "block"),
-    "plan.unit": UNITS,
-    "export.onnx_target": TARGETS,
-    "data.on_bad_image": ("fail", "skip"),
-}
-"""Fields that take one of a few words."""
+def rows(config: Config) -> list[str]:
+    """The names of all finished models that this configuration makes, in the order of the table."""
+    return ["dense", *config.factorize.rows, *config.runs, *config.quant.methods]
 
 
-def _check_choices(config: Mapping[str, Any]) -> None:
-    given = leaves(config)
-    for field, words in CHOICES.items():
-        if given[field] not in words:
-            raise UserError(f"{field} is {given[field]!r}; {nearest(given[field], words)}")
+def check_names(config: Config) -> None:
+    """Raises UserError where two models would have one name, or a name is none for a folder.
+
+    Runs, baselines, quantized models and the teacher share one namespace: that of WORKDIR/checkpoints, of the rows of
+    results.json and of the exported files. File systems may not tell capitals from small letters.
+    """
+    taken: dict[str, str] = {}
+    for place, name in _named(config):
+        if not NAME.fullmatch(name) or name.endswith(STEPS):
+            raise UserError(
+                f"{place} has the name {name!r}, which cannot name an artefact; use letters, digits and _ . + = -, "
+                f"begin with a letter or digit, and do not end with {', '.join(STEPS)}."
+            )
+        if other := taken.get(name.lower()):
+            raise UserError(
+                f"{place} and {other} would both make the artefact {name!r}; give one of them another name."
+            )
+        taken[name.lower()] = place
 
 
-def _check_runs(runs: Mapping[str, Any]) -> None:
-    for name, fields in runs.items():
-        if not fields["temperature"] > 0:
-            raise UserError(f"runs.{name}.temperature is {fields['temperature']}; give a number above 0.")
-
-
-def _check_mix(mix: Mapping[str, float]) -> None:
-    for field in ("mixup", "cutmix"):
-        if not mix[field] >= 0:
-            raise UserError(f"mix.{field} is {mix[field]}; give the parameter of a Beta distribution, or 0 for off.")
-    if not 0 <= mix["switch"] <= 1:
-        raise UserError(f"mix.switch is {mix['switch']}; it is a probability, in [0, 1].")
-
-
-LISTS = {"runs.": RUN, "quant.methods.": METHOD, "quant_grid.methods.": METHOD}
-"""Where the names are the user's, and the fields that each has."""
+def _named(config: Config) -> Iterator[tuple[str, str]]:
+    """Every field that makes an artefact, and its name."""
+    yield "the teacher", "dense"
+    yield from ((f"factorize.baselines {name!r}", row) for row, name in config.factorize.rows.items())
+    yield from ((f"runs.{name}", name) for name in config.runs)
+    yield from ((f"quant.methods.{name}", name) for name in config.quant.methods)
 
 
 def leaves(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Every field that holds a value, by its dotted name."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= leaves(value, f"{where}{name}.")
-        else:
-            found[f"{where}{name}"] = value
-    return found
+        flat |= leaves(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
+    return flat
+
+
+NAMED: dict[str, type] = {"runs.": Run, "quant.methods.": Quantizer, "quant_grid.methods.": Quantizer}
+"""Where the names are the user's, and the record that each stands for."""
 
 
 def filled(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of config.json by their dotted names, with defaults for those that an older version did not have."""
-    defaults = {name: value for name, value in leaves(default().to_dict()).items() if not name.startswith((*LISTS,))}
-    for start, known in LISTS.items():
+    defaults = {name: value for name, value in leaves(Config().to_dict()).items() if not name.startswith((*NAMED,))}
+    for start, kind in NAMED.items():
         for name in {path.removeprefix(start).split(".")[0] for path in fields if path.startswith(start)}:
-            defaults |= {f"{start}{name}.{field}": value for field, value in known.items()}
+            defaults |= {f"{start}{name}.{field}": value for field, value in records.to_dict(kind()).items()}
     return {**json.loads(json.dumps(defaults)), **fields}
-
-
-def _check_tree(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
-    for name, value in given.items():
-        path = f"{where}{name}"
-        if where in LISTS:
-            _check_tree(value, LISTS[where], f"{path}.")
-            continue
-        if name not in known:
-            raise UserError(f"The config has no field {path!r}; {nearest(name, known)}")
-        expected = known[name]
-        if isinstance(expected, Mapping):
-            if not isinstance(value, Mapping):
-                raise UserError(f"The config field {path!r} is {value!r}; it holds fields of its own.")
-            _check_tree(value, expected, f"{path}.")
-        elif not isinstance(value, type(expected)) and not (type(expected) is float and type(value) is int):
-            kind = type(expected).__name__
-            raise UserError(f"The config field {path!r} is {value!r}; give a {kind} such as {expected!r}.")
-    for name in known if where not in LISTS else ():
-        if name not in given:
-            raise UserError(f"The config lacks the field '{where}{name}'; start from lraqvit_jax.config.default().")

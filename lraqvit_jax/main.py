@@ -39,7 +39,8 @@ from ml_collections import config_flags
 from lraqvit_jax import config as config_lib
 from lraqvit_jax.base import abandoned, console
 from lraqvit_jax.base.errors import Preempted, UserError, nearest, storage
-from lraqvit_jax.run import lock
+from lraqvit_jax.config import Config
+from lraqvit_jax.run import lock, opening
 from lraqvit_jax.weights import artifacts
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
@@ -62,11 +63,11 @@ _FLAGS = (
 """As --help lists them."""
 
 
-def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None:
+def run(config: Config, workdir: str, stages: Sequence[str] | None = None) -> None:
     """Runs stages in a work directory.
 
     Args:
-        config: all fields; see `lraqvit_jax.config`.
+        config: what to do; see `lraqvit_jax.config.parse`.
         workdir: for everything that is written.
         stages: which; None is all.
 
@@ -74,7 +75,7 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
         UserError: bad input.
     """
     from lraqvit_jax import stages as stages_lib
-    from lraqvit_jax.run import preemption, results, workspace
+    from lraqvit_jax.run import preemption, results
     from lraqvit_jax.stages import evaluate
 
     wanted = list(config_lib.STAGES) if stages is None else list(stages)
@@ -82,7 +83,7 @@ def run(config: dict, workdir: str, stages: Sequence[str] | None = None) -> None
         if name not in config_lib.STAGES:
             raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
     with lock.alone(workdir):
-        ws = workspace.open_workspace(config, workdir)
+        ws = opening.open_workspace(config, workdir)
         for line in _surroundings(ws) if console.level() == console.VERBOSE else ():
             console.detail(line)
         for name in config_lib.STAGES:
@@ -115,28 +116,26 @@ def mesh_text(mesh: Any) -> str:
     return "mesh: " + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
 
 
-def dry_run(config: dict, workdir: str) -> None:
+def dry_run(config: Config, workdir: str) -> None:
     """Prints the plan and its costs; writes nothing."""
     from lraqvit_jax.devices import sharding
     from lraqvit_jax.plan import records as plan
-    from lraqvit_jax.run import workspace
     from lraqvit_jax.stages.evaluate import other_params
 
-    ws = workspace.open_workspace(config, workdir, write=False)
+    ws = opening.open_workspace(config, workdir, write=False)
     dense = plan.dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(dense), ws.preprocess.size, ws.mesh)
     print(plan.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
     if ws.provisional:
-        print(f"Ranks of the uniform ratio; the stage plan chooses by {ws.config['plan']['method']!r} for this budget.")
+        print(f"Ranks of the uniform ratio; the stage plan chooses by {ws.config.plan.method!r} for this budget.")
     print(mesh_text(ws.mesh))
 
 
-def estimate(config: dict, workdir: str) -> None:
+def estimate(config: Config, workdir: str) -> None:
     """Prints what each training takes of a device, of this machine or of a mesh that is elsewhere; writes nothing."""
-    from lraqvit_jax.run import workspace
     from lraqvit_jax.training import estimate
 
-    print(estimate.table(workspace.open_workspace(config, workdir, write=False, make_mesh=estimate.mesh_of)))
+    print(estimate.table(opening.open_workspace(config, workdir, write=False, make_mesh=estimate.mesh_of)))
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -166,7 +165,7 @@ def join() -> None:
     preemption.watch()
 
 
-def given() -> tuple[dict, str]:
+def given() -> tuple[Config, str]:
     """The config and the work directory of the command line."""
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("Give both --config=FILE and --workdir=DIR; --help shows examples.")
@@ -174,7 +173,7 @@ def given() -> tuple[dict, str]:
         raise UserError("--quiet and --verbose say the opposite; give one of them.")
     console.set_level(console.QUIET if _QUIET.value else console.VERBOSE if _VERBOSE.value else console.NORMAL)
     logging.set_verbosity(logging.INFO if _VERBOSE.value else logging.WARNING)
-    return CONFIG.value.to_dict(), WORKDIR.value
+    return config_lib.parse(CONFIG.value.to_dict()), WORKDIR.value
 
 
 def help_text(teaches: str) -> str:

@@ -25,7 +25,7 @@ from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import fingerprint, sharding
 from lraqvit_jax.devices.sharding import Mesh
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.run import lock, workspace
+from lraqvit_jax.run import lock, opening
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import tensors
 
@@ -91,12 +91,13 @@ def compress(
         raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
     held = images if isinstance(images, str) else memory.Images(images)
     source = held if isinstance(held, str) else memory.put(held)
-    config = _config(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
-    _set(config, fields or {})
+    chosen = _fields(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
+    _set(chosen, fields or {})
+    config = config_lib.parse(chosen)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(lock.alone(folder))
-        ws = workspace.open_workspace(config, folder, make_mesh=(lambda _: mesh) if mesh else None, evaluates=False)
+        ws = opening.open_workspace(config, folder, make_mesh=(lambda _: mesh) if mesh else None, evaluates=False)
         ws = dataclasses.replace(ws, class_names=_names(class_names, ws.num_classes))
         _teacher(ws, params)
         for name in STAGES:
@@ -104,7 +105,7 @@ def compress(
         return inference.load(folder, f"int{bits}" if bits else RUN)
 
 
-def _config(
+def _fields(
     model: Any, preprocess: Preprocess, source: str, budget: float, quantizers: Mapping[int, str], steps: int
 ) -> dict[str, Any]:
     """The configuration of a run that does what `compress` says."""
@@ -121,7 +122,7 @@ def _config(
     config.optimizer.update(learning_rate=2e-5, warmup=min(20, steps))
     config.quant.update(source=RUN, calibration_images=min(32, count))
     config.quant.methods = {
-        f"int{bits}": config_lib.quantizer(**config_lib.QUANTIZERS[name] | {"bits": bits})
+        f"int{bits}": config_lib.quantizer(**dataclasses.asdict(config_lib.QUANTIZERS[name]) | {"bits": bits})
         for bits, name in quantizers.items()
     }
     return config.to_dict()

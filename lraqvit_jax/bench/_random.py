@@ -92,8 +92,8 @@ def _draw(ws: Workspace, plan: Plan) -> Any:
 
 def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str, bits: int) -> tuple[Any, Plan]:
     """Integers to the nearest in every layer that `quant` says, the scales of activations from the range of noise."""
-    size, quant = ws.preprocess.size, ws.config["quant"]
-    layers = [info for info in ws.spec.layers if info.compressible or quant["embedding_and_head"]]
+    size, quant = ws.preprocess.size, ws.config.quant
+    layers = [info for info in ws.spec.layers if info.compressible or quant.embedding_and_head]
     images = np.random.default_rng(1).standard_normal((1, size, size, 3), np.float32)
     batch: Any = {"image": images, "mask": np.ones(1, bool)}
     seen = statistics.inputs(ws.create(plan), params, layers, [batch], sharding.one_device())

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lraqvit_jax.training import fit as training
-
 FLAGS = (
     "--xla_backend_optimization_level=0",  # LLVM's work, which nobody will run
     "--xla_allow_excess_precision=false",  # keeps the roundings to bfloat16, which tell the true width of an array
@@ -50,23 +48,27 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     from lraqvit_jax.bench import _collectives
     from lraqvit_jax.devices import sharding
     from lraqvit_jax.lowrank import reparam
+    from lraqvit_jax.options.plan import PlanOptions
+    from lraqvit_jax.options.records import parse
+    from lraqvit_jax.options.training import Recipe, Run
     from lraqvit_jax.plan import ranks
     from lraqvit_jax.plan import records as plan_lib
+    from lraqvit_jax.training import objective as objectives
 
     mesh = sharding.make_mesh(question["mesh"], rules=question["sharding"])
     shape = {"num_classes": 1000, "image_size": question["image_size"]}
-    layers, run = models.spec(question["model"], **shape).layers, question["run"]
-    pairs = plan_lib.low_rank(ranks.make_plan(layers, question["plan"]), reparam.form(run["branch"]))
+    layers, run = models.spec(question["model"], **shape).layers, parse(Run, question["run"])
+    pairs = plan_lib.low_rank(ranks.make_plan(layers, parse(PlanOptions, question["plan"])), reparam.form(run.branch))
     student = models.create(question["model"], plan=pairs, dtype=question["dtype"], **shape)
     teacher = models.create(question["model"], dtype=question["dtype"], **shape)
-    objective = training.objective(run, student, teacher)
-    recipe = training.Recipe(steps=1000, learning_rate=1e-5)
+    objective = objectives.of_run(run, student, teacher)
+    recipe = Recipe(steps=1000, learning_rate=1e-5)
     with sharding.use(mesh):
-        compiled = training.compile_step(
+        compiled = objectives.compile_step(
             objective, recipe, question["image_size"], mesh, question["accumulate"], question["remat"]
         )
         frozen = sharding.abstract_params(teacher, question["image_size"], mesh)
-        batch = training.abstract_batch(question["batch"], question["image_size"], mesh)
+        batch = objectives.abstract_batch(question["batch"], question["image_size"], mesh)
         program = compiled.step.lower(compiled.abstract, frozen, batch).compile()
     found = _collectives.parse(program.as_text(), mesh.size(sharding.AXES))
     memory = program.memory_analysis()

@@ -31,9 +31,11 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import _random
 from lraqvit_jax.bench._process import Process, RuntimeFailedError
 from lraqvit_jax.bench._worker import give_back
+from lraqvit_jax.config import Config
 from lraqvit_jax.export import onnx, safetensors, stablehlo
+from lraqvit_jax.options.bench import LatencyOptions
 from lraqvit_jax.report import figures
-from lraqvit_jax.run import workspace
+from lraqvit_jax.run import opening
 from lraqvit_jax.run.workspace import Workspace
 
 WARMUP = 2
@@ -43,28 +45,28 @@ Key = tuple[str, str]
 Row = dict[str, Any]
 
 
-def run(config: dict[str, Any], workdir: str) -> None:
+def run(config: Config, workdir: str) -> None:
     """Writes WORKDIR/latency-runtimes.json and .svg, and prints tables.
 
     Raises:
         UserError: a runtime, a form or an artefact that there is not; nothing is installed that could run.
     """
-    ws = workspace.open_workspace(config, workdir, write=False)
-    options = ws.config["latency"]
+    ws = opening.open_workspace(config, workdir, write=False)
+    options = ws.config.latency
     settings, names = _settings(options), _installed(options)
-    _random.check(ws, options["models"])
+    _random.check(ws, options.models)
     ws.directory.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=ws.directory) as folder:
         exported = _write(ws, pathlib.Path(folder), names)
         for threads, batch in settings:
-            found = _measure(exported, names, threads, batch, options["rounds"])
-            found = compare(found, options["models"][0], names[0])
+            found = _measure(exported, names, threads, batch, options.rounds)
+            found = compare(found, options.models[0], names[0])
             rows += [{**row, "threads": threads, "batch": batch} for row in found]
-            print(f"\n{text(rows, threads, batch, (names[0], options['models'][0]))}\n", flush=True)
+            print(f"\n{text(rows, threads, batch, (names[0], options.models[0]))}\n", flush=True)
     path = ws.directory / "latency-runtimes.json"
-    result = {"schema": 1, "model": ws.model, "reference": {"model": options["models"][0], "runtime": names[0]}}
-    result |= {"rounds": options["rounds"], "machine": _machine(), "versions": _versions(names), "rows": rows}
+    result = {"schema": 1, "model": ws.model, "reference": {"model": options.models[0], "runtime": names[0]}}
+    result |= {"rounds": options.rounds, "machine": _machine(), "versions": _versions(names), "rows": rows}
     files.write_atomically(path, json.dumps(result, indent=1) + "\n")
     print(path)
     if rows:
@@ -72,20 +74,19 @@ def run(config: dict[str, Any], workdir: str) -> None:
         print(path.with_suffix(".svg"))
 
 
-def _settings(options: Mapping[str, Any]) -> list[tuple[int, int]]:
+def _settings(options: LatencyOptions) -> list[tuple[int, int]]:
     """Threads and batches; says for which there are no cores."""
     for field in ("models", "threads", "batches"):
-        if not options[field] or (field != "models" and min(options[field]) <= 0):
-            raise UserError(f"latency.{field} is {tuple(options[field])!r}; give at least one, above 0.")
-    if options["rounds"] <= 0:
-        raise UserError(f"latency.rounds is {options['rounds']}; give a number above 0.")
+        values = getattr(options, field)
+        if not values or (field != "models" and min(values) <= 0):
+            raise UserError(f"latency.{field} is {values!r}; give at least one, above 0.")
     cores = _cores()
-    for threads in options["threads"]:
+    for threads in options.threads:
         if threads > cores:
             print(f"{threads} threads are left out: this process has {cores} cores", flush=True)
-    found = [(threads, batch) for threads in options["threads"] for batch in options["batches"] if threads <= cores]
+    found = [(threads, batch) for threads in options.threads for batch in options.batches if threads <= cores]
     if not found:
-        raise UserError(f"latency.threads is {tuple(options['threads'])!r}; this process has {cores} cores.")
+        raise UserError(f"latency.threads is {tuple(options.threads)!r}; this process has {cores} cores.")
     return found
 
 
@@ -93,9 +94,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _installed(options: Mapping[str, Any]) -> list[str]:
+def _installed(options: LatencyOptions) -> list[str]:
     """The runtimes that are here; says which are not."""
-    found, packages = [], {name: runtimes.module(name).PACKAGE for name in options["runtimes"]}
+    found, packages = [], {name: runtimes.module(name).PACKAGE for name in options.runtimes}
     for name, package in packages.items():
         if runtimes.installed(name):
             found.append(name)
@@ -109,7 +110,7 @@ def _installed(options: Mapping[str, Any]) -> list[str]:
 def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, Row]:
     """By model: its file for each suffix, what a job says of it, and its logits in JAX for one image."""
     wanted, found = {runtimes.module(name).SUFFIX for name in names}, {}
-    for index, name in enumerate(progress(ws.config["latency"]["models"], "files", "model")):
+    for index, name in enumerate(progress(ws.config.latency.models, "files", "model")):
         one = _random.load(ws, name)
         size, model = one.preprocess.size, one.meta["model"]
         made = {suffix: folder / f"{index}.{suffix}" for suffix in wanted}
@@ -117,7 +118,7 @@ def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, R
             print(f"no ONNX file: {name} {reason}", flush=True)
             made.pop("onnx", None)
         if "onnx" in made:
-            onnx.export(one, made["onnx"], ws.config["export"]["onnx_target"])
+            onnx.export(one, made["onnx"], ws.config.export.onnx_target)
         if "stablehlo" in made:
             platforms = (os.environ.get("JAX_PLATFORMS") or "cpu").split(",")
             stablehlo.export(one.model, one.params, size, platforms, made["stablehlo"])

@@ -15,20 +15,21 @@ import numpy as np
 
 from lraqvit_jax.base import files
 from lraqvit_jax.bench.step import timed
+from lraqvit_jax.config import Config
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.models import linear as layers
 from lraqvit_jax.plan import ranks
-from lraqvit_jax.run import workspace
+from lraqvit_jax.run import opening
 
 ROUNDS = 15
 POINTS = 12
 """Ranks that are measured, evenly spread up to the break-even; between them `ranks.latency` interpolates."""
 
 
-def run(config: dict[str, Any], workdir: str) -> None:
+def run(config: Config, workdir: str) -> None:
     """Writes WORKDIR/latency.json and prints it."""
-    ws = workspace.open_workspace(config, workdir, write=False)
-    multiple = ws.config["plan"]["multiple"]
+    ws = opening.open_workspace(config, workdir, write=False)
+    multiple = ws.config.plan.multiple
     shapes = {(info.features_in, info.features_out, info.tokens): info for info in ranks.factorized(ws.spec.layers)}
     rows = []
     with sharding.use(ws.mesh):

@@ -24,12 +24,15 @@ from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.calibration.moments import Moments
+from lraqvit_jax.config import Config
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import decomposition, reparam, spectra
+from lraqvit_jax.options.bench import LowRankGrid
+from lraqvit_jax.options.training import Run
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.report import figures
-from lraqvit_jax.run import results, workspace
+from lraqvit_jax.run import opening, results
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import factorize, plan, teacher
 from lraqvit_jax.stages.evaluate import other_params
@@ -45,24 +48,24 @@ COLUMNS = ("params", "linear_gflops", "top1", "top5", "n_images")
 Row = dict[str, Any]
 
 
-def run(config: dict[str, Any], workdir: str) -> None:
+def run(config: Config, workdir: str) -> None:
     """Fills the grid, then prints the table and writes lowrank.svg.
 
     Raises:
         UserError: bad input; a name in the grid that is none.
     """
-    ws = workspace.open_workspace(config, workdir)
-    grid = ws.config["grid"]
-    _check(grid, ws.config["runs"])
+    ws = opening.open_workspace(config, workdir)
+    grid = ws.config.grid
+    _check(grid, ws.config.runs)
     teacher.run(ws)
     dense, table = ws.load("dense", "teacher"), Table(ws.directory / "lowrank.json")
     if not table.has(("dense", "", 1.0, 0)):
         table.add(("dense", "", 1.0, 0), _row(ws, dense, dense.params, plan_lib.dense(ws.spec.layers)))
-    for seed in grid["seeds"]:
+    for seed in grid.seeds:
         for key, row in _untrained(ws, dense, seed, table):
             table.add(key, row)
-    for cell in itertools.product(grid["methods"], grid["budgets"], grid["seeds"]):
-        missing = [name for name in grid["runs"] if not table.has((name, *cell))]
+    for cell in itertools.product(grid.methods, grid.budgets, grid.seeds):
+        missing = [name for name in grid.runs if not table.has((name, *cell))]
         for name, row in _trained(ws, missing, *cell).items() if missing else ():
             table.add((name, *cell), row)
     print(table.text())
@@ -106,34 +109,34 @@ class Table:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def _check(grid: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
-    for name in grid["decompositions"]:
+def _check(grid: LowRankGrid, runs: Mapping[str, Run]) -> None:
+    for name in grid.decompositions:
         if name != WR:
             decomposition(name)
-    for name in grid["methods"]:
+    for name in grid.methods:
         if name not in (*ranks.METHODS, *ranks.MEASURED):
             raise UserError(f"grid.methods has {name!r}; {nearest(name, (*ranks.METHODS, *ranks.MEASURED))}")
-    for name in grid["runs"]:
+    for name in grid.runs:
         if name not in runs:
             raise UserError(f"grid.runs has {name!r}, which is no run; {nearest(name, runs)}")
 
 
 def _untrained(ws: Workspace, dense: Artifact, seed: int, table: Table) -> Iterator[tuple[tuple, Row]]:
     """The cells of one calibration draw that have no row yet."""
-    grid, config = ws.config["grid"], ws.config
-    cells = [(*cell, seed) for cell in itertools.product(grid["decompositions"], grid["methods"], grid["budgets"])]
+    grid, config = ws.config.grid, ws.config
+    cells = [(*cell, seed) for cell in itertools.product(grid.decompositions, grid.methods, grid.budgets)]
     if all(table.has(cell) for cell in cells):
         return
-    ws = dataclasses.replace(ws, config={**config, "seed": seed})
-    layers = ranks.factorized(ws.spec.layers, config["plan"]["keep_dense"])
-    batches, _ = ws.calibration(config["factorize"]["calibration_images"])
+    ws = dataclasses.replace(ws, config=dataclasses.replace(config, seed=seed))
+    layers = ranks.factorized(ws.spec.layers, config.plan.keep_dense)
+    batches, _ = ws.calibration(config.factorize.calibration_images)
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients=True, seed=seed)
-    params, spectrum = artifacts.host(dense.params), spectra.memo(config["cache_dir"])
-    for method, budget in itertools.product(grid["methods"], grid["budgets"]):
-        missing = [name for name in grid["decompositions"] if not table.has((name, method, budget, seed))]
+    params, spectrum = artifacts.host(dense.params), spectra.memo(config.cache_dir)
+    for method, budget in itertools.product(grid.methods, grid.budgets):
+        missing = [name for name in grid.decompositions if not table.has((name, method, budget, seed))]
         if not missing:
             continue
-        options = {**config["plan"], "method": method, "budget": budget}
+        options = dataclasses.replace(config.plan, method=method, budget=budget)
         measured = method in ranks.MEASURED
         planned = ranks.make_plan(ws.spec.layers, options)
         chosen = plan.choose(ws, dense, layers, moments, options) if measured else {}
@@ -173,7 +176,7 @@ def _row(ws: Workspace, dense: Artifact, params: Any, planned: plan_lib.Plan) ->
         sharding.put(params, abstract),
         ws.source("eval"),
         dense.preprocess,
-        batch_size=ws.config["eval_batch_size"],
+        batch_size=ws.config.eval_batch_size,
         mesh=ws.mesh,
     )
     total = plan_lib.total_cost(planned, ws.spec.layers)
@@ -188,14 +191,17 @@ def _row(ws: Workspace, dense: Artifact, params: Any, planned: plan_lib.Plan) ->
 
 def _trained(ws: Workspace, names: list[str], method: str, budget: float, seed: int) -> dict[str, Row]:
     """Runs of the ladder from one calibration draw, through the pipeline, in a work directory of their own."""
-    config = copy.deepcopy(ws.config)
-    config["weights"] = f"artifact:{ws.path('dense')}"
-    config["model"], config["seed"] = "", seed
-    config["teacher"]["steps"] = 0
-    config["plan"] |= {"method": method, "budget": budget}
-    config["runs"] = {name: config["runs"][name] for name in names}
-    config["factorize"]["baselines"] = ()
-    config["quant"] |= {"methods": {}, "source": names[0]}
+    config = dataclasses.replace(
+        ws.config,
+        weights=f"artifact:{ws.path('dense')}",
+        model="",
+        seed=seed,
+        teacher=dataclasses.replace(ws.config.teacher, steps=0),
+        plan=dataclasses.replace(ws.config.plan, method=method, budget=budget),
+        runs={name: ws.config.runs[name] for name in names},
+        factorize=dataclasses.replace(ws.config.factorize, baselines=()),
+        quant=dataclasses.replace(ws.config.quant, methods={}, source=names[0]),
+    )
     directory = ws.directory / "trained" / f"{method}-{budget:g}-{seed}-{zlib.crc32(' '.join(names).encode()):08x}"
     main.run(config, str(directory), ("teacher", "plan", "factorize", "distill", "merge", "evaluate"))
     rows = {row["name"]: row for row in results.read(directory)["rows"]}

@@ -18,26 +18,27 @@ import numpy as np
 
 from lraqvit_jax.base import files
 from lraqvit_jax.bench import _random
+from lraqvit_jax.config import Config
 from lraqvit_jax.export import onnx
-from lraqvit_jax.run import workspace
+from lraqvit_jax.run import opening
 
 ROUNDS, WARM = 15, 2
 
 
-def run(config: dict[str, Any], workdir: str) -> None:
+def run(config: Config, workdir: str) -> None:
     """Writes WORKDIR/profile.json and prints it.
 
     Raises:
         UserError: a form or an artefact that there is not.
     """
-    ws = workspace.open_workspace(config, workdir, write=False)
-    names = list(ws.config["latency"]["models"])
+    ws = opening.open_workspace(config, workdir, write=False)
+    names = list(ws.config.latency.models)
     _random.check(ws, names)
     image = np.random.default_rng(0).normal(0, 1, (1, ws.preprocess.size, ws.preprocess.size, 3)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: pathlib.Path(folder) / f"{index}.onnx" for index, name in enumerate(names)}
         for name, path in paths.items():
-            onnx.export(_random.load(ws, name), path, ws.config["export"]["onnx_target"])
+            onnx.export(_random.load(ws, name), path, ws.config.export.onnx_target)
         whole = _times(paths, image)
         kinds = {name: _kinds(path, image) for name, path in paths.items()}
         sizes = {name: path.stat().st_size for name, path in paths.items()}

@@ -22,7 +22,7 @@ from lraqvit_jax.devices import sharding
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.report import figures
-from lraqvit_jax.run import workspace
+from lraqvit_jax.run import opening, planning
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import quantize as stage
 from lraqvit_jax.stages import teacher
@@ -46,7 +46,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
     Raises:
         UserError: bad input; a model that is not there, a name in the grid that is none.
     """
-    ws = workspace.open_workspace(config, workdir)
+    ws = opening.open_workspace(config, workdir)
     grid = ws.config["quant_grid"]
     widths = {name: bits_of(name) for name in grid["widths"]}
     for name in grid["only"]:
@@ -70,7 +70,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
             wanted = wanted or _logits(ws, found)
             drawn = dataclasses.replace(ws, config={**ws.config, "seed": seed})
             calibrated = stage.calibrated(drawn, found)
-            plan = workspace.quantized(ws.config, ws.spec, found.plan)
+            plan = planning.quantized(ws.config, ws.spec, found.plan)
             for cell in cells:
                 options = {**methods[cell[2]], **widths[cell[1]]}
                 started = time.perf_counter()

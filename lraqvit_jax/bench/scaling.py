@@ -11,12 +11,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lraqvit_jax import config as config_lib
 from lraqvit_jax import models
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.bench import _simulate
 from lraqvit_jax.bench._collectives import Collective, wire_bytes
+from lraqvit_jax.config import Config
 
 MFU = 0.4
 """Share of the peak that the products of a step reach; assumed."""
@@ -49,21 +49,20 @@ LAYOUTS = {"data": (1, 1), "fsdp": (0, 1), "data_fsdp": (8, 1), "mixed": (4, 2)}
 """Sizes of fsdp (0 is all devices) and tensor; data takes the rest."""
 
 
-def run(config: dict[str, Any], workdir: str) -> None:
+def run(config: Config, workdir: str) -> None:
     """Compiles every case that scaling.json in the work directory lacks, and prints the table."""
-    config_lib.check(config)
-    wanted = config["scaling"]
-    for name in wanted["layouts"]:
+    options = config.scaling
+    for name in options.layouts:
         if name not in LAYOUTS:
             raise UserError(f"scaling.layouts has {name!r}; {nearest(name, LAYOUTS)}")
     path = pathlib.Path(workdir).expanduser() / "scaling.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text())["cases"] if path.exists() else {}
     print(HEAD, flush=True)
-    for model in wanted["models"]:
-        for devices in wanted["devices"]:
+    for model in options.models:
+        for devices in options.devices:
             ideal = 0.0
-            for layout in wanted["layouts"]:
+            for layout in options.layouts:
                 found = []
                 for depth in (1, 2):
                     question = _question(config, f"{model}_depth{depth}", layout, devices)
@@ -82,18 +81,21 @@ def _depth(model: str) -> int:
     return models.spec(model, num_classes=2, image_size=224).blocks
 
 
-def _question(config: Mapping[str, Any], model: str, layout: str, devices: int) -> dict[str, Any]:
+def _question(config: Config, model: str, layout: str, devices: int) -> dict[str, Any]:
     fsdp, tensor = LAYOUTS[layout]
     fsdp = fsdp or devices
     mesh = {"data": devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
     if mesh["data"] * fsdp * tensor != devices:
         raise UserError(f"scaling.devices has {devices}, which {layout!r} cannot lay out; give a multiple of 8.")
-    batch = devices * config["scaling"]["batch_per_device"]
-    fields = {name: config[name] for name in ("sharding", "plan", "dtype", "remat", "accumulate")}
-    options = config["runs"][config["quant"]["source"]]
-    return json.loads(
-        json.dumps({"model": model, "batch": batch, "image_size": 224, "mesh": mesh, "run": options, **fields})
-    )
+    batch = devices * config.scaling.batch_per_device
+    fields = {name: getattr(config, name) for name in ("dtype", "remat", "accumulate")}
+    records: dict[str, Any] = {
+        "sharding": config.sharding,
+        "plan": config.plan,
+        "run": config.runs[config.quant.source],
+    }
+    fields |= {name: dataclasses.asdict(record) for name, record in records.items()}
+    return json.loads(json.dumps({"model": model, "batch": batch, "image_size": 224, "mesh": mesh, **fields}))
 
 
 def _summary(answer: Mapping[str, Any]) -> dict[str, float]:

@@ -18,35 +18,35 @@ import numpy as np
 import optax
 
 from lraqvit_jax.base import files
+from lraqvit_jax.config import Config
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.models import linear as layers
+from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.run import workspace
+from lraqvit_jax.run import opening
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.training import fit as training
-from lraqvit_jax.training import loop as train
-from lraqvit_jax.training import step as losses
+from lraqvit_jax.training import loop, step, terms
 
 ROUNDS = 15
 
 
-def run(config: dict[str, Any], workdir: str) -> None:
+def run(config: Config, workdir: str) -> None:
     """Times the step of the run `quant.source`, prints both tables and writes WORKDIR/step.json."""
-    ws = workspace.open_workspace(config, workdir, write=False)
+    ws = opening.open_workspace(config, workdir, write=False)
     with sharding.use(ws.mesh):
-        step, forms = _step(ws), _forms(ws)
-    print("\n".join(f"{name:<28} {value:>10.4g}" for name, value in step.items()) + "\n")
+        parts, forms = _step(ws), _forms(ws)
+    print("\n".join(f"{name:<28} {value:>10.4g}" for name, value in parts.items()) + "\n")
     print(f"{'layer, forward + backward':<28} {'pair, ms':>10} {'reparam':>10} {'four':>10}")
     for layer, row in forms.items():
         print(f"{layer:<28} {row['pair_ms']:>10.2f} {row['reparam']:>9.2f}x {row['four_products']:>9.2f}x")
     path = ws.directory / "step.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, json.dumps({"schema": 1, "step": step, "forms": forms}, indent=1) + "\n")
+    files.write_atomically(path, json.dumps({"schema": 1, "step": parts, "forms": forms}, indent=1) + "\n")
     print(f"\n{path}")
 
 
-class _Given:
+class _Known:
     """A teacher whose answer is known: `frozen` is what it returns."""
 
     def apply(self, variables: Any, images: Any, **options: Any) -> Any:
@@ -57,26 +57,24 @@ class _Given:
 def _step(ws: Workspace) -> dict[str, float]:
     """Milliseconds of the parts and the whole, their ratio, and the floor."""
     config = ws.config
-    options, dtype, size = config["runs"][config["quant"]["source"]], config["dtype"], ws.preprocess.size
-    student = ws.create(plan_lib.low_rank(ws.plan, reparam.form(options["branch"])), dtype=dtype)
+    options, dtype, size = config.runs[config.quant.source], config.dtype, ws.preprocess.size
+    student = ws.create(plan_lib.low_rank(ws.plan, reparam.form(options.branch)), dtype=dtype)
     teacher = ws.create(plan_lib.dense(ws.spec.layers), dtype=dtype)
-    names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized", "last_block", "delta")
-    weights = {name: options[name] for name in names}
     abstract = sharding.abstract_params(student, size, ws.mesh)
-    tx = train.optimizer(training.recipe(config["optimizer"], 10_000))
-    state_of = train.abstract_state(abstract, tx, ws.mesh)
+    tx = loop.optimizer(Recipe.of(config.optimizer, 10_000))
+    state_of = loop.abstract_state(abstract, tx, ws.mesh)
     frozen = sharding.init_params(teacher, jax.random.key(0), size, sharding.abstract_params(teacher, size, ws.mesh))
-    state = train.init_state(sharding.init_params(student, jax.random.key(1), size, abstract), tx, state_of)
+    state = loop.init_state(sharding.init_params(student, jax.random.key(1), size, abstract), tx, state_of)
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((config["batch_size"], size, size, 3), np.float32)
-    labels = rng.integers(0, ws.num_classes, config["batch_size"]).astype(np.int32)
+    images = rng.standard_normal((config.batch_size, size, size, 3), np.float32)
+    labels = rng.integers(0, ws.num_classes, config.batch_size).astype(np.int32)
     batch = sharding.put_batch({"image": images, "label": labels}, ws.mesh)
 
-    whole: Any = train.make_step(losses.distillation(student, teacher, **weights), tx, state_of, ws.mesh)
-    collect = ["attention"] if options["delta"] else False
+    whole: Any = loop.make_step(step.distillation(student, teacher, options.distillation), tx, state_of, ws.mesh)
+    collect = ["attention"] if "attention" in terms.needs(options.distillation) else False
     answer = jax.jit(lambda params, x: teacher.apply({"params": params}, x, return_features=True, mutable=collect))
-    given: Any = _Given()
-    student_loss = losses.distillation(student, given, **weights)
+    known: Any = _Known()
+    student_loss = step.distillation(student, known, options.distillation)
     gradient = jax.jit(jax.grad(student_loss, has_aux=True))
 
     def update(state: Any, gradients: Any) -> Any:
@@ -136,7 +134,7 @@ def _forms(ws: Workspace) -> dict[str, dict[str, float]]:
     for (m, n, rank, tokens), path in shapes.items():
         draw = {"u": (m, rank), "v": (rank, n), "du": (m, rank), "dv": (rank, n)}
         params = {name: jnp.asarray(rng.standard_normal(shape, np.float32)) for name, shape in draw.items()}
-        x = jnp.asarray(rng.standard_normal((ws.config["batch_size"] * tokens, m), np.float32))
+        x = jnp.asarray(rng.standard_normal((ws.config.batch_size * tokens, m), np.float32))
         calls = {name: _backward(function) for name, function in functions.items()}
         times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(ROUNDS + 2):

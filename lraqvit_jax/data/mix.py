@@ -1,26 +1,27 @@
 """Mixup and CutMix: every image of a batch mixed with another, its label with the other's."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-Mix = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+from lraqvit_jax.options.training import Mix
+
+Mixer = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
-def parse(fields: Mapping[str, float]) -> Mix | None:
+def parse(options: Mix) -> Mixer | None:
     """Builds what the config's `mix` describes; None where it is off.
 
     Args:
-        fields: `mixup` and `cutmix`, the parameters of their Beta distributions, 0 for off; and `switch`, the
-            probability of CutMix where both are on.
+        options: parameters of the Beta distributions, and the probability of CutMix where both are on.
 
     Returns:
         `mix(batch, rng)`, which mixes `image` with the batch in reverse order and adds two keys: `other_label` (int32,
         the reversed labels) and `share` (float32, the weight of `label`, the same for every image of a batch).
     """
-    mixup, cutmix, switch = fields["mixup"], fields["cutmix"], fields["switch"]
+    mixup, cutmix, switch = options.mixup, options.cutmix, options.switch
     if not mixup and not cutmix:
         return None
     return functools.partial(_mix, mixup=mixup, cutmix=cutmix, switch=switch if mixup and cutmix else bool(cutmix))

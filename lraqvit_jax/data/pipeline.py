@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import skip
 from lraqvit_jax.data.augment import Augment
-from lraqvit_jax.data.mix import Mix
+from lraqvit_jax.data.mix import Mixer
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.skip import Skipping
 from lraqvit_jax.data.sources import Example, Source
@@ -33,7 +33,7 @@ def training(
     *,
     batch_size: int,
     seed: int,
-    mix: Mix | None = None,
+    mix: Mixer | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator:
     """Endless shuffled, augmented batches of `image` and `label`; where they are mixed, `other_label` and `share` too.

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from lraqvit_jax.base.errors import UserError, nearest
-from lraqvit_jax.config import SHARDING
+from lraqvit_jax.options.devices import ShardingRules
 
 AXES = ("data", "fsdp", "tensor")
-RULES: Mapping[str, tuple[str, ...]] = SHARDING
+RULES: Mapping[str, tuple[str, ...]] = dataclasses.asdict(ShardingRules())
 TOGETHER = (
     ("batch", "tokens"),
     ("patch", "embed"),

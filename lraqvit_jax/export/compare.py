@@ -25,11 +25,11 @@ from onnx import TensorProto, helper
 
 from lraqvit_jax.base import arguments, trees
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.config import TARGETS
 from lraqvit_jax.data import pipeline, sources
 from lraqvit_jax.export import linear
 from lraqvit_jax.export import onnx as export
 from lraqvit_jax.models.linear import Linear, LinearOptions
+from lraqvit_jax.options.export import TARGETS
 from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.weights import artifacts
 

@@ -27,10 +27,10 @@ from onnx import TensorProto, helper
 from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.base.version import VERSION
-from lraqvit_jax.config import TARGETS
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
 from lraqvit_jax.models import swin
+from lraqvit_jax.options.export import TARGETS
 from lraqvit_jax.plan.records import Plan
 from lraqvit_jax.weights import artifacts
 

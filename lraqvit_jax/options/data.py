@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.options.records import option
 
 
@@ -15,6 +16,12 @@ class DataOptions:
     data_dir: str = ""
     crop_pct: float = option(0.0, low=0, high=1)  # 0 keeps the weights'; 1 where the images are cropped already
     on_bad_image: str = option("fail", choices=("fail", "skip"))  # for files that hold no image; see docs/data.md
+
+    def source(self, role: str) -> str:
+        """The data source for "train", "eval" or "calibration"; UserError where there is none."""
+        if name := getattr(self, role) or ("" if role == "eval" else self.train):
+            return name
+        raise UserError(f"data.{role} is empty; name a data source, such as embedded:mnist5k or folder:PATH.")
 
 
 @dataclasses.dataclass(frozen=True)

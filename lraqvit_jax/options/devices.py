@@ -14,7 +14,7 @@ class MeshSizes:
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Logical axes of arrays, and the axes of the mesh over which each is spread; `sharding.check_rules` says what fits."""
+    """Logical axes of arrays, and the mesh axes over which each is spread; `sharding.check_rules` says what fits."""
 
     batch: tuple[str, ...] = ("data", "fsdp")
     tokens: tuple[str, ...] = ()
@@ -23,5 +23,5 @@ class ShardingRules:
     heads: tuple[str, ...] = ("tensor",)
     mlp: tuple[str, ...] = ("tensor",)
     rank: tuple[str, ...] = ()  # of a factor that meets "embed"
-    inner_rank: tuple[str, ...] = ("fsdp",)  # of one that does not: else the wide half of every pair is whole everywhere
+    inner_rank: tuple[str, ...] = ("fsdp",)  # of one that does not: else half of every pair is whole everywhere
     classes: tuple[str, ...] = ()

@@ -27,5 +27,10 @@ class PlanOptions:
 class FactorizeOptions:
     """Decompositions without training, and the images that they are calibrated on."""
 
-    baselines: tuple[str, ...] = ("svd", "whitened")
+    baselines: tuple[str, ...] = ("svd", "whitened")  # modules of lraqvit_jax.lowrank with `decompose`
     calibration_images: int = option(256, above=0)
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """The artefact of each baseline, and its decomposition: `lra` for the paper's, truncated SVD."""
+        return {"lra" if name == "svd" else f"lra_{name}": name for name in self.baselines}

@@ -1,4 +1,4 @@
-"""How a record of options is declared, and read from the mapping that a user gave: every field known, typed, in its bounds."""
+"""How a record of options is declared, and read from the mapping that a user gave."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

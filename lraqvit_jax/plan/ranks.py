@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, check_layer
 
 
@@ -280,28 +281,27 @@ def factorized(layers: Iterable[LinearInfo], keep_dense: Iterable[str] = ()) -> 
     return [layer for layer in encoder if not any(_inside(layer.path, kept) for kept in keep_dense)]
 
 
-def make_plan(layers: Iterable[LinearInfo], options: Mapping) -> dict[str, LayerPlan]:
+def make_plan(layers: Iterable[LinearInfo], options: PlanOptions) -> dict[str, LayerPlan]:
     """Plans the float compression of a model from its shapes alone.
 
     Args:
         layers: all linear layers; only those inside encoder blocks are factorized.
-        options: method (of METHODS), budget, multiple, attention_rank, mlp_rank, and keep_dense, paths of layers or
-            of what holds them ("layers_0") that stay as they are. A method of MEASURED gives the uniform ratio of its
-            budget, for the time being.
+        options: what decides; `keep_dense` are paths of layers or of what holds them ("layers_0") that stay as they
+            are. A method of MEASURED gives the uniform ratio of its budget, for the time being.
 
     Raises:
         UserError: unknown method, a budget that cannot be met, or a path to keep that holds no layer.
     """
-    layers, method = list(layers), options["method"]
-    encoder = factorized(layers, options.get("keep_dense", ()))
+    layers, method = list(layers), options.method
+    encoder = factorized(layers, options.keep_dense)
     if method in ("uniform_ratio", *MEASURED):
-        ranks = uniform_ratio(encoder, options["budget"], options["multiple"])
+        ranks = uniform_ratio(encoder, options.budget, options.multiple)
     elif method == "uniform_rank":
-        ranks = uniform_rank(encoder, options["budget"], options["multiple"])
+        ranks = uniform_rank(encoder, options.budget, options.multiple)
     elif method == "by_dimension":
-        ranks = by_dimension(encoder, options["budget"], options["multiple"])
+        ranks = by_dimension(encoder, options.budget, options.multiple)
     elif method == "by_kind":
-        ranks = by_kind(encoder, {"attention": options["attention_rank"], "mlp": options["mlp_rank"]})
+        ranks = by_kind(encoder, {"attention": options.attention_rank, "mlp": options.mlp_rank})
     else:
         raise UserError(f"plan.method is {method!r}; {nearest(method, (*METHODS, *MEASURED))}")
     return of_ranks(layers, ranks)

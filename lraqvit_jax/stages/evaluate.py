@@ -5,67 +5,61 @@ from typing import Any
 
 import jax
 
+from lraqvit_jax import config
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import processes
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.stages.factorize import row_name
-from lraqvit_jax.tasks import classification as evaluate
+from lraqvit_jax.tasks import classification
 from lraqvit_jax.weights.artifacts import Artifact
-
-
-def row_names(ws: Workspace) -> list[str]:
-    """Every row that this configuration can give, in the order of the table."""
-    baselines = [row_name(name) for name in ws.config["factorize"]["baselines"]]
-    return ["dense", *baselines, *ws.config["runs"], *ws.config["quant"]["methods"]]
 
 
 def run(ws: Workspace) -> None:
     """Evaluates what has no row yet; UserError where there is nothing to evaluate."""
-    if not any(ws.has(name) for name in row_names(ws)):
+    if not any(ws.has(name) for name in config.rows(ws.config)):
         raise UserError(f"{ws.directory} has nothing to evaluate yet; run --stages=teacher first.")
     add_rows(ws)
 
 
 def add_rows(ws: Workspace) -> None:
     """Evaluates every artefact that has no row yet."""
-    order = row_names(ws)
-    known = {row["name"] for row in results.read(ws.directory)["rows"]}
+    order = config.rows(ws.config)
+    evaluated = {row["name"] for row in results.read(ws.directory)["rows"]}
     for name in order:
-        if name in known or not ws.has(name):
+        if name in evaluated or not ws.has(name):
             continue
-        found = ws.load(name, "evaluate")
-        score = evaluate.accuracy(
-            found.model,
-            found.params,
+        artifact = ws.load(name, "evaluate")
+        score = classification.accuracy(
+            artifact.model,
+            artifact.params,
             ws.source("eval"),
-            found.preprocess,
-            batch_size=ws.config["eval_batch_size"],
+            artifact.preprocess,
+            batch_size=ws.config.eval_batch_size,
             mesh=ws.mesh,
         )
-        row = {"name": name, **size(found), **{"top1": score.top1, "top5": score.top5, "n_images": score.images}}
-        notes = [found.meta["notes"], f"bad images skipped: {score.skipped:,}"][: 1 + bool(score.skipped)]
-        row |= {"seconds": round(score.seconds, 3), "notes": "; ".join(filter(None, notes))}
+        row = {"name": name, **size(artifact), "top1": score.top1, "top5": score.top5, "n_images": score.images}
+        skipped = f"bad images skipped: {score.skipped:,}" if score.skipped else ""
+        row |= {"seconds": round(score.seconds, 3), "notes": "; ".join(filter(None, (artifact.meta["notes"], skipped)))}
         processes.once(functools.partial(_keep, ws, name, score.answers))
         processes.once(functools.partial(results.add, ws.directory, ws.model, row, order))
         console.say(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB")
 
 
-def _keep(ws: Workspace, name: str, answers: evaluate.Answers | None) -> None:
+def _keep(ws: Workspace, name: str, answers: classification.Answers | None) -> None:
     """Writes report/answers-NAME.npz, for the report to compare models image by image."""
     if answers is not None and len(answers.image):
         files.write_arrays(ws.directory / "report" / f"answers-{name}.npz", answers._asdict())
 
 
-def size(found: Artifact) -> dict[str, Any]:
+def size(artifact: Artifact) -> dict[str, Any]:
     """Parameters of the deployed model, FLOPs of its linear layers an image, and the bytes its arrays really take."""
-    cost = plan_lib.total_cost(found.plan, found.spec.layers)
+    cost = plan_lib.total_cost(artifact.plan, artifact.spec.layers)
     return {
-        "params": cost.params + other_params(found.params, found.plan),
+        "params": cost.params + other_params(artifact.params, artifact.plan),
         "linear_gflops": cost.flops / 1e9,
-        "size_mb": sum(leaf.nbytes for leaf in jax.tree.leaves(found.params)) / 1e6,
+        "size_mb": sum(leaf.nbytes for leaf in jax.tree.leaves(artifact.params)) / 1e6,
     }
 
 

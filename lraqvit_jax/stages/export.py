@@ -27,75 +27,107 @@ from lraqvit_jax.weights.artifacts import Artifact
 IMAGES, LABELLED, BATCH = 200, 1000, 10
 """Images of the calibration that outputs are compared on, labelled ones that answers are counted on at most, and how
 many of those at once."""
-
-
 MEND = "delete it to have the artefact exported anew"
 
 
 def run(ws: Workspace) -> None:
+    """Exports what has no files yet, or files that were made for something else."""
     folder = ws.directory / "export"
-    for name in ws.config["export"]["artifacts"]:
-        if (folder / f"{name}.json").exists() and "onnx_target" in files.json_object(folder / f"{name}.json", MEND):
-            continue
+    for name in ws.config.export.artifacts:
         if not ws.has(name):
             raise UserError(
                 f"export.artifacts names {name!r}, which {ws.directory} does not have; run its stage first."
             )
-        found = artifacts.load_artifact(ws.path(name))
-        processes.once(functools.partial(_export, ws, found, folder))
+        if not _is_current(ws, folder / f"{name}.json"):
+            artifact = artifacts.load_artifact(ws.path(name))
+            processes.once(functools.partial(_export, ws, artifact, folder))
 
 
-def _export(ws: Workspace, found: Artifact, folder: pathlib.Path) -> None:
-    """Writes the files of one artefact, which is on one device, and NAME.json, what they are."""
-    options, name = ws.config["export"], found.name
-    made = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
-    if reason := onnx.obstacle(found.plan):
-        console.say(f"no {made.pop('onnx').name}: {name} {reason}")
-    writes: dict[str, Callable[[pathlib.Path], Any]] = {
-        "stablehlo": functools.partial(
-            stablehlo.export, found.model, found.params, found.preprocess.size, options["platforms"]
-        ),
-        "onnx": functools.partial(onnx.export, found, target=options["onnx_target"]),
-        "safetensors": functools.partial(safetensors.save, found),
+def _asked(ws: Workspace) -> dict[str, Any]:
+    """What NAME.json says of how its files were asked for: where one of these differs, they are made again."""
+    options = ws.config.export
+    return {
+        "platforms": list(options.platforms),
+        "onnx_target": options.onnx_target,
+        "class_names": ws.class_names,
     }
-    for suffix, path in progress(made.items(), f"export {name}", "file"):
-        writes[suffix](path)
-    batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))), whole=True)
-    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
-    model = functools.partial(jax.jit(found.model.apply), {"params": found.params})
+
+
+def _is_current(ws: Workspace, card: pathlib.Path) -> bool:
+    """Whether the files of an artefact are there, and as the configuration asks for them."""
+    if not card.exists():
+        return False
+    written = files.json_object(card, MEND)
+    return all(written.get(field) == value for field, value in _asked(ws).items())
+
+
+def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
+    """Writes the files of one artefact, which is on one device, and NAME.json, what they are."""
+    paths = _write_files(ws, artifact, folder)
+    images = _calibration_images(ws)
+    model = functools.partial(jax.jit(artifact.model.apply), {"params": artifact.params})
     loads = {"stablehlo": stablehlo.load, "onnx": onnx.load}
-    runs = {suffix: loads[suffix](path) for suffix, path in made.items() if suffix in loads}
+    runs = {suffix: loads[suffix](path) for suffix, path in paths.items() if suffix in loads}
     outputs = {
-        what: np.asarray(run(images)) for what, run in progress([*runs.items(), ("model", model)], "compare", "model")
+        name: np.asarray(run(images)) for name, run in progress([*runs.items(), ("model", model)], "compare", "model")
     }
     parity = {suffix: _parity(outputs[suffix], outputs["model"]) for suffix in runs}
     counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix == "onnx"}
-    top1, labelled = _top1(ws, found.preprocess, counted)
+    top1, labelled = _top1(ws, artifact.preprocess, counted)
+    size = artifact.preprocess.size
     card = {
-        "name": name,
-        "input": ["batch", found.preprocess.size, found.preprocess.size, 3],
-        "preprocess": found.preprocess.to_json(),
-        "class_names": ws.class_names,
-        "platforms": list(options["platforms"]),
-        "onnx_target": options["onnx_target"],
-        "bytes": {suffix: path.stat().st_size for suffix, path in made.items()},
+        "name": artifact.name,
+        "input": ["batch", size, size, 3],
+        "preprocess": artifact.preprocess.to_json(),
+        **_asked(ws),
+        "bytes": {suffix: path.stat().st_size for suffix, path in paths.items()},
         "checked_images": len(images),
         "parity": parity,
         "labelled_images": labelled,
         "top1": top1,
     }
-    files.write_atomically(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
-    for suffix, path in made.items():
-        said = f"export/{path.name}: {card['bytes'][suffix] / 1e6:.3f} MB"
-        if check := parity.get(suffix):
-            said += (
-                f", top-1 equal to the model's on {check['top1_agreement']:.1%} of {len(images)} images, "
-                f"logits within {check['max_relative_difference']:.1e}, "
-                f"{check['mean_relative_difference']:.1e} on average"
-            )
-        if suffix in top1:
-            said += f"; top-1 {top1[suffix]:.2f} % of {labelled:,} images, the model's {top1['model']:.2f} %"
-        console.say(said)
+    files.write_atomically(folder / f"{artifact.name}.json", json.dumps(card, indent=1) + "\n")
+    for suffix, path in paths.items():
+        console.say(_sentence(path, card, suffix))
+
+
+def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Every file that can be made of an artefact, by its suffix."""
+    options, name = ws.config.export, artifact.name
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
+    if reason := onnx.obstacle(artifact.plan):
+        console.say(f"no {paths.pop('onnx').name}: {name} {reason}")
+    writes: dict[str, Callable[[pathlib.Path], Any]] = {
+        "stablehlo": functools.partial(
+            stablehlo.export, artifact.model, artifact.params, artifact.preprocess.size, options.platforms
+        ),
+        "onnx": functools.partial(onnx.export, artifact, target=options.onnx_target),
+        "safetensors": functools.partial(safetensors.save, artifact),
+    }
+    for suffix, path in progress(paths.items(), f"export {name}", "file"):
+        writes[suffix](path)
+    return paths
+
+
+def _calibration_images(ws: Workspace) -> Float[np.ndarray, "images size size 3"]:
+    """IMAGES of them at most, prepared."""
+    batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))), whole=True)
+    return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+
+
+def _sentence(path: pathlib.Path, card: Mapping[str, Any], suffix: str) -> str:
+    """What a file is, and how near its model it comes."""
+    sentence, top1 = f"export/{path.name}: {card['bytes'][suffix] / 1e6:.3f} MB", card["top1"]
+    if check := card["parity"].get(suffix):
+        sentence += (
+            f", top-1 equal to the model's on {check['top1_agreement']:.1%} of {card['checked_images']} images, "
+            f"logits within {check['max_relative_difference']:.1e}, "
+            f"{check['mean_relative_difference']:.1e} on average"
+        )
+    if suffix in top1:
+        images = f"{card['labelled_images']:,} images"
+        sentence += f"; top-1 {top1[suffix]:.2f} % of {images}, the model's {top1['model']:.2f} %"
+    return sentence
 
 
 def _top1(ws: Workspace, preprocess: Preprocess, runs: Mapping[str, Any]) -> tuple[dict[str, float], int]:
@@ -112,11 +144,13 @@ def _top1(ws: Workspace, preprocess: Preprocess, runs: Mapping[str, Any]) -> tup
     return {name: 100 * count / max(1, total) for name, count in right.items()}, total
 
 
-def _parity(got: Float[np.ndarray, "images classes"], want: Float[np.ndarray, "images classes"]) -> dict[str, float]:
+def _parity(
+    logits: Float[np.ndarray, "images classes"], model_logits: Float[np.ndarray, "images classes"]
+) -> dict[str, float]:
     """Share of equal answers; largest and mean difference of the logits, and both over the largest logit."""
-    difference, largest = np.abs(got - want), np.abs(want).max()
+    difference, largest = np.abs(logits - model_logits), np.abs(model_logits).max()
     return {
-        "top1_agreement": float(np.mean(got.argmax(-1) == want.argmax(-1))),
+        "top1_agreement": float(np.mean(logits.argmax(-1) == model_logits.argmax(-1))),
         "max_difference": float(difference.max()),
         "mean_difference": float(difference.mean()),
         "max_relative_difference": float(difference.max() / largest),

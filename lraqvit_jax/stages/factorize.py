@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import decomposition, reparam, spectra, svd
 from lraqvit_jax.lowrank.bias import bias_shift
+from lraqvit_jax.options.training import Run
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
@@ -26,57 +28,62 @@ Layer = dict[str, np.ndarray]
 Spectrum = Callable[[np.ndarray], svd.Spectrum]
 
 
-def row_name(name: str) -> str:
-    """Name of the untrained row of a decomposition: `lra` for the paper's, truncated SVD."""
-    return "lra" if name == "svd" else f"lra_{name}"
-
-
 def run(ws: Workspace) -> Workspace:
-    baselines, runs = ws.config["factorize"]["baselines"], ws.config["runs"]
-    missing = [name for name in baselines if not ws.has(row_name(name))]
-    wanted = [name for name in runs if not any(ws.has(f"{name}{end}") for end in (".start", ".trained", ""))]
-    if not missing and not wanted:
-        return dataclasses.replace(ws, moments={})
-    if ws.provisional:
-        raise UserError(f"The ranks of {ws.directory} are not chosen yet; run --stages=plan first.")
+    """Makes what is missing; gives back the workspace without the moments, which are needed no more."""
+    baselines = {row: name for row, name in ws.config.factorize.rows.items() if not ws.has(row)}
+    runs = {
+        name: run
+        for name, run in ws.config.runs.items()
+        if not any(ws.has(f"{name}{end}") for end in (".start", ".trained", ""))
+    }
+    if baselines or runs:
+        if ws.provisional:
+            raise UserError(f"The ranks of {ws.directory} are not chosen yet; run --stages=plan first.")
+        _write(ws, baselines, runs)
+    return dataclasses.replace(ws, moments={})
+
+
+def _write(ws: Workspace, baselines: Mapping[str, str], runs: Mapping[str, Run]) -> None:
+    """The artefacts of baselines, each the name of a decomposition, and the starts of runs."""
     dense = ws.load("dense", "teacher")
     params, plan = artifacts.host(dense.params), plan_lib.low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
-    names = {*missing, *(runs[name]["decomposition"] for name in wanted)}
-    branches = {runs[name]["branch"] for name in wanted} & {*reparam.INITIALIZATIONS}
-    spectrum = spectra.memo(ws.config["cache_dir"])
-    found, drawn = pairs(ws, dense, ranks, names, spectrum, ws.moments)
-
-    def branch(path: str) -> dict[str, dict[str, np.ndarray]]:
-        kernel = trees.get(params, path)["kernel"]
-        seed = (ws.config["seed"], zlib.crc32(path.encode()))
-        made = {
-            name: reparam.branch(name, kernel, ranks[path], np.random.default_rng(seed), spectrum) for name in branches
+    names = {*baselines.values(), *(run.decomposition for run in runs.values())}
+    spectrum = spectra.memo(ws.config.cache_dir)
+    layers, drawn = pairs(ws, dense, ranks, names, spectrum, ws.moments)
+    branches = _branches(params, ranks, {run.branch for run in runs.values()}, ws.config.seed, spectrum)
+    for row, name in baselines.items():
+        notes = f"{name}, no training"
+        ws.save(row, trees.replace(params, layers[name]), plan, parent="dense", notes=notes, calibration=drawn)
+    for name, run in runs.items():
+        changes = {
+            path: layer | branches[path].get(run.branch, {}) for path, layer in layers[run.decomposition].items()
         }
-        return {name: {"du": one.u.astype(np.float32), "dv": one.v.astype(np.float32)} for name, one in made.items()}
-
-    started = dict(zip(ranks, spectra.each(branch, ranks, "branches"), strict=True))
-    for name in missing:
-        ws.save(
-            row_name(name),
-            trees.replace(params, found[name]),
-            plan,
-            parent="dense",
-            notes=f"{name}, no training",
-            calibration=drawn,
-        )
-    for name in wanted:
-        method, initialization = runs[name]["decomposition"], runs[name]["branch"]
-        changes = {path: layer | started[path].get(initialization, {}) for path, layer in found[method].items()}
         ws.save(
             f"{name}.start",
             trees.replace(params, changes),
-            plan_lib.low_rank(ws.plan, reparam.form(initialization)),
+            plan_lib.low_rank(ws.plan, reparam.form(run.branch)),
             parent="dense",
-            notes=f"{method}, branch {initialization}",
+            notes=f"{run.decomposition}, branch {run.branch}",
             calibration=drawn,
         )
-    return dataclasses.replace(ws, moments={})
+
+
+def _branches(
+    params: Any, ranks: Mapping[str, int], names: Iterable[str], seed: int, spectrum: Spectrum
+) -> dict[str, dict[str, Layer]]:
+    """Every layer's branches {du, dv} by initialization, float32; "none" has no branch."""
+    initializations = sorted({*names} & {*reparam.INITIALIZATIONS})
+
+    def of_layer(path: str) -> dict[str, Layer]:
+        kernel, draw = trees.get(params, path)["kernel"], (seed, zlib.crc32(path.encode()))
+        made = {
+            name: reparam.branch(name, kernel, ranks[path], np.random.default_rng(draw), spectrum)
+            for name in initializations
+        }
+        return {name: {"du": pair.u.astype(np.float32), "dv": pair.v.astype(np.float32)} for name, pair in made.items()}
+
+    return dict(zip(ranks, spectra.each(of_layer, ranks, "branches"), strict=True))
 
 
 def pairs(
@@ -103,12 +110,12 @@ def pairs(
     params = artifacts.host(dense.params)
     layers = [info for info in ws.spec.layers if ranks.get(info.path)]
     wants = {name: decomposition(name).STATISTICS for name in sorted(names)}
-    images = ws.config["factorize"]["calibration_images"]
+    images = ws.config.factorize.calibration_images
     known = dict(moments or {})
     drawn: list[int] = []
     if {"inputs", "gradients"} & {*wants.values()}:
         batches, drawn = ws.calibration(images)
-        gradients, seed = "gradients" in wants.values(), ws.config["seed"]
+        gradients, seed = "gradients" in wants.values(), ws.config.seed
         if not known or (gradients and any(one.gradient is None for one in known.values())):
             known = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     single = [name for name, kind in wants.items() if kind != "sequential"]

@@ -13,13 +13,13 @@ TOLERANCE = 1e-5
 
 
 def run(ws: Workspace) -> None:
-    for name in console.progress([name for name in ws.config["runs"] if not ws.has(name)], "merge", "run"):
+    for name in console.progress([name for name in ws.config.runs if not ws.has(name)], "merge", "run"):
         trained = ws.load(f"{name}.trained", "distill")
         plan = plan_lib.low_rank(ws.plan)
         paths = [path for path, layer in trained.plan.items() if layer.form == "reparam"]
         params = trees.map_layers(reparam.merge, trained.params, paths)
         with sharding.use(ws.mesh):
-            batches, _ = ws.calibration(min(64, ws.config["factorize"]["calibration_images"]))
+            batches, _ = ws.calibration(min(64, ws.config.factorize.calibration_images))
             images = sharding.put_batch(next(iter(batches)), ws.mesh)["image"]
             before = jax.jit(trained.model.apply)({"params": trained.params}, images)
             after = jax.jit(ws.create(plan).apply)({"params": params}, images)

@@ -13,6 +13,7 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import kfac, spectra, whitened
+from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LinearInfo
@@ -26,11 +27,11 @@ def run(ws: Workspace) -> Workspace:
     if not ws.provisional:
         return ws
     dense = ws.load("dense", "teacher")
-    options = ws.config["plan"]
-    layers = ranks.factorized(ws.spec.layers, options["keep_dense"])
-    batches, _ = ws.calibration(ws.config["factorize"]["calibration_images"])
-    gradients = options["method"] == "logits"
-    seed = ws.config["seed"]
+    options = ws.config.plan
+    layers = ranks.factorized(ws.spec.layers, options.keep_dense)
+    batches, _ = ws.calibration(ws.config.factorize.calibration_images)
+    gradients = options.method == "logits"
+    seed = ws.config.seed
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     chosen = choose(ws, dense, layers, moments, options)
     return dataclasses.replace(ws.with_plan(ranks.of_ranks(ws.spec.layers, chosen)), moments=moments)
@@ -41,7 +42,7 @@ def choose(
     dense: Artifact,
     layers: list[LinearInfo],
     moments: Mapping[str, Moments],
-    options: Mapping[str, Any],
+    options: PlanOptions,
 ) -> dict[str, int]:
     """Ranks by a method of `ranks.MEASURED`.
 
@@ -52,11 +53,11 @@ def choose(
         moments: of their inputs; with gradients for "logits".
         options: method, budget, unit, multiple.
     """
-    found = curves(dense, layers, moments, options["method"])
-    if options["method"] == "sensitivity":
+    found = curves(dense, layers, moments, options.method)
+    if options.method == "sensitivity":
         found = _scaled(ws, dense, layers, moments, found)
-    arguments = (layers, found, options["budget"], options["multiple"], cost(options, ws.plan))
-    return ranks.energy(*arguments) if options["method"] == "energy" else ranks.least_loss(*arguments)
+    arguments = (layers, found, options.budget, options.multiple, cost(options, ws.plan))
+    return ranks.energy(*arguments) if options.method == "energy" else ranks.least_loss(*arguments)
 
 
 def curves(
@@ -78,17 +79,17 @@ def curves(
     return dict(zip([layer.path for layer in layers], spectra.each(curve, layers, "plan"), strict=True))
 
 
-def cost(options: Mapping[str, Any], plan: plan_lib.Plan) -> ranks.Cost:
-    """What a layer costs in `options["unit"]`; bytes are those of the form that `plan` deploys it in."""
+def cost(options: PlanOptions, plan: plan_lib.Plan) -> ranks.Cost:
+    """What a layer costs in `options.unit`; bytes are those of the form that `plan` deploys it in."""
 
     def stored(layer: LinearInfo, rank: int) -> int:
         entry = plan[layer.path]
         form = entry.form if entry.form == "quantized" else "low_rank" if rank else "dense"
         return plan_lib.layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
 
-    if options["unit"] == "latency":
-        return ranks.latency(_table(options["latency"]))
-    return {"params": ranks.parameters, "macs": ranks.macs, "bytes": stored}[options["unit"]]
+    if options.unit == "latency":
+        return ranks.latency(_table(options.latency))
+    return {"params": ranks.parameters, "macs": ranks.macs, "bytes": stored}[options.unit]
 
 
 def _table(path: str) -> Any:
@@ -104,8 +105,8 @@ def _scaled(
 ) -> dict[str, ranks.Curve]:
     """Curves in units of the logits: each layer alone is truncated to its uniform-ratio rank, and the mean square
     change of the logits that this makes is divided by what its curve says there."""
-    rank = ranks.uniform_ratio(layers, ws.config["plan"]["budget"], ws.config["plan"]["multiple"])
-    batches, _ = ws.calibration(min(64, ws.config["factorize"]["calibration_images"]))
+    rank = ranks.uniform_ratio(layers, ws.config.plan.budget, ws.config.plan.multiple)
+    batches, _ = ws.calibration(min(64, ws.config.factorize.calibration_images))
     params = artifacts.host(dense.params)
     with sharding.use(ws.mesh):
         apply = jax.jit(lambda params, images: dense.model.apply({"params": params}, images))

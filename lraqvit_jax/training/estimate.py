@@ -8,20 +8,22 @@ computes again or puts in the place of another array. FLOPs are those of the ste
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.config import Config
 from lraqvit_jax.data import mix
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.devices.sharding import AXES, Mesh
 from lraqvit_jax.lowrank import reparam
+from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.training import fit as training
-from lraqvit_jax.training.fit import Objective, Recipe
+from lraqvit_jax.training import terms
+from lraqvit_jax.training.objective import Objective, abstract_batch, compile_step, loss_of, of_run, rematerialized
 
 
 class Training(NamedTuple):
@@ -64,13 +66,13 @@ class Estimate:
         return self.params + self.optimizer + self.teacher + self.batch + temporary
 
 
-def mesh_of(config: Mapping[str, Any]) -> Mesh:
+def mesh_of(config: Config) -> Mesh:
     """The mesh of the configuration; an abstract one where this machine has another number of devices.
 
     Raises:
         UserError: a rule of `sharding` does not fit, or the sizes make no mesh.
     """
-    sizes, rules = config["mesh"], config["sharding"]
+    sizes, rules = dataclasses.asdict(config.mesh), dataclasses.asdict(config.sharding)
     if min(sizes.values()) > 0 and math.prod(sizes.values()) != len(jax.devices()):
         return sharding.abstract_mesh(sizes, rules)
     return sharding.make_mesh(sizes, rules=rules)
@@ -78,101 +80,105 @@ def mesh_of(config: Mapping[str, Any]) -> Mesh:
 
 def trainings(ws: Workspace) -> Iterator[Training]:
     """Everything that the configuration trains but the tuning of quantized models."""
-    config, dtype = ws.config, ws.config["dtype"]
+    config, dtype = ws.config, ws.config.dtype
     dense = plan_lib.dense(ws.spec.layers)
-    if steps := config["teacher"]["steps"]:
-        towards = Objective(ws.create(dense, dtype=dtype), label_smoothing=config["teacher"]["label_smoothing"])
-        yield Training("teacher", towards, training.recipe(config["teacher"], steps), ws.preprocess.size, False)
-    for name, options in config["runs"].items():
-        size = options["image_size"] or ws.preprocess.size
-        at = dataclasses.replace(ws, preprocess=dataclasses.replace(ws.preprocess, size=size))
-        pairs = plan_lib.low_rank(ws.plan, reparam.form(options["branch"]))
-        towards = training.objective(options, at.create(pairs, dtype=dtype), at.create(dense, dtype=dtype))
+    if config.teacher.steps:
+        towards = Objective(ws.create(dense, dtype=dtype), label_smoothing=config.teacher.label_smoothing)
+        recipe = Recipe.of(config.teacher, config.teacher.steps)
+        yield Training("teacher", towards, recipe, ws.preprocess.size, False)
+    for name, run in config.runs.items():
+        size = run.image_size or ws.preprocess.size
+        resized = dataclasses.replace(ws, preprocess=dataclasses.replace(ws.preprocess, size=size))
+        pairs = plan_lib.low_rank(ws.plan, reparam.form(run.branch))
+        towards = of_run(run, resized.create(pairs, dtype=dtype), resized.create(dense, dtype=dtype))
         # The number of steps costs no memory, and to know it would take the data.
-        yield Training(name, towards, training.recipe(config["optimizer"], 1), size, training.needs_teacher(options))
+        yield Training(name, towards, Recipe.of(config.optimizer, 1), size, bool(terms.needs(run.distillation)))
 
 
-def of(config: Mapping[str, Any], one: Training, mesh: Mesh) -> Estimate:
+def of(config: Config, training: Training, mesh: Mesh) -> Estimate:
     """Estimates one training.
 
     Args:
         config: gives batch_size, accumulate, remat, mix.
-        one: of it.
+        training: of it.
         mesh: where it is to run.
     """
-    rows, parts, remat = config["batch_size"], config["accumulate"], config["remat"]
+    rows, parts, remat = config.batch_size, config.accumulate, config.remat
     with sharding.use(mesh):
-        compiled = training.compile_step(one.objective, one.recipe, one.image_size, mesh, parts, remat)
+        compiled = compile_step(training.objective, training.recipe, training.image_size, mesh, parts, remat)
         state = compiled.abstract
-        frozen = _frozen(one, mesh)
-        batch = training.abstract_batch(rows, one.image_size, mesh, mix.parse(config["mix"]) is not None)
+        frozen = _frozen(training, mesh)
+        batch = abstract_batch(rows, training.image_size, mesh, mix.parse(config.mix) is not None)
         temporary = -1
         if not isinstance(mesh.devices, jax.sharding.AbstractMesh):
             temporary = compiled.step.lower(state, frozen, batch).compile().memory_analysis().temp_size_in_bytes
     params = sharding.bytes_per_device(state["params"])
-    kept = rows // (mesh.spread("batch") * parts) * kept_per_image(one, remat)
+    kept = rows // (mesh.spread("batch") * parts) * kept_per_image(training, remat)
     return Estimate(
         params=params,
         optimizer=sharding.bytes_per_device({"opt_state": state["opt_state"], "step": state["step"]}),
-        teacher=sharding.bytes_per_device(frozen) if one.teacher else 0,
+        teacher=sharding.bytes_per_device(frozen) if training.teacher else 0,
         batch=sharding.bytes_per_device(batch),
         activations=kept + params * (1 if parts == 1 else 2),
         temporary=temporary,
-        flops=flops(one, rows, remat) / mesh.size(AXES),
-        whole=sharding.left_whole(one.objective.model, one.image_size, mesh),
+        flops=flops(training, rows, remat) / mesh.size(AXES),
+        whole=sharding.left_whole(training.objective.model, training.image_size, mesh),
     )
 
 
-def _frozen(one: Training, mesh: Mesh) -> Any:
-    teacher: Any = one.objective.teacher
-    return sharding.abstract_params(teacher, one.image_size, mesh) if one.teacher else None
+def _frozen(training: Training, mesh: Mesh) -> Any:
+    teacher: Any = training.objective.teacher
+    return sharding.abstract_params(teacher, training.image_size, mesh) if training.teacher else None
 
 
-def kept_per_image(one: Training, remat: str) -> int:
+def kept_per_image(training: Training, remat: str) -> int:
     """Bytes that differentiation keeps of the forward pass of one more image, on one device without a tensor axis."""
     alone = sharding.one_device()
-    loss_fn = training.loss_of(training.rematerialized(one.objective, remat))
-    params = sharding.abstract_params(one.objective.model, one.image_size, alone)
-    frozen = _frozen(one, alone)
+    loss_fn = loss_of(rematerialized(training.objective, remat))
+    params = sharding.abstract_params(training.objective.model, training.image_size, alone)
+    frozen = _frozen(training, alone)
 
     def kept(params: Any, frozen: Any, batch: Any) -> Any:
         return jax.vjp(lambda params: loss_fn(params, frozen, batch), params, has_aux=True)[1]
 
     def size(rows: int) -> int:
-        batch = training.abstract_batch(rows, one.image_size, alone)
+        batch = abstract_batch(rows, training.image_size, alone)
         leaves = jax.tree.leaves(jax.eval_shape(kept, params, frozen, batch))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
     return size(2) - size(1)
 
 
-def flops(one: Training, rows: int, remat: str) -> float:
+def flops(training: Training, rows: int, remat: str) -> float:
     """FLOPs of a step on all rows, before any compiler changes it."""
     alone = sharding.one_device()
     with sharding.use(alone):
-        compiled = training.compile_step(one.objective, one.recipe, one.image_size, alone, 1, remat)
-        frozen = _frozen(one, alone)
-        batch = training.abstract_batch(rows, one.image_size, alone)
+        compiled = compile_step(training.objective, training.recipe, training.image_size, alone, 1, remat)
+        frozen = _frozen(training, alone)
+        batch = abstract_batch(rows, training.image_size, alone)
         return float(compiled.step.lower(compiled.abstract, frozen, batch).cost_analysis()["flops"])
 
 
 def table(ws: Workspace) -> str:
     """A line for each training, and what the figures are."""
-    names = ("params", "optimizer", "teacher", "batch", "activations", "by XLA", "total", "GFLOP/step")
-    lines = [f"{'MB of one device':<24}" + "".join(f"{name:>12}" for name in names)]
-    for one in trainings(ws):
-        found = of(ws.config, one, ws.mesh)
-        cells = [found.params, found.optimizer, found.teacher, found.batch, found.activations, found.temporary]
-        shown = [f"{value / 1e6:>12,.1f}" if value >= 0 else f"{'-':>12}" for value in (*cells, found.total)]
-        lines.append(f"{one.name:<24}" + "".join(shown) + f"{found.flops / 1e9:>12,.1f}")
-        if found.whole:
+    heads = ("params", "optimizer", "teacher", "batch", "activations", "by XLA", "total", "GFLOP/step")
+    lines = [f"{'MB of one device':<24}" + "".join(f"{head:>12}" for head in heads)]
+    for training in trainings(ws):
+        estimate = of(ws.config, training, ws.mesh)
+        names = ("params", "optimizer", "teacher", "batch", "activations", "temporary", "total")
+        shown = [
+            f"{value / 1e6:>12,.1f}" if value >= 0 else f"{'-':>12}"
+            for value in (getattr(estimate, name) for name in names)
+        ]
+        lines.append(f"{training.name:<24}" + "".join(shown) + f"{estimate.flops / 1e9:>12,.1f}")
+        if estimate.whole:
             lines.append(
-                f"  {found.whole / 1e6:,.1f} MB of its parameters have a dimension that the mesh does not divide."
+                f"  {estimate.whole / 1e6:,.1f} MB of its parameters have a dimension that the mesh does not divide."
             )
     if len(lines) == 1:
         raise UserError("The config trains nothing: teacher.steps is 0 and there are no runs.")
     shape = " x ".join(f"{axis} {size}" for axis, size in ws.mesh.shape.items())
-    lines.append(f"Mesh {shape}, batch {ws.config['batch_size']} in {ws.config['accumulate']} micro-batches.")
+    lines.append(f"Mesh {shape}, batch {ws.config.batch_size} in {ws.config.accumulate} micro-batches.")
     if isinstance(ws.mesh.devices, jax.sharding.AbstractMesh):
         lines.append("The mesh is not of this machine: the total holds activations by the formula (estimate.py).")
     else:

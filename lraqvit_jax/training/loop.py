@@ -1,7 +1,6 @@
 """The one training loop: optimizer, jitted step, checkpoints, metrics, and what to do when the loss is not finite."""
 
 import contextlib
-import dataclasses
 import math
 import pathlib
 import time
@@ -17,33 +16,13 @@ from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import Preempted, UserError
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.devices.sharding import Mesh
+from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.run import preemption
 from lraqvit_jax.run.checkpoint import TrainCheckpoints
 from lraqvit_jax.run.metrics import MetricsLog
 
 State = dict[str, Any]
 LossFn = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """AdamW with linear warmup and cosine decay to zero.
-
-    Attributes:
-        steps: updates.
-        learning_rate: at its peak.
-        warmup: updates until the peak.
-        weight_decay: decoupled, on matrices only (biases, norms and embeddings of one row have none).
-        grad_clip: largest global norm of the gradient; 0 is no clipping.
-        beta2: of AdamW.
-    """
-
-    steps: int
-    learning_rate: float
-    warmup: int = 0
-    weight_decay: float = 0.0
-    grad_clip: float = 0.0
-    beta2: float = 0.999
 
 
 def schedule(recipe: Recipe) -> optax.Schedule:
@@ -170,6 +149,36 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
+PROFILED = 3
+"""Steps in a trace of the profiler."""
+
+
+class _Trace:
+    """A trace of PROFILED steps from `first` on, in `folder`/`name`; nothing where there is no folder.
+
+    The profiler is started with the first of them and stopped when the last is done, or the run ends.
+    """
+
+    def __init__(self, folder: str, name: str, first: int) -> None:
+        self._folder = f"{folder}/{name}" if folder else ""
+        self._first, self._runs = first, False
+
+    def at(self, step: int) -> None:
+        """Before every step."""
+        if self._folder and step == self._first:
+            jax.profiler.start_trace(self._folder)
+            self._runs = True
+        elif step == self._first + PROFILED:
+            self.close()
+
+    def close(self) -> None:
+        if self._runs:
+            jax.effects_barrier()
+            jax.profiler.stop_trace()
+            console.say(f"The profiler's trace is in {self._folder}; see it with xprof or Perfetto.")
+        self._runs = False
+
+
 def fit(
     name: str,
     state: State,
@@ -186,6 +195,7 @@ def fit(
     learning_rate: optax.Schedule,
     blame: Callable[[int, Any, Any], str],
     tensorboard: bool = False,
+    profile: str = "",
 ) -> State:
     """Runs to `steps`, from wherever the state is.
 
@@ -204,6 +214,7 @@ def fit(
         learning_rate: by step, for the log.
         blame: `(step, params, batch) -> str`, where a number that is not finite comes from.
         tensorboard: whether to write event files too.
+        profile: a folder for a trace of JAX's profiler, of PROFILED steps after the first two; "" for none.
 
     Raises:
         UserError: the loss or the gradient is not finite. The newest checkpoint is from before it.
@@ -217,6 +228,7 @@ def fit(
         contextlib.closing(MetricsLog(metrics_path, name, start, tensorboard)) as log,
         console.bar(total=steps, initial=start, desc=name, unit="step") as bar,
         preemption.deferred(),
+        contextlib.closing(_Trace(profile, name, start + 3)) as trace,
     ):
 
         def settle(step: int, metrics: Any, batch: Any) -> None:
@@ -236,6 +248,7 @@ def fit(
             bar.update(1)
 
         for step in range(start + 1, steps + 1):
+            trace.at(step)
             batch = sharding.put_batch(next(batches), mesh)
             state, metrics = step_fn(state, frozen, batch)
             if pending is not None:

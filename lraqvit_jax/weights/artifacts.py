@@ -80,6 +80,11 @@ def _saved(leaf: Any) -> Any:
     return np.asarray(leaf) if local and jax.process_count() > 1 else leaf
 
 
+def exists(directory: pathlib.Path) -> bool:
+    """Whether there is a whole artefact."""
+    return (directory / "meta" / "metadata").exists()
+
+
 def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     """Reads what an artefact says of itself; UserError if there is none."""
     path = directory / "meta" / "metadata"

@@ -12,7 +12,7 @@ from configs import digits
 from lraqvit_jax import runtimes
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import _random, latency
-from lraqvit_jax.run import workspace
+from lraqvit_jax.run import opening, planning
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_a_runtime_says_what_it_needs_where_it_is_not_installed():
 
 def test_random_models_have_the_form_they_name_and_signals_that_live(tmp_path):
     """Their int8 logits are near the float ones: nothing saturates, nothing is zero."""
-    ws = workspace.open_workspace(digits.get_config().to_dict(), tmp_path, write=False)
-    ws = dataclasses.replace(ws, plan=workspace.quantized(ws.config, ws.spec, ws.plan))
+    ws = opening.open_workspace(digits.get_config().to_dict(), tmp_path, write=False)
+    ws = dataclasses.replace(ws, plan=planning.quantized(ws.config, ws.spec, ws.plan))
     images = np.random.default_rng(2).standard_normal((3, 8, 8, 3), np.float32)
     logits = {}
     for name in ("dense", "low_rank", "int8_low_rank", "int8_low_rank_7", "int8_low_rank_dynamic"):

@@ -18,7 +18,7 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.data import pipeline, sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.run import workspace
+from lraqvit_jax.run import opening
 from lraqvit_jax.tasks import classification as evaluate
 from lraqvit_jax.training import estimate
 from lraqvit_jax.training import fit as training
@@ -263,7 +263,7 @@ def configured(**fields):
 )
 def test_the_estimate_is_what_xla_takes(tmp_path, fields):
     config = configured(**fields)
-    ws = workspace.open_workspace(config, tmp_path / "none", write=False, make_mesh=estimate.mesh_of)
+    ws = opening.open_workspace(config, tmp_path / "none", write=False, make_mesh=estimate.mesh_of)
     names = []
     for one in estimate.trainings(ws):
         names.append(one.name)
@@ -288,7 +288,7 @@ def test_the_estimate_is_what_xla_takes(tmp_path, fields):
 def test_the_estimate_of_a_mesh_that_is_elsewhere(tmp_path):
     here, there = configured(), configured(mesh={"data": 4, "fsdp": 16, "tensor": 1})
     mesh = estimate.mesh_of(there)
-    ws = workspace.open_workspace(there, tmp_path, write=False, make_mesh=lambda _: mesh)
+    ws = opening.open_workspace(there, tmp_path, write=False, make_mesh=lambda _: mesh)
     one = list(estimate.trainings(ws))[1]
     found, alone = estimate.of(there, one, mesh), estimate.of(here, one, small.MESH)
     assert found.temporary == -1

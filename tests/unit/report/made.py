@@ -10,7 +10,7 @@ import numpy as np
 from configs import digits
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.report import read
-from lraqvit_jax.run import results, workspace
+from lraqvit_jax.run import opening, results
 from lraqvit_jax.stages import report
 from tests.unit import small
 
@@ -59,7 +59,7 @@ def fields(**changes):
 
 
 def opened(folder, **changes):
-    return workspace.open_workspace(fields(**changes), folder)
+    return opening.open_workspace(fields(**changes), folder)
 
 
 def add_rows(ws, rows=ROWS):

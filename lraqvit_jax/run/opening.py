@@ -1,0 +1,156 @@
+"""Opens a work directory: everything that can be checked before any work is checked here."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lraqvit_jax import models, weights
+from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.config import Config
+from lraqvit_jax.data import augment, class_names, preprocess, sources
+from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.devices import processes, sharding
+from lraqvit_jax.devices.sharding import Mesh
+from lraqvit_jax.lowrank import decomposition, reparam
+from lraqvit_jax.quant import quantize
+from lraqvit_jax.run import claim, metrics, planning
+from lraqvit_jax.run.workspace import Workspace, check_classes
+from lraqvit_jax.weights import artifacts, tensors
+
+
+class Identity(NamedTuple):
+    """Who the teacher is: its variant, the size of its logits and what they are called, how its images are prepared."""
+
+    model: str
+    num_classes: int
+    class_names: list[str]
+    preprocess: Preprocess
+
+
+def open_workspace(
+    config: Config,
+    directory: str | pathlib.Path,
+    *,
+    write: bool = True,
+    make_mesh: Callable[[Config], Mesh] | None = None,
+    evaluates: bool = True,
+) -> Workspace:
+    """Checks everything that can be checked before any work, then claims the directory for this configuration.
+
+    Args:
+        config: what it is to do; see `lraqvit_jax.config.parse`.
+        directory: WORKDIR; made if missing.
+        write: False leaves the disk alone (`--dry_run`).
+        make_mesh: makes another mesh than that of the configuration, from the configuration.
+        evaluates: False needs no data.eval.
+
+    Raises:
+        UserError: a directory of another configuration, a broken plan, missing data, a name that matches nothing.
+    """
+    place = pathlib.Path(directory).expanduser().absolute()
+    ws = processes.together(lambda: _opened(config, place, write, make_mesh or _mesh, evaluates))
+    if write:
+        processes.once(lambda: claim.write(ws.directory, ws.config, ws.plan, ws.provisional))
+    return ws
+
+
+def _mesh(config: Config) -> Mesh:
+    return sharding.make_mesh(dataclasses.asdict(config.mesh), rules=dataclasses.asdict(config.sharding))
+
+
+def _opened(
+    config: Config, directory: pathlib.Path, write: bool, make_mesh: Callable[[Config], Mesh], evaluates: bool
+) -> Workspace:
+    roles = [role for role in sources.ROLES if evaluates or role != "eval"]
+    names = {role: config.data.source(role) for role in roles}
+    mesh = make_mesh(config)
+    sharding.check_batch(mesh, config.batch_size, "batch_size", config.accumulate)
+    sharding.check_batch(mesh, config.eval_batch_size, "eval_batch_size")
+    claim.check_same(config, directory)
+    teacher = _finished(config, directory) or _identity(config, write)
+    spec = models.spec(teacher.model, num_classes=teacher.num_classes, image_size=teacher.preprocess.size)
+    provisional = planning.provisional(config, directory)
+    plan = planning.current(config, spec, directory, provisional)
+    if write:
+        _check_modules(config)
+        for role, name in names.items():
+            check_classes(role, sources.load(name, role, config.data.data_dir), teacher.num_classes)
+    return Workspace(config, directory, mesh, *teacher, spec, plan, provisional=provisional)
+
+
+def _finished(config: Config, directory: pathlib.Path) -> Identity | None:
+    """Of the artefact `dense`, which needs neither weights nor training data any more; None where there is none yet."""
+    if not artifacts.exists(directory / "checkpoints" / "dense"):
+        return None
+    meta = artifacts.read_meta(directory / "checkpoints" / "dense")
+    names = class_names.read(config.class_names, meta["num_classes"]) if config.class_names else meta["class_names"]
+    return Identity(meta["model"], meta["num_classes"], names, preprocess.from_json(meta["preprocess"]))
+
+
+def _identity(config: Config, write: bool) -> Identity:
+    """Of the weights, or of the model that is to be trained.
+
+    A dry run of a config that names model and classes needs no weights, and downloads none.
+    """
+    pretrained = read_weights(config) if write or not (config.model and config.num_classes) else None
+    num_classes = pretrained.num_classes if pretrained else config.num_classes
+    names = _class_names(config, pretrained, num_classes) if write or not num_classes else []
+    if not (num_classes or names):
+        raise UserError("The data names no classes; set num_classes.")
+    prepare = pretrained.preprocess if pretrained else preprocess.from_json(dataclasses.asdict(config.preprocess))
+    if config.data.crop_pct:
+        prepare = dataclasses.replace(prepare, crop_pct=config.data.crop_pct)
+    model = config.model or (pretrained.model if pretrained else "")
+    if not model:
+        raise UserError("The config names neither a model nor weights; set one of them.")
+    if pretrained:
+        _check_model(config, pretrained)
+    return Identity(model, num_classes or len(names), names, prepare)
+
+
+def _class_names(config: Config, pretrained: weights.Pretrained | None, num_classes: int) -> list[str]:
+    """Of the file that the configuration names, or else of the weights, or else of the training data if there is one
+    for each class; `num_classes` may be 0 while only the names tell how many there are."""
+    if config.class_names:
+        return class_names.read(config.class_names, num_classes)
+    if pretrained and pretrained.class_names:
+        return pretrained.class_names
+    names = sources.load(config.data.train, "train", config.data.data_dir).class_names
+    return names if len(names) == (num_classes or len(names)) else []
+
+
+def _check_model(config: Config, pretrained: weights.Pretrained) -> None:
+    """Raises UserError where the configuration names another model than its weights are of."""
+
+    def build(name: str) -> Any:
+        return models.create(name, num_classes=pretrained.num_classes, image_size=pretrained.preprocess.size)
+
+    if config.model and build(config.model) != build(pretrained.model):
+        raise UserError(
+            f"model is {config.model!r} and the weights are those of {pretrained.model!r}; "
+            "correct one of them, or leave model empty."
+        )
+
+
+def read_weights(config: Config) -> weights.Pretrained | None:
+    """The pretrained model that a configuration names, with its head and size; None where it names none."""
+    if not config.weights:
+        return None
+    pretrained = weights.read(config.weights, num_classes=config.num_classes, image_size=config.image_size)
+    tensors.check_finite(pretrained.params, config.weights)
+    return pretrained
+
+
+def _check_modules(config: Config) -> None:
+    """Raises UserError for a name in the configuration that matches nothing, before hours of training find out."""
+    augment.parse(config.augment)
+    if config.tensorboard:
+        metrics.tensorboard()
+    for name in config.factorize.baselines:
+        decomposition(name)
+    for run in config.runs.values():
+        decomposition(run.decomposition)
+        reparam.form(run.branch)
+    for quantizer in config.quant.methods.values():
+        quantize.check(quantizer)
