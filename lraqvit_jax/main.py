@@ -102,13 +102,13 @@ def _surroundings(ws: Any) -> list[str]:
     """What --verbose says before it all: versions, devices, mesh, plan."""
     import jax
 
-    from lraqvit_jax.plan import records as plan
+    from lraqvit_jax.plan.table import table
 
     versions = ", ".join(f"{name} {version}" for name, version in artifacts.versions().items())
     devices = (
         f"{jax.device_count()} devices, the first {jax.devices()[0].device_kind}, of {jax.process_count()} processes"
     )
-    return [versions, devices, mesh_text(ws.mesh), plan.table(ws.plan, ws.spec.layers, 0)]
+    return [versions, devices, mesh_text(ws.mesh), table(ws.plan, ws.spec.layers, 0)]
 
 
 def mesh_text(mesh: Any) -> str:
@@ -118,14 +118,15 @@ def mesh_text(mesh: Any) -> str:
 def dry_run(config: dict, workdir: str) -> None:
     """Prints the plan and its costs; writes nothing."""
     from lraqvit_jax.devices import sharding
-    from lraqvit_jax.plan import records as plan
+    from lraqvit_jax.plan import records
+    from lraqvit_jax.plan.table import table
     from lraqvit_jax.run import workspace
     from lraqvit_jax.stages.evaluate import other_params
 
     ws = workspace.open_workspace(config, workdir, write=False)
-    dense = plan.dense(ws.spec.layers)
+    dense = records.dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(dense), ws.preprocess.size, ws.mesh)
-    print(plan.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
+    print(table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
     if ws.provisional:
         print(f"Ranks of the uniform ratio; the stage plan chooses by {ws.config['plan']['method']!r} for this budget.")
     print(mesh_text(ws.mesh))

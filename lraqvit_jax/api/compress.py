@@ -24,7 +24,7 @@ from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import fingerprint, sharding
 from lraqvit_jax.devices.sharding import Mesh
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import BITS, dense
 from lraqvit_jax.run import lock, workspace
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import tensors
@@ -85,8 +85,8 @@ def compress(
     """
     if not 0 < budget <= 1:
         raise UserError(f"budget is {budget}; give the share of parameters to keep, above 0 and at most 1.")
-    if bits not in (0, *plan_lib.BITS):
-        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, plan_lib.BITS))}, or 0 to stay in float32.")
+    if bits not in (0, *BITS):
+        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, BITS))}, or 0 to stay in float32.")
     if quantizer not in config_lib.QUANTIZERS:
         raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
     held = images if isinstance(images, str) else memory.Images(images)
@@ -148,7 +148,7 @@ def _names(given: Sequence[str], num_classes: int) -> list[str]:
 
 def _teacher(ws: Workspace, params: Mapping[str, Any]) -> None:
     """Writes the artefact `dense`, as the stage teacher would; UserError where the parameters are not the model's."""
-    plan = plan_lib.dense(ws.spec.layers)
+    plan = dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(plan), ws.preprocess.size, ws.mesh)
     shapes = {path: leaf.shape for path, leaf in trees.flatten(abstract).items()}
     rules = {path: tensors.Rule((path,), np.asarray) for path in shapes}

@@ -51,12 +51,12 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     from lraqvit_jax.devices import sharding
     from lraqvit_jax.lowrank import reparam
     from lraqvit_jax.plan import ranks
-    from lraqvit_jax.plan import records as plan_lib
+    from lraqvit_jax.plan.records import low_rank
 
     mesh = sharding.make_mesh(question["mesh"], rules=question["sharding"])
     shape = {"num_classes": 1000, "image_size": question["image_size"]}
     layers, run = models.spec(question["model"], **shape).layers, question["run"]
-    pairs = plan_lib.low_rank(ranks.make_plan(layers, question["plan"]), reparam.form(run["branch"]))
+    pairs = low_rank(ranks.make_plan(layers, question["plan"]), reparam.form(run["branch"]))
     student = models.create(question["model"], plan=pairs, dtype=question["dtype"], **shape)
     teacher = models.create(question["model"], dtype=question["dtype"], **shape)
     objective = training.objective(run, student, teacher)

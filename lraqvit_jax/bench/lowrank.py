@@ -26,8 +26,9 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import decomposition, reparam, spectra
-from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan import ranks, records
+from lraqvit_jax.plan.cost import total_cost
+from lraqvit_jax.plan.records import Plan
 from lraqvit_jax.report import figures
 from lraqvit_jax.run import results, workspace
 from lraqvit_jax.run.workspace import Workspace
@@ -57,7 +58,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
     teacher.run(ws)
     dense, table = ws.load("dense", "teacher"), Table(ws.directory / "lowrank.json")
     if not table.has(("dense", "", 1.0, 0)):
-        table.add(("dense", "", 1.0, 0), _row(ws, dense, dense.params, plan_lib.dense(ws.spec.layers)))
+        table.add(("dense", "", 1.0, 0), _row(ws, dense, dense.params, records.dense(ws.spec.layers)))
     for seed in grid["seeds"]:
         for key, row in _untrained(ws, dense, seed, table):
             table.add(key, row)
@@ -165,7 +166,7 @@ def _pairs(
     return made
 
 
-def _row(ws: Workspace, dense: Artifact, params: Any, planned: plan_lib.Plan) -> Row:
+def _row(ws: Workspace, dense: Artifact, params: Any, planned: Plan) -> Row:
     """Evaluates dense-shaped parameters; the costs are those of the plan."""
     abstract = sharding.abstract_params(dense.model, ws.preprocess.size, ws.mesh)
     score = evaluate.accuracy(
@@ -176,7 +177,7 @@ def _row(ws: Workspace, dense: Artifact, params: Any, planned: plan_lib.Plan) ->
         batch_size=ws.config["eval_batch_size"],
         mesh=ws.mesh,
     )
-    total = plan_lib.total_cost(planned, ws.spec.layers)
+    total = total_cost(planned, ws.spec.layers)
     return {
         "params": total.params + other_params(dense.params, dense.plan),
         "linear_gflops": total.flops / 1e9,

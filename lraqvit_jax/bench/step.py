@@ -21,7 +21,7 @@ from lraqvit_jax.base import files
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.models import linear as layers
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import dense, low_rank
 from lraqvit_jax.run import workspace
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.training import fit as training
@@ -58,8 +58,8 @@ def _step(ws: Workspace) -> dict[str, float]:
     """Milliseconds of the parts and the whole, their ratio, and the floor."""
     config = ws.config
     options, dtype, size = config["runs"][config["quant"]["source"]], config["dtype"], ws.preprocess.size
-    student = ws.create(plan_lib.low_rank(ws.plan, reparam.form(options["branch"])), dtype=dtype)
-    teacher = ws.create(plan_lib.dense(ws.spec.layers), dtype=dtype)
+    student = ws.create(low_rank(ws.plan, reparam.form(options["branch"])), dtype=dtype)
+    teacher = ws.create(dense(ws.spec.layers), dtype=dtype)
     names = ("alpha", "beta", "gamma", "temperature", "teacher_forced", "normalized", "last_block", "delta")
     weights = {name: options[name] for name in names}
     abstract = sharding.abstract_params(student, size, ws.mesh)

@@ -25,7 +25,9 @@ from lraqvit_jax.devices import processes, sharding
 from lraqvit_jax.devices.sharding import Mesh
 from lraqvit_jax.lowrank import decomposition, reparam
 from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.check import check
+from lraqvit_jax.plan.files import MEND, from_json, read_plan, to_json
+from lraqvit_jax.plan.records import LayerPlan, Plan, low_rank
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.run import metrics
 from lraqvit_jax.weights import artifacts, tensors
@@ -59,7 +61,7 @@ class Workspace:
     class_names: list[str]
     preprocess: Preprocess
     spec: models.ModelSpec
-    plan: dict[str, plan_lib.LayerPlan]
+    plan: dict[str, LayerPlan]
     provisional: bool = False
     moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
 
@@ -75,7 +77,7 @@ class Workspace:
             raise UserError(f"{self.directory} has no artefact {name!r} yet; run --stages={stage} first.")
         return artifacts.load_artifact(self.path(name), self.mesh, **options)
 
-    def save(self, name: str, params: Any, plan: plan_lib.Plan, *, parent: str, notes: str = "", **extra: Any) -> None:
+    def save(self, name: str, params: Any, plan: Plan, *, parent: str, notes: str = "", **extra: Any) -> None:
         """Writes an artefact with everything needed to rebuild it."""
         meta = {
             "schema": 1,
@@ -84,7 +86,7 @@ class Workspace:
             "num_classes": self.num_classes,
             "class_names": self.class_names,
             "preprocess": self.preprocess.to_json(),
-            "plan": plan_lib.to_json(plan),
+            "plan": to_json(plan),
             "config": self.config,
             "parent": parent,
             "notes": notes,
@@ -93,14 +95,14 @@ class Workspace:
         }
         artifacts.save_artifact(self.path(name), params, meta)
 
-    def with_plan(self, plan: plan_lib.Plan) -> "Workspace":
+    def with_plan(self, plan: Plan) -> "Workspace":
         """Writes the plan of a measured method, quantized as the configuration says."""
         plan = quantized(self.config, self.spec, plan)
-        plan_lib.check(plan, self.spec.layers)
+        check(plan, self.spec.layers)
         processes.once(lambda: _claim(self.directory, self.config, plan))
         return dataclasses.replace(self, plan=plan, provisional=False)
 
-    def create(self, plan: plan_lib.Plan, **options: Any) -> Any:
+    def create(self, plan: Plan, **options: Any) -> Any:
         """The model in the forms of a plan."""
         return models.create(
             self.model, num_classes=self.num_classes, image_size=self.preprocess.size, plan=plan, **options
@@ -269,27 +271,27 @@ def _provisional(config: Mapping[str, Any], directory: pathlib.Path) -> bool:
 
 def _plan(
     config: Mapping[str, Any], spec: models.ModelSpec, directory: pathlib.Path, provisional: bool
-) -> dict[str, plan_lib.LayerPlan]:
+) -> dict[str, LayerPlan]:
     """plan.json as the user or the stage `plan` left it, or a new one from the configuration."""
     written = directory / "plan.json"
     if written.exists() and not provisional and (_started(directory) or _edited(directory)):
-        plan = plan_lib.read(written)
+        plan = read_plan(written)
     else:
         plan = quantized(config, spec, ranks.make_plan(spec.layers, config["plan"]))
-    plan_lib.check(plan, spec.layers)
+    check(plan, spec.layers)
     if any(layer.form == "reparam" for layer in plan.values()):
         raise UserError("plan.json has a layer of form 'reparam', which is only a training form; write 'low_rank'.")
     factorized = directory / "checkpoints"
     for path in sorted(factorized.glob("*.start")):
-        made = plan_lib.from_json(artifacts.read_meta(path)["plan"])
-        if plan_lib.low_rank(made) != plan_lib.low_rank(plan):
+        made = from_json(artifacts.read_meta(path)["plan"])
+        if low_rank(made) != low_rank(plan):
             raise UserError(
                 f"{written} was changed after the stage factorize used it; put it back, or start a new work directory."
             )
     return plan
 
 
-def quantized(config: Mapping[str, Any], spec: models.ModelSpec, plan: plan_lib.Plan) -> dict[str, plan_lib.LayerPlan]:
+def quantized(config: Mapping[str, Any], spec: models.ModelSpec, plan: Plan) -> dict[str, LayerPlan]:
     """A float plan with what `quant` says of each layer."""
     quant = config["quant"]
     if not quant["methods"]:
@@ -352,7 +354,7 @@ def _claimed(directory: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Plan, provisional: bool = False) -> None:
+def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: Plan, provisional: bool = False) -> None:
     """Writes config.json and plan.json. A plan that the user edited stays as it is."""
     text = _plan_text(plan)
     try:
@@ -360,7 +362,7 @@ def _claim(directory: pathlib.Path, config: Mapping[str, Any], plan: plan_lib.Pl
         _sweep(directory)
         written = directory / "plan.json"
         edited, before = _edited(directory), _claimed(directory)
-        if not written.exists() or plan_lib.read(written) != plan:
+        if not written.exists() or read_plan(written) != plan:
             files.write_atomically(written, text)
         claim = {"config": config, "plan_sha256": _digest(text), "provisional": provisional}
         if edited:
@@ -379,8 +381,8 @@ def _sweep(directory: pathlib.Path) -> None:
             path.unlink()
 
 
-def _plan_text(plan: plan_lib.Plan) -> str:
-    return json.dumps(plan_lib.to_json(plan), indent=1) + "\n"
+def _plan_text(plan: Plan) -> str:
+    return json.dumps(to_json(plan), indent=1) + "\n"
 
 
 def _digest(text: str) -> str:
@@ -390,7 +392,7 @@ def _digest(text: str) -> str:
 def _edited(directory: pathlib.Path) -> bool:
     """Whether plan.json is no longer what the configuration gave."""
     written = directory / "plan.json"
-    return written.exists() and _claimed(directory).get("plan_sha256") != _digest(files.text(written, plan_lib.MEND))
+    return written.exists() and _claimed(directory).get("plan_sha256") != _digest(files.text(written, MEND))
 
 
 def _tuples(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import jax
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import processes
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.cost import total_cost
+from lraqvit_jax.plan.records import Plan
 from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.factorize import row_name
@@ -61,7 +62,7 @@ def _keep(ws: Workspace, name: str, answers: evaluate.Answers | None) -> None:
 
 def size(found: Artifact) -> dict[str, Any]:
     """Parameters of the deployed model, FLOPs of its linear layers an image, and the bytes its arrays really take."""
-    cost = plan_lib.total_cost(found.plan, found.spec.layers)
+    cost = total_cost(found.plan, found.spec.layers)
     return {
         "params": cost.params + other_params(found.params, found.plan),
         "linear_gflops": cost.flops / 1e9,
@@ -69,7 +70,7 @@ def size(found: Artifact) -> dict[str, Any]:
     }
 
 
-def other_params(params: Any, plan: plan_lib.Plan) -> int:
+def other_params(params: Any, plan: Plan) -> int:
     """Parameters outside the linear layers: norms, position embedding, class token."""
     inside = sum(leaf.size for path in plan for leaf in jax.tree.leaves(trees.get(params, path)))
     return sum(leaf.size for leaf in jax.tree.leaves(params)) - inside

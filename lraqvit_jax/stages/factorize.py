@@ -17,7 +17,7 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import decomposition, reparam, spectra, svd
 from lraqvit_jax.lowrank.bias import bias_shift
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import low_rank
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
@@ -40,7 +40,7 @@ def run(ws: Workspace) -> Workspace:
     if ws.provisional:
         raise UserError(f"The ranks of {ws.directory} are not chosen yet; run --stages=plan first.")
     dense = ws.load("dense", "teacher")
-    params, plan = artifacts.host(dense.params), plan_lib.low_rank(ws.plan)
+    params, plan = artifacts.host(dense.params), low_rank(ws.plan)
     ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
     names = {*missing, *(runs[name]["decomposition"] for name in wanted)}
     branches = {runs[name]["branch"] for name in wanted} & {*reparam.INITIALIZATIONS}
@@ -71,7 +71,7 @@ def run(ws: Workspace) -> Workspace:
         ws.save(
             f"{name}.start",
             trees.replace(params, changes),
-            plan_lib.low_rank(ws.plan, reparam.form(initialization)),
+            low_rank(ws.plan, reparam.form(initialization)),
             parent="dense",
             notes=f"{method}, branch {initialization}",
             calibration=drawn,

@@ -14,8 +14,8 @@ from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import kfac, spectra, whitened
 from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.plan.records import LinearInfo
+from lraqvit_jax.plan.cost import layer_cost
+from lraqvit_jax.plan.records import LinearInfo, Plan
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
@@ -78,13 +78,13 @@ def curves(
     return dict(zip([layer.path for layer in layers], spectra.each(curve, layers, "plan"), strict=True))
 
 
-def cost(options: Mapping[str, Any], plan: plan_lib.Plan) -> ranks.Cost:
+def cost(options: Mapping[str, Any], plan: Plan) -> ranks.Cost:
     """What a layer costs in `options["unit"]`; bytes are those of the form that `plan` deploys it in."""
 
     def stored(layer: LinearInfo, rank: int) -> int:
         entry = plan[layer.path]
         form = entry.form if entry.form == "quantized" else "low_rank" if rank else "dense"
-        return plan_lib.layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
+        return layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
 
     if options["unit"] == "latency":
         return ranks.latency(_table(options["latency"]))

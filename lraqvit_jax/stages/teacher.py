@@ -4,7 +4,7 @@ import jax
 
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import dense
 from lraqvit_jax.run.workspace import Workspace, read_weights
 from lraqvit_jax.training import fit as training
 
@@ -12,7 +12,7 @@ from lraqvit_jax.training import fit as training
 def run(ws: Workspace) -> None:
     if ws.has("dense"):
         return
-    config, plan = ws.config, plan_lib.dense(ws.spec.layers)
+    config, plan = ws.config, dense(ws.spec.layers)
     steps = config["teacher"]["steps"]
     if not config["weights"] and not steps:
         raise UserError("There is no teacher: name pretrained weights in `weights`, or train one with teacher.steps.")

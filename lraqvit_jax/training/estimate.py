@@ -18,7 +18,7 @@ from lraqvit_jax.data import mix
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.devices.sharding import AXES, Mesh
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan import records
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.training import fit as training
 from lraqvit_jax.training.fit import Objective, Recipe
@@ -79,14 +79,14 @@ def mesh_of(config: Mapping[str, Any]) -> Mesh:
 def trainings(ws: Workspace) -> Iterator[Training]:
     """Everything that the configuration trains but the tuning of quantized models."""
     config, dtype = ws.config, ws.config["dtype"]
-    dense = plan_lib.dense(ws.spec.layers)
+    dense = records.dense(ws.spec.layers)
     if steps := config["teacher"]["steps"]:
         towards = Objective(ws.create(dense, dtype=dtype), label_smoothing=config["teacher"]["label_smoothing"])
         yield Training("teacher", towards, training.recipe(config["teacher"], steps), ws.preprocess.size, False)
     for name, options in config["runs"].items():
         size = options["image_size"] or ws.preprocess.size
         at = dataclasses.replace(ws, preprocess=dataclasses.replace(ws.preprocess, size=size))
-        pairs = plan_lib.low_rank(ws.plan, reparam.form(options["branch"]))
+        pairs = records.low_rank(ws.plan, reparam.form(options["branch"]))
         towards = training.objective(options, at.create(pairs, dtype=dtype), at.create(dense, dtype=dtype))
         # The number of steps costs no memory, and to know it would take the data.
         yield Training(name, towards, training.recipe(config["optimizer"], 1), size, training.needs_teacher(options))
