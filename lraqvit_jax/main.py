@@ -40,6 +40,7 @@ from lraqvit_jax import config as config_lib
 from lraqvit_jax.base import abandoned, console
 from lraqvit_jax.base.errors import Preempted, UserError, nearest, storage
 from lraqvit_jax.config import Config
+from lraqvit_jax.plan import table
 from lraqvit_jax.run import lock, opening
 from lraqvit_jax.weights import artifacts
 
@@ -103,13 +104,11 @@ def _surroundings(ws: Any) -> list[str]:
     """What --verbose says before it all: versions, devices, mesh, plan."""
     import jax
 
-    from lraqvit_jax.plan import records as plan
-
     versions = ", ".join(f"{name} {version}" for name, version in artifacts.versions().items())
     devices = (
         f"{jax.device_count()} devices, the first {jax.devices()[0].device_kind}, of {jax.process_count()} processes"
     )
-    return [versions, devices, mesh_text(ws.mesh), plan.table(ws.plan, ws.spec.layers, 0)]
+    return [versions, devices, mesh_text(ws.mesh), table.table(ws.plan, ws.spec.layers, 0)]
 
 
 def mesh_text(mesh: Any) -> str:
@@ -125,7 +124,7 @@ def dry_run(config: Config, workdir: str) -> None:
     ws = opening.open_workspace(config, workdir, write=False)
     dense = plan.dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(dense), ws.preprocess.size, ws.mesh)
-    print(plan.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
+    print(table.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
     if ws.provisional:
         print(f"Ranks of the uniform ratio; the stage plan chooses by {ws.config.plan.method!r} for this budget.")
     print(mesh_text(ws.mesh))

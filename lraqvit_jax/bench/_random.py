@@ -12,8 +12,8 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.plan.records import LayerPlan, Plan
+from lraqvit_jax.plan.files import to_json
+from lraqvit_jax.plan.records import LayerPlan, Plan, dense, low_rank
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
@@ -68,12 +68,12 @@ def artifact(ws: Workspace, name: str) -> artifacts.Artifact:
         name: PREFIX and one of FORMS, with NARROW behind an int8 one or not.
     """
     pairs, granularity, bits = form(name)
-    plan: Plan = plan_lib.low_rank(ws.plan) if pairs else plan_lib.dense(ws.spec.layers)
+    plan: Plan = low_rank(ws.plan) if pairs else dense(ws.spec.layers)
     params = _draw(ws, plan)
     if granularity:
         params, plan = _quantize(ws, params, plan, granularity, bits)
     meta = {"name": name, "model": ws.model, "num_classes": ws.num_classes, "class_names": None}
-    meta |= {"plan": plan_lib.to_json(plan), "preprocess": ws.preprocess.to_json()}
+    meta |= {"plan": to_json(plan), "preprocess": ws.preprocess.to_json()}
     return artifacts.Artifact(artifacts.build(meta), params, ws.preprocess, meta)
 
 

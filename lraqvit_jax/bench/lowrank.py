@@ -29,7 +29,7 @@ from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import decomposition, reparam, spectra
 from lraqvit_jax.options.bench import LowRankGrid
 from lraqvit_jax.options.training import Run
-from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan import cost, ranks
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.report import figures
 from lraqvit_jax.run import opening, results
@@ -179,7 +179,7 @@ def _row(ws: Workspace, dense: Artifact, params: Any, planned: plan_lib.Plan) ->
         batch_size=ws.config.eval_batch_size,
         mesh=ws.mesh,
     )
-    total = plan_lib.total_cost(planned, ws.spec.layers)
+    total = cost.total_cost(planned, ws.spec.layers)
     return {
         "params": total.params + other_params(dense.params, dense.plan),
         "linear_gflops": total.flops / 1e9,

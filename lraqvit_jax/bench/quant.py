@@ -19,7 +19,8 @@ from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.bench.lowrank import Table
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.cost import total_cost
+from lraqvit_jax.plan.records import BITS, Plan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.report import figures
 from lraqvit_jax.run import opening, planning
@@ -89,7 +90,7 @@ def run(config: dict[str, Any], workdir: str) -> None:
 def bits_of(width: str) -> dict[str, int]:
     """Fields of `config.METHOD` for "w4a8", 4 bits for kernels and 8 for activations; UserError for anything else."""
     weights, _, activations = width.removeprefix("w").partition("a")
-    if width != f"w{weights}a{activations}" or not {weights, activations} <= {str(bits) for bits in plan_lib.BITS}:
+    if width != f"w{weights}a{activations}" or not {weights, activations} <= {str(bits) for bits in BITS}:
         raise UserError(f"quant_grid.widths has {width!r}; write w and a with 4, 6, 7 or 8 each, such as 'w4a8'.")
     return {"weight_bits": int(weights), "bits": int(activations)}
 
@@ -172,7 +173,7 @@ def _logits(ws: Workspace, found: artifacts.Artifact) -> list[Any]:
     )
 
 
-def _row(ws: Workspace, found: artifacts.Artifact, params: Any, plan: plan_lib.Plan, wanted: Sequence[Any] = ()) -> Row:
+def _row(ws: Workspace, found: artifacts.Artifact, params: Any, plan: Plan, wanted: Sequence[Any] = ()) -> Row:
     model = models.create(ws.model, num_classes=ws.num_classes, image_size=found.preprocess.size, plan=plan)
     abstract = sharding.abstract_params(model, found.preprocess.size, ws.mesh)
     score = evaluate.accuracy(
@@ -184,7 +185,7 @@ def _row(ws: Workspace, found: artifacts.Artifact, params: Any, plan: plan_lib.P
         mesh=ws.mesh,
         other=wanted,
     )
-    cost = plan_lib.total_cost(plan, ws.spec.layers)
+    cost = total_cost(plan, ws.spec.layers)
     rest = other_params(found.params, found.plan)
     return {
         "params": cost.params + rest,

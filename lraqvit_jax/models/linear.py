@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from lraqvit_jax.plan.records import DENSE, PACKED, LayerPlan, packed_rows
+from lraqvit_jax.plan.cost import packed_rows
+from lraqvit_jax.plan.records import DENSE, PACKED, LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import codes_of, fake_codes
 

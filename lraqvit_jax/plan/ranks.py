@@ -10,7 +10,8 @@ from jaxtyping import Float
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.options.plan import PlanOptions
-from lraqvit_jax.plan.records import LayerPlan, LinearInfo, check_layer
+from lraqvit_jax.plan.check import check_layer
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 
 
 def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1) -> dict[str, int]:

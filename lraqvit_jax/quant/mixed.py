@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.plan.records import PACKED, LayerPlan, LinearInfo, Plan, layer_cost
+from lraqvit_jax.plan.cost import layer_cost
+from lraqvit_jax.plan.records import PACKED, LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import qarray, quantize
 
 WIDEST = 8

@@ -9,7 +9,8 @@ import jinja2
 import markupsafe
 
 from lraqvit_jax import config as config_lib
-from lraqvit_jax.plan.records import LinearInfo, Plan, layer_cost
+from lraqvit_jax.plan.cost import layer_cost
+from lraqvit_jax.plan.records import LinearInfo, Plan
 from lraqvit_jax.report import panels, sections, table, theme, words
 from lraqvit_jax.report.figures import SERIES
 from lraqvit_jax.report.read import Run, place

@@ -11,7 +11,8 @@ from lraqvit_jax import models
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import class_names
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.check import check
+from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.plan.records import LinearInfo, Plan
 from lraqvit_jax.run import metrics, results
 from lraqvit_jax.weights import artifacts, tensors
@@ -79,7 +80,7 @@ def run(directory: pathlib.Path) -> Run:
     if not found["rows"]:
         raise UserError(f"{directory} has no results.json to report yet; run --stages=teacher first.")
     metas = _metas(directory)
-    plan = plan_lib.read(directory / "plan.json") if (directory / "plan.json").exists() else {}
+    plan = read_plan(directory / "plan.json") if (directory / "plan.json").exists() else {}
     folder = directory / "report"
     return Run(
         directory.resolve().name,
@@ -116,7 +117,7 @@ def _layers(metas: Mapping[str, Mapping[str, Any]], plan: Plan) -> tuple[LinearI
         return ()
     size = meta["preprocess"]["size"]
     layers = models.spec(meta["model"], num_classes=meta["num_classes"], image_size=size).layers
-    plan_lib.check(plan, layers)
+    check(plan, layers)
     return tuple(layers)
 
 

@@ -11,6 +11,7 @@ from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import Config
 from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.files import MEND, to_json
 
 
 def started(directory: pathlib.Path) -> bool:
@@ -78,11 +79,11 @@ def _sweep(directory: pathlib.Path) -> None:
 def edited(directory: pathlib.Path) -> bool:
     """Whether plan.json is no longer what the configuration gave."""
     written = directory / "plan.json"
-    return written.exists() and claimed(directory).get("plan_sha256") != _digest(files.text(written, plan_lib.MEND))
+    return written.exists() and claimed(directory).get("plan_sha256") != _digest(files.text(written, MEND))
 
 
 def _plan_text(plan: plan_lib.Plan) -> str:
-    return json.dumps(plan_lib.to_json(plan), indent=1) + "\n"
+    return json.dumps(to_json(plan), indent=1) + "\n"
 
 
 def _digest(text: str) -> str:

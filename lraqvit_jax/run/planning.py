@@ -7,7 +7,7 @@ from typing import Any
 from lraqvit_jax import models
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import Config
-from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan import check, files, ranks
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run import claim
 from lraqvit_jax.weights import artifacts
@@ -32,12 +32,12 @@ def current(
         plan = plan_lib.read(written)
     else:
         plan = quantized(config, spec, ranks.make_plan(spec.layers, config.plan))
-    plan_lib.check(plan, spec.layers)
+    check.check(plan, spec.layers)
     if any(layer.form == "reparam" for layer in plan.values()):
         raise UserError("plan.json has a layer of form 'reparam', which is only a training form; write 'low_rank'.")
     factorized = directory / "checkpoints"
     for path in sorted(factorized.glob("*.start")):
-        made = plan_lib.from_json(artifacts.read_meta(path)["plan"])
+        made = files.from_json(artifacts.read_meta(path)["plan"])
         if plan_lib.low_rank(made) != plan_lib.low_rank(plan):
             raise UserError(
                 f"{written} was changed after the stage factorize used it; put it back, or start a new work directory."

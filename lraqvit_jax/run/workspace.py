@@ -18,6 +18,7 @@ from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Source
 from lraqvit_jax.devices import processes
 from lraqvit_jax.devices.sharding import Mesh
+from lraqvit_jax.plan import check, files
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run import claim, planning
 from lraqvit_jax.weights import artifacts
@@ -76,7 +77,7 @@ class Workspace:
             "num_classes": self.num_classes,
             "class_names": self.class_names,
             "preprocess": self.preprocess.to_json(),
-            "plan": plan_lib.to_json(plan),
+            "plan": files.to_json(plan),
             "config": self.config.to_dict(),
             "parent": parent,
             "notes": notes,
@@ -88,7 +89,7 @@ class Workspace:
     def with_plan(self, plan: plan_lib.Plan) -> "Workspace":
         """Writes the plan of a measured method, quantized as the configuration says."""
         plan = planning.quantized(self.config, self.spec, plan)
-        plan_lib.check(plan, self.spec.layers)
+        check.check(plan, self.spec.layers)
         processes.once(lambda: claim.write(self.directory, self.config, plan))
         return dataclasses.replace(self, plan=plan, provisional=False)
 

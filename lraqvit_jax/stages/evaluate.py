@@ -10,6 +10,7 @@ from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import processes
 from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.cost import total_cost
 from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.tasks import classification
@@ -55,7 +56,7 @@ def _keep(ws: Workspace, name: str, answers: classification.Answers | None) -> N
 
 def size(artifact: Artifact) -> dict[str, Any]:
     """Parameters of the deployed model, FLOPs of its linear layers an image, and the bytes its arrays really take."""
-    cost = plan_lib.total_cost(artifact.plan, artifact.spec.layers)
+    cost = total_cost(artifact.plan, artifact.spec.layers)
     return {
         "params": cost.params + other_params(artifact.params, artifact.plan),
         "linear_gflops": cost.flops / 1e9,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lraqvit_jax.base import console, trees
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import low_rank
 from lraqvit_jax.run.workspace import Workspace
 
 TOLERANCE = 1e-5
@@ -15,7 +15,7 @@ TOLERANCE = 1e-5
 def run(ws: Workspace) -> None:
     for name in console.progress([name for name in ws.config.runs if not ws.has(name)], "merge", "run"):
         trained = ws.load(f"{name}.trained", "distill")
-        plan = plan_lib.low_rank(ws.plan)
+        plan = low_rank(ws.plan)
         paths = [path for path, layer in trained.plan.items() if layer.form == "reparam"]
         params = trees.map_layers(reparam.merge, trained.params, paths)
         with sharding.use(ws.mesh):

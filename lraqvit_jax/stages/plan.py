@@ -16,6 +16,7 @@ from lraqvit_jax.lowrank import kfac, spectra, whitened
 from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.cost import layer_cost
 from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
@@ -85,7 +86,7 @@ def cost(options: PlanOptions, plan: plan_lib.Plan) -> ranks.Cost:
     def stored(layer: LinearInfo, rank: int) -> int:
         entry = plan[layer.path]
         form = entry.form if entry.form == "quantized" else "low_rank" if rank else "dense"
-        return plan_lib.layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
+        return layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
 
     if options.unit == "latency":
         return ranks.latency(_table(options.latency))

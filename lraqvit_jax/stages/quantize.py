@@ -12,7 +12,8 @@ from flax import linen as nn
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import processes, sharding
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.check import check
+from lraqvit_jax.plan.records import LayerPlan, Plan
 from lraqvit_jax.quant import between, mixed, quantize
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.evaluate import other_params
@@ -92,9 +93,7 @@ def degenerate(seen: Seen) -> list[str]:
     return found
 
 
-def make(
-    ws: Workspace, source: Calibrated, plan: plan_lib.Plan, method: Mapping[str, Any], name: str
-) -> quantize.Quantized:
+def make(ws: Workspace, source: Calibrated, plan: Plan, method: Mapping[str, Any], name: str) -> quantize.Quantized:
     """One integer model.
 
     Args:
@@ -108,7 +107,7 @@ def make(
         UserError: a plan that makes no sense, a budget that is too small.
     """
     plan = {path: with_options(path, layer, method) for path, layer in plan.items()}
-    plan_lib.check(plan, ws.spec.layers)
+    check(plan, ws.spec.layers)
     params = artifacts.host(source.params)
     layers = list(ws.spec.layers)
     if method["budget_mb"]:
@@ -126,7 +125,7 @@ def make(
     return tune(ws, made, method, name) if method["tuning_steps"] else made
 
 
-def with_options(path: str, layer: plan_lib.LayerPlan, method: Mapping[str, Any]) -> plan_lib.LayerPlan:
+def with_options(path: str, layer: LayerPlan, method: Mapping[str, Any]) -> LayerPlan:
     """A quantized layer of the plan with what a method sets otherwise."""
     if layer.form != "quantized":
         return layer

@@ -16,7 +16,8 @@ import numpy as np
 from lraqvit_jax import models, weights
 from lraqvit_jax.base import arguments, trees
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.cost import total_cost
+from lraqvit_jax.plan.records import dense
 from lraqvit_jax.weights import Pretrained
 
 NAMES = 5
@@ -40,7 +41,7 @@ def describe(found: Pretrained) -> str:
     spec = models.spec(found.model, num_classes=found.num_classes, image_size=found.preprocess.size)
     flat, pre = trees.flatten(found.params), found.preprocess
     names = ", ".join(found.class_names[:NAMES] + ["..."] * (len(found.class_names) > NAMES))
-    flops = plan.total_cost(plan.dense(spec.layers), spec.layers).flops
+    flops = total_cost(dense(spec.layers), spec.layers).flops
     lines = {
         "source": found.source,
         "sha256": found.sha256,

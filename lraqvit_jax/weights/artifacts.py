@@ -23,7 +23,8 @@ from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import fingerprint, sharding
 from lraqvit_jax.devices.sharding import Mesh
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.files import from_json
+from lraqvit_jax.plan.records import LayerPlan
 
 META = {"name": str, "model": str, "num_classes": int, "class_names": list, "preprocess": dict, "plan": dict}
 """What every artefact says of itself, and more."""
@@ -53,8 +54,8 @@ class Artifact:
         return self.meta["name"]
 
     @property
-    def plan(self) -> dict[str, plan.LayerPlan]:
-        return plan.from_json(self.meta["plan"])
+    def plan(self) -> dict[str, LayerPlan]:
+        return from_json(self.meta["plan"])
 
     @property
     def spec(self) -> models.ModelSpec:
@@ -94,7 +95,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     files.check(meta, META, str(path), MEND)
     if not files.whole(meta["num_classes"], 1, MAX_CLASSES):
         raise UserError(f"{path} has num_classes = {short(repr(meta['num_classes']))}, out of range; {MEND}.")
-    plan.from_json(meta["plan"], str(path))
+    from_json(meta["plan"], str(path))
     preprocess.from_json(meta["preprocess"])
     return meta
 
@@ -105,7 +106,7 @@ def build(meta: dict[str, Any], dtype: str = "float32", arithmetic: str = "integ
         meta["model"],
         num_classes=meta["num_classes"],
         image_size=meta["preprocess"]["size"],
-        plan=plan.from_json(meta["plan"]),
+        plan=from_json(meta["plan"]),
         dtype=dtype,
         arithmetic=arithmetic,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from lraqvit_jax import config, lowrank
 from lraqvit_jax.calibration import moments
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan
 from lraqvit_jax.quant import smoothing
 from lraqvit_jax.quant.quantize import Product
 
@@ -42,10 +42,10 @@ def test_a_quantizer_gives_positive_vectors_for_products_it_knows(rng, name):
         f"layer_{index}:x": Product(
             rng.standard_normal((3, 4, 6)).astype(np.float32),
             rng.standard_normal((6, 5)).astype(np.float32),
-            plan.LayerPlan("quantized", 0, 8, granularity=granularity),
+            LayerPlan("quantized", 0, 8, granularity=granularity),
             after_norm=index == 0,
         )
-        for index, granularity in enumerate(plan.GRANULARITIES)
+        for index, granularity in enumerate(GRANULARITIES)
     }
     alphas = module.smooth(products, {**config.METHOD, "iterations": 2})
     assert set(alphas) <= set(products)

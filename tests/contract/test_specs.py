@@ -21,8 +21,8 @@ from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan
-from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.plan.check import check
+from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan
 from lraqvit_jax.quant import quantize
 from tests.unit import small
 
@@ -122,7 +122,7 @@ def test_planned_layers_take_their_form_and_the_rest_stays(name):
     """The forms in turn, over the layers of the encoder."""
     forms = itertools.cycle([LayerPlan("reparam", RANK), LayerPlan("low_rank", RANK), LayerPlan("quantized", RANK, 8)])
     one = {info.path: next(forms) if info.compressible else LayerPlan() for info in spec(name).layers}
-    plan.check(one, spec(name).layers)
+    check(one, spec(name).layers)
     planned = abstract(name, tuple(one.items()))
     outside = {info.path: trees.get(abstract(name), info.path) for info in spec(name).layers if info.compressible}
     stripped, dense = (trees.replace(tree, dict.fromkeys(outside)) for tree in (planned, abstract(name)))
@@ -158,7 +158,7 @@ def test_the_names_in_a_config_are_names_of_something(path):
     preprocess = Preprocess(**fields["preprocess"])
     model = fields["model"] or "vit_tiny"  # else the weights tell it
     layers = models.spec(model, num_classes=10, image_size=preprocess.size).layers
-    plan.check(ranks.make_plan(layers, fields["plan"]), layers)
+    check(ranks.make_plan(layers, fields["plan"]), layers)
     augment.parse(fields["augment"])
     for name in fields["factorize"]["baselines"]:
         lowrank.decomposition(name)
@@ -167,6 +167,6 @@ def test_the_names_in_a_config_are_names_of_something(path):
         reparam.form(run["branch"])
     for method in fields["quant"]["methods"].values():
         quantize.check(method)
-        assert method["granularity"] in ("", *plan.GRANULARITIES)
+        assert method["granularity"] in ("", *GRANULARITIES)
     rows = {"dense", *fields["runs"], *fields["quant"]["methods"]}
     assert set(fields["export"]["artifacts"]) <= rows

@@ -7,7 +7,7 @@ import pytest
 
 from lraqvit_jax import models
 from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.weights import artifacts
 from tests.integration import command
 from tests.unit import small
@@ -17,7 +17,7 @@ SPEC = models.spec("vit_pico", num_classes=10, image_size=8)
 
 
 def chosen(workdir):
-    return {path: layer.rank for path, layer in plan.read(workdir / "plan.json").items()}
+    return {path: layer.rank for path, layer in read_plan(workdir / "plan.json").items()}
 
 
 def share(found):

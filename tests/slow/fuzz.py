@@ -36,7 +36,9 @@ from lraqvit_jax.bench.lowrank import Table
 from lraqvit_jax.data import augment, images, labels, preprocess, sources
 from lraqvit_jax.data.sources import folder
 from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.check import check
+from lraqvit_jax.plan.files import read_plan, to_json
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 from lraqvit_jax.run import metrics, results, workspace
 from lraqvit_jax.stages import plan as plan_stage
 from lraqvit_jax.weights import artifacts, tensors
@@ -255,8 +257,8 @@ def readers(where: pathlib.Path) -> dict[str, Reader]:
             True,
         ),
         "plan.json": Reader(
-            file("plan.json", lambda path: plan.check(plan.read(path), [LAYER])),
-            [json.dumps(plan.to_json({LAYER.path: plan.LayerPlan("low_rank", 8)})).encode()],
+            file("plan.json", lambda path: check(read_plan(path), [LAYER])),
+            [json.dumps(to_json({LAYER.path: LayerPlan("low_rank", 8)})).encode()],
             0.07,
             True,
         ),
@@ -329,7 +331,7 @@ def weights_of(name: str) -> None:
         found.read(rest)
 
 
-LAYER = plan.LinearInfo("blocks_0/mlp/fc1", 192, 768, 197, "mlp")
+LAYER = LinearInfo("blocks_0/mlp/fc1", 192, 768, 197, "mlp")
 AUGMENT = [
     b"random_affine(10, 0.1, 0.9, 1.1)|random_crop(2)|flip_lr(0.5)",
     b"random_resized_crop(0.08, 1)|flip_lr|rand_augment(2, 9, 0.5)|color_jitter(0.4, 0.4, 0.4)|random_erasing(0.25)",
@@ -348,7 +350,7 @@ META = json.dumps(
     {
         **{"schema": 1, "name": "dense", "model": "vit_pico", "num_classes": 10, "class_names": ["a"], "notes": ""},
         "preprocess": preprocess.Preprocess(8).to_json(),
-        "plan": plan.to_json({"blocks_0/mlp/fc1": plan.LayerPlan("low_rank", 8), "head": plan.LayerPlan()}),
+        "plan": to_json({"blocks_0/mlp/fc1": LayerPlan("low_rank", 8), "head": LayerPlan()}),
     }
 ).encode()
 LATENCY = json.dumps(

@@ -7,8 +7,7 @@ from flax import linen as nn
 from lraqvit_jax import models
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices.sharding import make_mesh
-from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.plan.records import LayerPlan, low_rank
 
 MESH = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
 SPEC = models.spec("vit_pico", num_classes=10, image_size=8)
@@ -54,7 +53,7 @@ def seen(one_plan, values, batch):
 
 
 def float_plan(one_plan):
-    return plan_lib.low_rank(one_plan)
+    return low_rank(one_plan)
 
 
 def apply(one_model, values, *given, **options):

@@ -17,7 +17,7 @@ from lraqvit_jax.api import model as inference
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.files import to_json
 from lraqvit_jax.weights import artifacts
 from tests.unit import numpy_vit, small
 
@@ -29,7 +29,7 @@ def save(path, rng, names=NAMES):
     """Writes an artefact of low-rank layers with random parameters."""
     plan = small.plan("low_rank")
     meta = {"name": path.name, "model": "vit_pico", "num_classes": 10, "class_names": names, "config": {}, "notes": ""}
-    meta |= {"plan": plan_lib.to_json(plan), "preprocess": PREPROCESS.to_json()}
+    meta |= {"plan": to_json(plan), "preprocess": PREPROCESS.to_json()}
     artifacts.save_artifact(path, small.params(plan, rng), meta)
 
 

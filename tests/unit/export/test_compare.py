@@ -14,7 +14,7 @@ from lraqvit_jax.devices import sharding
 from lraqvit_jax.export import compare
 from lraqvit_jax.export import onnx as export
 from lraqvit_jax.models import vit
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.files import to_json
 from lraqvit_jax.weights import artifacts
 from tests.unit import small
 from tests.unit.export.test_onnx import artifact
@@ -43,7 +43,7 @@ def integers(rng):
         return np.abs(rng.normal(0, 0.1, leaf.shape)).astype(np.float32)
 
     meta = {"name": "one", "model": "vit_pico", "num_classes": 10, "class_names": None}
-    meta |= {"plan": plan_lib.to_json(plan), "preprocess": Preprocess(8).to_json()}
+    meta |= {"plan": to_json(plan), "preprocess": Preprocess(8).to_json()}
     params = jax.tree.map(fill, abstract)
     return artifacts.Artifact(artifacts.build(meta), params, Preprocess(8), meta), small.images(rng)
 

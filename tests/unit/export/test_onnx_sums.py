@@ -15,7 +15,7 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.export import onnx as export
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.files import to_json
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.weights import artifacts
@@ -35,7 +35,7 @@ def embedding(rng, layer, weights):
     params = trees.replace(params, {"patch_embed": weights})
     plan["patch_embed"] = layer
     meta = {"name": "one", "model": "vit_pico", "num_classes": 10, "class_names": None}
-    meta |= {"plan": plan_lib.to_json(plan), "preprocess": Preprocess(8).to_json()}
+    meta |= {"plan": to_json(plan), "preprocess": Preprocess(8).to_json()}
     return artifacts.Artifact(artifacts.build(meta), params, Preprocess(8), meta)
 
 

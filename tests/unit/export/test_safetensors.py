@@ -16,8 +16,9 @@ from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.export import safetensors as export
-from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.plan.cost import total_cost
+from lraqvit_jax.plan.files import from_json, to_json
+from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan, dense, low_rank
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.stages.evaluate import other_params
 from lraqvit_jax.weights import artifacts
@@ -28,7 +29,7 @@ NAMES = [f"digit {digit}" for digit in range(10)]
 
 def artifact(plan, params, model="vit_pico", size=8):
     record = Preprocess(size, crop_pct=0.8)
-    meta = {"model": model, "num_classes": 10, "class_names": NAMES, "plan": plan_lib.to_json(plan)}
+    meta = {"model": model, "num_classes": 10, "class_names": NAMES, "plan": to_json(plan)}
     meta |= {"preprocess": record.to_json()}
     return artifacts.Artifact(artifacts.build(meta), params, record, meta)
 
@@ -57,7 +58,7 @@ def test_a_dense_artefact_is_a_timm_state_dict(rng, tmp_path, name, size):
     params = random_params(rng, name, size)
     layers = models.spec(name, num_classes=10, image_size=size).layers
     path = tmp_path / f"{name}_{size}.safetensors"
-    export.save(artifact(plan_lib.dense(layers), params, name, size), path)
+    export.save(artifact(dense(layers), params, name, size), path)
     found = weights.read(f"timm:{path}")
     assert (found.model, found.preprocess.size) == (name, size)
     got, want = trees.flatten(found.params), trees.flatten(params)
@@ -85,7 +86,7 @@ def test_timms_names_and_layouts(rng):
 def test_a_deit3_keeps_its_logits_in_timms_form_without_a_position_for_the_class_token(rng, tmp_path):
     layers = models.spec("deit3_tiny_patch8", num_classes=10, image_size=16).layers
     params = random_params(rng, "deit3_tiny_patch8", 16)
-    one = artifact(plan_lib.dense(layers), params, "deit3_tiny_patch8", 16)
+    one = artifact(dense(layers), params, "deit3_tiny_patch8", 16)
     path, images = tmp_path / "deit3_tiny_patch8_16.safetensors", rng.standard_normal((2, 16, 16, 3), np.float32)
     export.save(one, path)
     assert safetensors.numpy.load_file(path)["pos_embed"].shape == (1, 4, 192)
@@ -108,7 +109,7 @@ def test_pairs_are_two_linear_layers(rng, tmp_path, form):
 
 
 def quantized(rng, plan, method):
-    float_plan = plan_lib.low_rank(plan)
+    float_plan = low_rank(plan)
     params, images = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, images)
     made = quantize.quantize(params, plan, small.LAYERS, seen, {**METHOD, "method": method})
@@ -117,7 +118,7 @@ def quantized(rng, plan, method):
 
 @pytest.mark.parametrize("method", ["naive", "smoothquant"])
 @pytest.mark.parametrize("rank", [0, small.RANK], ids=["dense", "pairs"])
-@pytest.mark.parametrize("granularity", plan_lib.GRANULARITIES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_int8_layers_follow_the_documented_formula(rng, tmp_path, granularity, rank, method):
     plan = {
         path: LayerPlan("quantized", layer.rank, 8, granularity, clip=0.9)
@@ -173,7 +174,7 @@ def test_the_metadata_rebuilds_the_model(rng, tmp_path):
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     assert metadata["format"] == "lraqvit_jax 1"
-    assert plan_lib.from_json(json.loads(metadata["plan"])) == plan
+    assert from_json(json.loads(metadata["plan"])) == plan
     assert preprocess.from_json(json.loads(metadata["preprocess"])) == one.preprocess
     assert json.loads(metadata["class_names"]) == NAMES
     meta = {name: json.loads(metadata[name]) for name in ("plan", "preprocess", "num_classes")}
@@ -201,7 +202,7 @@ def test_files_are_as_large_as_the_table_says(rng, tmp_path, bits):
 
     made = artifact(planned, jax.tree.map(random, abstract), "vit_tiny_patch16", 224)
     made.meta["num_classes"], made.meta["class_names"] = 1000, None
-    cost = plan_lib.total_cost(planned, spec.layers).bytes + 4 * other_params(made.params, planned)
+    cost = total_cost(planned, spec.layers).bytes + 4 * other_params(made.params, planned)
     export.save(made, tmp_path / "file.safetensors")
     assert abs((tmp_path / "file.safetensors").stat().st_size / cost - 1) < 0.03
     artifacts.save_artifact(tmp_path / "made", made.params, made.meta)

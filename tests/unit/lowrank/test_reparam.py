@@ -11,7 +11,7 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.lowrank import reparam, svd
 from lraqvit_jax.lowrank.svd import Pair
 from lraqvit_jax.models import linear as layers
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.records import low_rank
 from tests.unit import small
 
 # k - r below, at and above r, tall and wide.
@@ -109,7 +109,7 @@ def run(one_plan, values, batch):
 
 def test_merging_a_whole_model_keeps_its_outputs(rng):
     trained = small.plan("reparam")
-    merged = plan.low_rank(trained)
+    merged = low_rank(trained)
     params, batch = small.params(trained, rng), small.images(rng)
     paths = [path for path, layer in trained.items() if layer.rank]
     assert len(paths) == 8

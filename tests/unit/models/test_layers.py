@@ -13,7 +13,7 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.models.linear import Linear, LinearOptions
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.cost import layer_cost
 from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan
 from tests.unit import small
 
@@ -135,7 +135,7 @@ def test_float_forms_cost_what_their_arrays_take(form):
     one = small.plan(form)
     for info in small.LAYERS:
         leaves = jax.tree.leaves(layer_leaves(one, info))
-        cost = plan.layer_cost(info, one[info.path])
+        cost = layer_cost(info, one[info.path])
         assert cost.params == sum(leaf.size for leaf in leaves)
         assert cost.bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         assert all(leaf.dtype == jnp.float32 for leaf in leaves)
@@ -148,7 +148,7 @@ def test_a_reparam_layer_costs_what_it_merges_to():
         if one[info.path].rank:
             assert set(leaves) == {"u", "v", "du", "dv", "bias"}
             leaves = jax.eval_shape(reparam.merge, leaves)
-        cost = plan.layer_cost(info, one[info.path])
+        cost = layer_cost(info, one[info.path])
         assert cost.params == sum(leaf.size for leaf in leaves.values())
         assert cost.bytes == 4 * cost.params
 
@@ -164,7 +164,7 @@ def test_the_quantized_form_costs_what_its_arrays_take(granularity, rank, smooth
     }
     for info in small.LAYERS:
         leaves = layer_leaves(one, info)
-        cost = plan.layer_cost(info, one[info.path])
+        cost = layer_cost(info, one[info.path])
         assert cost.bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(leaves))
         kernels = [leaves[name] for name in ("kernel", "u", "v") if name in leaves]
         assert cost.params == sum(kernel["qvalue"].size for kernel in kernels) + leaves["bias"].size

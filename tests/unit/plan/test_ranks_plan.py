@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from lraqvit_jax import models
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan
-from lraqvit_jax.plan.records import LayerPlan, LinearInfo
+from lraqvit_jax.plan import ranks, records
+from lraqvit_jax.plan.check import check
+from lraqvit_jax.plan.cost import Cost, layer_cost, total_cost
+from lraqvit_jax.plan.files import from_json, read_plan, to_json
+from lraqvit_jax.plan.records import FORMS, GRANULARITIES, LayerPlan, LinearInfo, low_rank
+from lraqvit_jax.plan.table import left_in_float, table
 from lraqvit_jax.stages.evaluate import other_params
 from tests.unit import small
 
@@ -30,9 +33,9 @@ SQUARE = LinearInfo("blocks_0/attn/proj", 64, 64, 17, "attention")  # breaks eve
 @pytest.mark.parametrize(("info", "last"), [(INFO, 25), (SQUARE, 31)])
 @pytest.mark.parametrize(("form", "bits"), [("low_rank", 0), ("reparam", 0), ("quantized", 8)])
 def test_a_rank_below_break_even_is_accepted_and_one_at_it_refused(info, last, form, bits):
-    plan.check({info.path: LayerPlan(form, last, bits)}, [info])
+    check({info.path: LayerPlan(form, last, bits)}, [info])
     with pytest.raises(UserError, match=f"'{info.path}'.*rank {last + 1}.*ranks 1 to {last}"):
-        plan.check({info.path: LayerPlan(form, last + 1, bits)}, [info])
+        check({info.path: LayerPlan(form, last + 1, bits)}, [info])
 
 
 @property_test
@@ -41,9 +44,9 @@ def test_the_accepted_ranks_are_those_that_save_parameters(m, n):
     info = LinearInfo("fc", m, n, 1, "mlp")
     first_refused = next(rank for rank in range(1, m * n + 1) if rank * (m + n) >= m * n)
     if first_refused > 1:
-        plan.check({"fc": LayerPlan("low_rank", first_refused - 1)}, [info])
+        check({"fc": LayerPlan("low_rank", first_refused - 1)}, [info])
     with pytest.raises(UserError):
-        plan.check({"fc": LayerPlan("low_rank", first_refused)}, [info])
+        check({"fc": LayerPlan("low_rank", first_refused)}, [info])
 
 
 WRONG = [
@@ -70,18 +73,18 @@ WRONG = [
 @pytest.mark.parametrize(("entry", "says"), WRONG)
 def test_an_entry_that_makes_no_sense_is_refused_by_the_name_of_its_layer(entry, says):
     with pytest.raises(UserError, match=says) as caught:
-        plan.check({INFO.path: entry}, [INFO])
+        check({INFO.path: entry}, [INFO])
     assert repr(INFO.path) in str(caught.value)
 
 
 def test_a_plan_names_every_layer_of_the_model_and_no_other():
-    whole = plan.dense(small.LAYERS)
-    plan.check(whole, small.LAYERS)
+    whole = records.dense(small.LAYERS)
+    check(whole, small.LAYERS)
     with pytest.raises(UserError, match=r"'blocks_0/attn/qvk'.*did you mean 'blocks_0/attn/qkv'"):
-        plan.check({**whole, "blocks_0/attn/qvk": LayerPlan()}, small.LAYERS)
+        check({**whole, "blocks_0/attn/qvk": LayerPlan()}, small.LAYERS)
     del whole["head"]
     with pytest.raises(UserError, match="leaves out layer 'head'"):
-        plan.check(whole, small.LAYERS)
+        check(whole, small.LAYERS)
 
 
 # --- JSON ---
@@ -93,27 +96,27 @@ def test_a_plan_names_every_layer_of_the_model_and_no_other():
         st.text(min_size=1),
         st.builds(
             LayerPlan,
-            form=st.sampled_from(plan.FORMS),
+            form=st.sampled_from(FORMS),
             rank=st.integers(0, 999),
             bits=st.sampled_from([0, 8]),
-            granularity=st.sampled_from(plan.GRANULARITIES),
+            granularity=st.sampled_from(GRANULARITIES),
             clip=st.floats(0.01, 1),
             smoothed=st.booleans(),
         ),
     )
 )
 def test_a_plan_comes_back_from_json_as_it_was(one):
-    assert plan.from_json(json.loads(json.dumps(plan.to_json(one)))) == one
+    assert from_json(json.loads(json.dumps(to_json(one)))) == one
 
 
 def test_a_plan_comes_back_from_its_file(tmp_path):
     one = small.quantized_plan(small.RANK, "per_token")
-    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json(one)))
-    assert plan.read(tmp_path / "plan.json") == one
+    (tmp_path / "plan.json").write_text(json.dumps(to_json(one)))
+    assert read_plan(tmp_path / "plan.json") == one
 
 
 def test_a_field_left_out_takes_its_default_and_a_whole_number_will_do_for_a_share():
-    assert plan.from_json({"fc": {"form": "low_rank", "rank": 3, "clip": 1}}) == {"fc": LayerPlan("low_rank", 3)}
+    assert from_json({"fc": {"form": "low_rank", "rank": 3, "clip": 1}}) == {"fc": LayerPlan("low_rank", 3)}
 
 
 @pytest.mark.parametrize(
@@ -133,14 +136,14 @@ def test_a_field_left_out_takes_its_default_and_a_whole_number_will_do_for_a_sha
 )
 def test_fields_of_another_type_are_refused_by_the_name_of_their_layer(fields, says):
     with pytest.raises(UserError, match=says) as caught:
-        plan.from_json({"blocks_0/attn/qkv": fields}, "plan.json")
+        from_json({"blocks_0/attn/qkv": fields}, "plan.json")
     assert "Layer 'blocks_0/attn/qkv' in plan.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [[], "plan", 3, None])
 def test_json_that_is_no_mapping_is_refused(data):
     with pytest.raises(UserError, match=r"plan\.json is not a JSON object"):
-        plan.from_json(data, "plan.json")
+        from_json(data, "plan.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", None], ids=["empty", "cut_off", "binary", "no_file"])
@@ -149,13 +152,13 @@ def test_a_file_that_is_no_json_is_named(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"plan\.json cannot be read"):
-        plan.read(path)
+        read_plan(path)
 
 
 def test_low_rank_turns_every_planned_pair_into_the_form_and_the_rest_dense():
     quantized = small.quantized_plan(small.RANK, "per_token")
     for form in ("low_rank", "reparam"):
-        assert plan.low_rank(quantized, form) == small.plan(form)
+        assert low_rank(quantized, form) == small.plan(form)
 
 
 # --- ranks ---
@@ -177,7 +180,7 @@ def test_a_uniform_ratio_never_exceeds_its_budget_and_wastes_less_than_a_multipl
     # Exact arithmetic but for the last bit of the product of floats.
     assert rank * (1 - Fraction(2, 2**52)) <= affordable
     assert affordable < rank + multiple + Fraction(1, 10**9)
-    plan.check({"fc": LayerPlan("low_rank", rank)}, [info])
+    check({"fc": LayerPlan("low_rank", rank)}, [info])
 
 
 @pytest.mark.parametrize("name", ["vit_pico", "vit_nano", "deit_tiny", "deit_base"])
@@ -186,11 +189,11 @@ def test_a_whole_model_stays_within_its_budget(name, budget):
     spec = models.spec(name, num_classes=1000, image_size=224)
     options = {"method": "uniform_ratio", "budget": budget, "multiple": 4}
     one = ranks.make_plan(spec.layers, options)
-    plan.check(one, spec.layers)
+    check(one, spec.layers)
     encoder = [info for info in spec.layers if info.compressible]
     kept, dense = (
-        sum(plan.layer_cost(info, entry[info.path]).params - info.features_out for info in encoder)
-        for entry in (one, plan.dense(encoder))
+        sum(layer_cost(info, entry[info.path]).params - info.features_out for info in encoder)
+        for entry in (one, records.dense(encoder))
     )
     assert 0.6 * budget < kept / dense <= budget
     assert all(one[info.path] == LayerPlan() for info in spec.layers if not info.compressible)
@@ -231,7 +234,7 @@ def deployed(name, one):
     """Millions of parameters and GFLOPs of the linear layers, for 1,000 classes at 224 pixels."""
     spec = models.spec(name, num_classes=1000, image_size=224)
     model = models.create(name, num_classes=1000, image_size=224, plan=one)
-    cost = plan.total_cost(one, spec.layers)
+    cost = total_cost(one, spec.layers)
     return (cost.params + other_params(sharding.abstract_params(model, 224, small.MESH), one)) / 1e6, cost.flops / 1e9
 
 
@@ -271,25 +274,25 @@ def test_deit_tiny_at_the_papers_size():
 
 def test_costs_add_up():
     one = small.quantized_plan(small.RANK, "per_token")
-    costs = [plan.layer_cost(info, one[info.path]) for info in small.LAYERS]
-    total = plan.total_cost(one, small.LAYERS)
-    for field in dataclasses.fields(plan.Cost):
+    costs = [layer_cost(info, one[info.path]) for info in small.LAYERS]
+    total = total_cost(one, small.LAYERS)
+    for field in dataclasses.fields(Cost):
         assert getattr(total, field.name) == sum(getattr(cost, field.name) for cost in costs)
 
 
 def test_flops_are_two_for_each_multiply_accumulate_of_the_kernels():
-    assert plan.layer_cost(INFO, LayerPlan()).flops == 2 * 17 * 32 * 128
-    assert plan.layer_cost(INFO, LayerPlan("low_rank", 7)).flops == 2 * 17 * (32 * 7 + 7 * 128)
-    assert plan.layer_cost(INFO, LayerPlan("quantized", 7, 8)).flops == 2 * 17 * (32 * 7 + 7 * 128)
+    assert layer_cost(INFO, LayerPlan()).flops == 2 * 17 * 32 * 128
+    assert layer_cost(INFO, LayerPlan("low_rank", 7)).flops == 2 * 17 * (32 * 7 + 7 * 128)
+    assert layer_cost(INFO, LayerPlan("quantized", 7, 8)).flops == 2 * 17 * (32 * 7 + 7 * 128)
 
 
 def test_what_a_quantized_model_computes_in_float_is_said():
     info = LinearInfo("blocks_0/attn/qkv", 64, 192, 17, "attention")
     head = LinearInfo("head", 64, 10, 1, "head")
     whole = {info.path: LayerPlan("quantized", 0, 8), head.path: LayerPlan("quantized", 0, 8)}
-    assert plan.left_in_float(plan.dense([info, head])) == []
-    assert "the products of attention in 1 blocks" in plan.table(whole, [info, head], 0)
+    assert left_in_float(records.dense([info, head])) == []
+    assert "the products of attention in 1 blocks" in table(whole, [info, head], 0)
     integers = {info.path: LayerPlan("quantized", 0, 8, attention="uniform"), head.path: LayerPlan()}
-    said = plan.table(integers, [info, head], 0)
+    said = table(integers, [info, head], 0)
     assert "products of attention" not in said
     assert said.endswith("the layers head.")

@@ -8,7 +8,7 @@ import pytest
 
 from lraqvit_jax import models
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.records import ATTENTION, LayerPlan
 from lraqvit_jax.quant import attention
 from tests.unit import small
@@ -109,13 +109,13 @@ def test_a_model_with_integer_attention_is_close_to_the_one_without(rng, name):
 def test_only_a_quantized_qkv_can_have_it():
     one = small.quantized_plan(0, "per_token")
     one["blocks_0/attn/qkv"] = dataclasses.replace(one["blocks_0/attn/qkv"], attention="uniform")
-    plan.check(one, small.LAYERS)
+    check(one, small.LAYERS)
     for path, change, says in (
         ("blocks_0/mlp/fc1", {"attention": "uniform"}, "only a quantized layer 'qkv'"),
         ("blocks_0/attn/qkv", {"attention": "unifrom"}, "did you mean 'uniform'"),
     ):
         with pytest.raises(UserError, match=says):
-            plan.check(one | {path: dataclasses.replace(one[path], **change)}, small.LAYERS)
+            check(one | {path: dataclasses.replace(one[path], **change)}, small.LAYERS)
 
 
 def test_a_whole_integer_model_runs_as_its_twin_says(rng):

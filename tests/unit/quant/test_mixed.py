@@ -9,7 +9,7 @@ import pytest
 
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.cost import total_cost
 from lraqvit_jax.plan.records import PACKED
 from lraqvit_jax.quant import mixed, quantize
 from tests.unit import small
@@ -26,7 +26,7 @@ def made_up(rng):
 
 
 def total(one):
-    return plan.total_cost(one, small.LAYERS).bytes
+    return total_cost(one, small.LAYERS).bytes
 
 
 def divergence(one, found):

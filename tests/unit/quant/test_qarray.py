@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from qwix._src.core.qarray import quantize_with_scale_zero_point
 
-from lraqvit_jax.plan.records import packed_rows
+from lraqvit_jax.plan.cost import packed_rows
 from lraqvit_jax.quant import qarray
 
 property_test = settings(max_examples=30, deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ import pytest
 from lraqvit_jax import config
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.cost import layer_cost
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import between, qarray, quantize
 from lraqvit_jax.quant.fake_quant import fake_quant_input
@@ -58,7 +58,7 @@ def test_every_form_runs_on_integers_as_its_float_twin_says_in_as_many_bytes_as_
     assert 1e-5 < error < {8: 0.05, 6: 0.2, 4: 1.0}[coarse]
     for info in small.LAYERS:
         stored = sum(leaf.nbytes for leaf in jax.tree.leaves(trees.get(result.params, info.path)))
-        assert plan.layer_cost(info, result.plan[info.path]).bytes == stored, info.path
+        assert layer_cost(info, result.plan[info.path]).bytes == stored, info.path
 
 
 # --- rounding ---

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from configs import digits
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import dense
 from lraqvit_jax.report import read
 from lraqvit_jax.run import opening, results
 from lraqvit_jax.stages import report
@@ -68,7 +68,7 @@ def add_rows(ws, rows=ROWS):
 
 
 def add_dense(ws, rng):
-    one = plan_lib.dense(ws.spec.layers)
+    one = dense(ws.spec.layers)
     ws.save("dense", small.params(one, rng), one, parent="", notes="trained 40 steps")
 
 
@@ -82,7 +82,7 @@ def add_metrics(ws, runs=("rb_lra_kd",)):
 
 
 def add_int8(ws, rng, surface=None):
-    one = plan_lib.dense(ws.spec.layers)
+    one = dense(ws.spec.layers)
     ws.save("int8_wads", small.params(one, rng), one, parent="rb_lra_kd", errors=ERRORS)
     if surface is None:
         surface = np.abs(rng.standard_normal((5, 12))).astype(np.float32)

@@ -10,7 +10,8 @@ import pytest
 
 from lraqvit_jax.base import trees
 from lraqvit_jax.models.linear import InputGrid, quantized_product
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.check import check
+from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.training import loop as train
 from lraqvit_jax.training import qat
 from tests.unit import small
@@ -42,7 +43,7 @@ def test_a_learned_clip_goes_into_the_plan_and_is_what_the_integers_use(rng):
     flat |= {path: jnp.float32(0.8) for path in flat if path.endswith("x_clip")}
     flat |= {path: jnp.float32(1.2) for path in flat if path.endswith("z_clip")}
     params, one = qat.finish(trees.nest(flat), result.plan)
-    plan.check(one, small.LAYERS)
+    check(one, small.LAYERS)
     assert one["blocks_0/mlp/fc1"].clip == pytest.approx(0.8)
     assert one["blocks_0/mlp/fc1"].clip_z == 1  # the range ends at the largest value
     want = logits(one, trees.nest(flat), batch, arithmetic="train")
@@ -54,7 +55,7 @@ def test_scales_have_lsqs_gradient_in_a_whole_layer(rng):
     """y = Q(x) Q(W): the gradient in the kernel's scale is x times round(w / s) - w / s inside, +-qmax outside."""
     x = rng.standard_normal((3, 5, 8)).astype(np.float32)
     kernel, scale = rng.standard_normal((8, 4)).astype(np.float32), np.float32([0.1, 0.2, 0.3, 0.5])
-    layer, x_scale = plan.LayerPlan("quantized", 0, 8, "per_tensor", weight_bits=4), np.float32(0.01)
+    layer, x_scale = LayerPlan("quantized", 0, 8, "per_tensor", weight_bits=4), np.float32(0.01)
 
     def out(scale):
         grid = InputGrid(scale=jnp.asarray(x_scale))

@@ -16,7 +16,8 @@ from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import augment, preprocess, sources
 from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan
+from lraqvit_jax.plan.files import read_plan
+from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.run import metrics, results, workspace
 from lraqvit_jax.weights import artifacts, tensors
 from lraqvit_jax.weights.sources import big_vision, huggingface, timm
@@ -141,7 +142,7 @@ def test_what_is_no_json_object_is_refused_everywhere(tmp_path, content):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "metrics.jsonl").write_bytes(content)
     for read in (
-        lambda: plan.read(tmp_path / "plan.json"),
+        lambda: read_plan(tmp_path / "plan.json"),
         lambda: workspace._claimed(tmp_path),
         lambda: workspace._edited(tmp_path),
         lambda: results.read(tmp_path),
@@ -159,7 +160,7 @@ def test_a_json_file_that_is_too_large_is_not_read(tmp_path):
     with (tmp_path / "plan.json").open("wb") as file:
         file.truncate(files.MAX_BYTES + 1)  # sparse
     with pytest.raises(UserError, match="more than"):
-        plan.read(tmp_path / "plan.json")
+        read_plan(tmp_path / "plan.json")
 
 
 def test_rows_that_are_none_are_left_out_of_the_metrics_and_refused_in_the_results(tmp_path):
@@ -223,7 +224,7 @@ def test_a_refusal_is_one_line_whatever_the_name():
 def test_a_latency_beyond_64_bits_is_a_number():
     row = {"features_in": 4, "features_out": 4, "tokens": 1, "ms": {"0": 1.0, "8": 10**30, "16": 1.0}}
     cost = ranks.latency({"layers": [row]})
-    assert cost(plan.LinearInfo("a", 4, 4, 1, "mlp"), 12) == pytest.approx(5e29)
+    assert cost(LinearInfo("a", 4, 4, 1, "mlp"), 12) == pytest.approx(5e29)
 
 
 def test_a_count_of_too_many_digits_is_refused():
