@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lraqvit_jax.base import trees
-from lraqvit_jax.models.linear import InputGrid, quantized_product
+from lraqvit_jax.forms.quantized import InputGrid, quantized_product
 from lraqvit_jax.plan import records as plan
 from lraqvit_jax.training import loop as train
 from lraqvit_jax.training import qat
