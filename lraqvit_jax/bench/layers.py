@@ -17,7 +17,8 @@ from lraqvit_jax.base import files
 from lraqvit_jax.bench.step import timed
 from lraqvit_jax.config import Config
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.models import linear as layers
+from lraqvit_jax.forms.dense import dense
+from lraqvit_jax.forms.pair import low_rank
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.run import opening
 
@@ -55,8 +56,8 @@ def _times(m: int, n: int, tokens: int, points: list[int]) -> dict[str, float]:
         return jnp.asarray(rng.standard_normal(shape, np.float32))
 
     x = draw(tokens, m)
-    calls: dict[int, tuple[Any, Any]] = {0: (jax.jit(layers.dense), {"kernel": draw(m, n)})}
-    calls |= {rank: (jax.jit(layers.low_rank), {"u": draw(m, rank), "v": draw(rank, n)}) for rank in points}
+    calls: dict[int, tuple[Any, Any]] = {0: (jax.jit(dense), {"kernel": draw(m, n)})}
+    calls |= {rank: (jax.jit(low_rank), {"u": draw(m, rank), "v": draw(rank, n)}) for rank in points}
     times: dict[int, list[float]] = {rank: [] for rank in calls}
     for _ in range(ROUNDS + 2):
         for rank, (call, params) in calls.items():

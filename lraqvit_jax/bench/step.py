@@ -20,8 +20,8 @@ import optax
 from lraqvit_jax.base import files
 from lraqvit_jax.config import Config
 from lraqvit_jax.devices import sharding
+from lraqvit_jax.forms import Params, pair
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.models import linear as layers
 from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run import opening
@@ -117,7 +117,7 @@ def _peak(side: int = 2048) -> float:
     return 2 * side**3 / min(times[1:]) / 1e6
 
 
-def _four_products(params: layers.Params, x: jax.Array) -> jax.Array:
+def _four_products(params: Params, x: jax.Array) -> jax.Array:
     """Eq. 6 as it reads: every factor meets every other."""
     first, second = x @ params["u"], x @ params["du"]
     return first @ params["v"] + first @ params["dv"] + second @ params["v"] + second @ params["dv"]
@@ -129,7 +129,7 @@ def _forms(ws: Workspace) -> dict[str, dict[str, float]]:
     for info in ws.spec.layers:
         if rank := ws.plan[info.path].rank:
             shapes.setdefault((info.features_in, info.features_out, rank, info.tokens), info.path)
-    functions: Any = {"pair": layers.low_rank, "reparam": layers.reparam, "four_products": _four_products}
+    functions: Any = {"pair": pair.low_rank, "reparam": pair.reparam, "four_products": _four_products}
     rng, found = np.random.default_rng(0), {}
     for (m, n, rank, tokens), path in shapes.items():
         draw = {"u": (m, rank), "v": (rank, n), "du": (m, rank), "dv": (rank, n)}

@@ -1,4 +1,5 @@
-"""The one linear layer, in its forms: dense, low_rank, reparam for training, quantized.
+"""The one linear layer: declares the parameters of its form (dense, low_rank, reparam for training, quantized), and
+leaves to `forms` what is computed with them.
 
 Which form a layer has is data: `Linear` looks its own path up in the plan. A model never asks. Parameters by form,
 for a kernel of shape (m, n) = (in, out) and rank r:
@@ -12,26 +13,26 @@ for a kernel of shape (m, n) = (in, out) and rank r:
                by a vector first; for training (`quant.qat`) kernels as {latent, scale}, float, and
                where scales are dynamic the shares of the range `x_clip` and `z_clip` ()          Eq. 11
 
-and bias (n,) in every form, where the layer has one. The
-paper's V1 (n, r) is our v transposed: both factors are ordinary kernels.
+and bias (n,) in every form, where the layer has one.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from lraqvit_jax.forms.dense import dense
+from lraqvit_jax.forms.pair import low_rank, reparam
+from lraqvit_jax.forms.quantized import InputGrid, quantized_product
 from lraqvit_jax.plan.cost import packed_rows
 from lraqvit_jax.plan.records import DENSE, PACKED, LayerPlan
-from lraqvit_jax.quant import qarray
-from lraqvit_jax.quant.fake_quant import codes_of, fake_codes
 
-Params = Mapping[str, Array]
+FLOAT = {"dense": dense, "low_rank": low_rank, "reparam": reparam}
+"""What a float form computes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,86 +54,6 @@ class LinearOptions:
 
     def of(self, path: str) -> LayerPlan:
         return dict(self.plan).get(path, DENSE)
-
-
-def dense(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"]:
-    return x @ params["kernel"].astype(x.dtype)
-
-
-def low_rank(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"]:
-    """Eq. 2-3: two thin products."""
-    return (x @ params["u"].astype(x.dtype)) @ params["v"].astype(x.dtype)
-
-
-def reparam(params: Params, x: Float[Array, "rows m"]) -> Float[Array, "rows n"]:
-    """Eq. 4-6: the branch is added to the factors, so that training multiplies twice and not four times."""
-    return low_rank({"u": params["u"] + params["du"], "v": params["v"] + params["dv"]}, x)
-
-
-class InputGrid(NamedTuple):
-    """The grid of what a product reads.
-
-    Attributes:
-        scale: static, of x / smooth, () or (tokens, 1); None computes one for each token.
-        center: of the grid of x / smooth, likewise; None is 0, or one for each token where the layer is asymmetric.
-        smooth: what each input channel is divided by; None is 1.
-        clip: share of a token's range that a dynamic scale spans.
-    """
-
-    scale: Float[Array, "..."] | None = None
-    center: Float[Array, "..."] | None = None
-    smooth: Float[Array, " m"] | None = None
-    clip: Float[Array, ""] | float = 1.0
-
-
-def quantized_product(
-    x: Float[Array, "... tokens m"],
-    kernel: Mapping[str, Array],
-    grid: InputGrid,
-    layer: LayerPlan,
-    arithmetic: str,
-) -> Float[Array, "... tokens n"]:
-    """`Q(x / smooth) Q(smooth W)`: rounds x, multiplies integers, rescales.
-
-    What is constant at inference is multiplied together first, in the order that a compiler folds it: the rounding is
-    then the same whether the scales are arguments or, as in an exported file, constants.
-
-    Args:
-        x: float activations.
-        kernel: integer kernel with its scales (`qarray.QArray`), already multiplied by `smooth`, or a float one with
-            its scales, {latent, scale}, to be rounded here.
-        grid: of x.
-        layer: gives bits, group, and whether a dynamic grid is asymmetric.
-        arithmetic: see `LinearOptions`.
-    """
-    m, (scale, center, smooth, clip) = x.shape[-1], grid
-    if arithmetic == "train":
-        spread = qarray.each_row(kernel["scale"], m, layer.group)
-        values = fake_codes(kernel["latent"], spread, layer.kernel_bits)
-    else:
-        chex.assert_axis_dimension(kernel["qvalue"], 0, packed_rows(m, layer.kernel_bits))
-        values = qarray.unpack(kernel["qvalue"], layer.kernel_bits, m)
-    if scale is None:
-        x = x if smooth is None else x * (1 / smooth)
-        if layer.asymmetric:
-            scale, center = qarray.input_center(x, "per_token_dynamic", clip, layer.bits)
-        else:
-            scale = qarray.input_scale(x, "per_token_dynamic", clip, layer.bits)
-        smooth_scale, middle = scale, center
-    else:
-        smooth_scale = scale if smooth is None else scale * smooth
-        middle = center if center is None or smooth is None else center * smooth
-    shifted = x if middle is None else x - middle
-    rounded = codes_of(arithmetic)(shifted, smooth_scale, layer.bits)
-    dot = qarray.integer_dot if arithmetic == "integer" else qarray.float_dot
-    rows = rounded.reshape(-1, m)
-    if layer.group:
-        total = qarray.scaled_dot(rows, values, kernel["scale"], layer.group, dot).reshape(*x.shape[:-1], -1) * scale
-    else:
-        total = dot(rows, values).reshape(*x.shape[:-1], -1) * (scale * kernel["scale"])
-    if center is None:
-        return total
-    return total + center * qarray.scaled_dot(jnp.ones((1, m)), values, kernel["scale"], layer.group, dot)[0]
 
 
 class Linear(nn.Module):
@@ -178,8 +99,7 @@ class Linear(nn.Module):
         if layer.rank and self.is_mutable_collection("calibration"):
             first = (params["u"] + (params["du"] if layer.form == "reparam" else 0)).astype(rows.dtype)
             self._observe("z", (rows @ first).reshape(*x.shape[:-1], -1))
-        form = {"dense": dense, "low_rank": low_rank, "reparam": reparam}[layer.form]
-        return form(params, rows).reshape(*x.shape[:-1], self.features)
+        return FLOAT[layer.form](params, rows).reshape(*x.shape[:-1], self.features)
 
     def _quantized(self, x: Array, layer: LayerPlan) -> Array:
         x = x.astype(jnp.float32)

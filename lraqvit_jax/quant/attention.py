@@ -27,7 +27,7 @@ def logits(
         query: already divided by the root of dim.
         key: of the same tokens.
         layer: of the layer qkv; "float" in `attention` computes in float.
-        arithmetic: see `layers.LinearOptions`.
+        arithmetic: see `models.linear.LinearOptions`.
     """
     if layer.attention == "float":
         return jnp.einsum("...qhd,...khd->...hqk", query, key)

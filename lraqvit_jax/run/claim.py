@@ -11,7 +11,7 @@ from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import Config
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.plan.files import MEND, to_json
+from lraqvit_jax.plan.files import MEND, read_plan, to_json
 
 
 def started(directory: pathlib.Path) -> bool:
@@ -57,7 +57,7 @@ def write(directory: pathlib.Path, config: Config, plan: plan_lib.Plan, provisio
         _sweep(directory)
         written = directory / "plan.json"
         kept, before = edited(directory), claimed(directory)
-        if not written.exists() or plan_lib.read(written) != plan:
+        if not written.exists() or read_plan(written) != plan:
             files.write_atomically(written, text)
         claim = {"config": config.to_dict(), "plan_sha256": _digest(text), "provisional": provisional}
         if kept:

@@ -9,6 +9,7 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import Config
 from lraqvit_jax.plan import check, files, ranks
 from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.run import claim
 from lraqvit_jax.weights import artifacts
 
@@ -29,7 +30,7 @@ def current(
     """
     written = directory / "plan.json"
     if written.exists() and not measured_later and (claim.started(directory) or claim.edited(directory)):
-        plan = plan_lib.read(written)
+        plan = read_plan(written)
     else:
         plan = quantized(config, spec, ranks.make_plan(spec.layers, config.plan))
     check.check(plan, spec.layers)

@@ -8,9 +8,9 @@ import pytest
 
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.forms import pair as forms
 from lraqvit_jax.lowrank import reparam, svd
 from lraqvit_jax.lowrank.svd import Pair
-from lraqvit_jax.models import linear as layers
 from lraqvit_jax.plan.records import low_rank
 from tests.unit import small
 
@@ -149,8 +149,8 @@ def train(forward, params, x, y, tx):
 def distance(x, y, four, first, second):
     """Largest relative difference between the merged result of training all four and the directly trained pair."""
     pair = {name: four[name] + four[f"d{name}"] for name in "uv"}
-    trained = reparam.merge(train(layers.reparam, four, x, y, first))
-    direct = train(layers.low_rank, pair, x, y, second)
+    trained = reparam.merge(train(forms.reparam, four, x, y, first))
+    direct = train(forms.low_rank, pair, x, y, second)
     assert all(value.dtype == jnp.float64 for value in direct.values())
     assert all(float(jnp.abs(direct[name] - pair[name]).max()) > 0.1 for name in "uv")  # training went somewhere
     return max(float(jnp.abs(trained[name] - direct[name]).max() / jnp.abs(direct[name]).max()) for name in "uv")
@@ -173,7 +173,7 @@ def test_a_global_norm_clip_breaks_the_identity(rng):
     with jax.enable_x64(True):
         x, y, four = least_squares(rng)
         pair = {name: four[name] + four[f"d{name}"] for name in "uv"}
-        start = float(optax.tree.norm(jax.grad(lambda p: jnp.mean((layers.low_rank(p, x) - y) ** 2))(pair)))
+        start = float(optax.tree.norm(jax.grad(lambda p: jnp.mean((forms.low_rank(p, x) - y) ** 2))(pair)))
 
         def clipped(limit):
             four_tx, pair_tx = (optax.adamw(rate, weight_decay=decay) for rate, decay in ((1e-3, 0.1), (2e-3, 0.05)))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lraqvit_jax.base import trees
-from lraqvit_jax.models.linear import InputGrid, quantized_product
+from lraqvit_jax.forms.quantized import InputGrid, quantized_product
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.training import loop as train
