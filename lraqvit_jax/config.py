@@ -221,3 +221,20 @@ def filled(fields: Mapping[str, Any]) -> dict[str, Any]:
         for name in {path.removeprefix(start).split(".")[0] for path in fields if path.startswith(start)}:
             defaults |= {f"{start}{name}.{field}": value for field, value in records.to_dict(kind()).items()}
     return {**json.loads(json.dumps(defaults)), **fields}
+
+
+def restored(fields: Any, path: str) -> Config:
+    """The configuration that a file of this or an older version carries: fields that it lacks have their defaults, and
+    what it has besides is passed over.
+
+    Args:
+        fields: nested, as JSON has them.
+        path: of the file, for the sentence.
+
+    Raises:
+        UserError: a field is of another type, or out of its bounds.
+    """
+    try:
+        return records.parse(Config, records.completed(Config, fields))
+    except UserError as error:
+        raise UserError(f"{path} holds no configuration ({error}); put it back, or name another.") from error

@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -50,9 +50,7 @@ _STAGES = flags.DEFINE_list("stages", None, f"Stages to run instead of all: {', 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with its costs and stop; nothing is written.")
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "Print memory and FLOPs of each training and stop.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print only warnings, errors and the final table.")
-_VERBOSE = flags.DEFINE_bool(
-    "verbose", False, "Print also devices, versions, the plan, metrics, and where errors arose."
-)
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Print also devices, versions, the plan and metrics.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod, SLURM or Kubernetes job.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, to join processes anywhere else.")
 _COUNT = flags.DEFINE_integer("num_processes", 0, "How many processes there are, with --coordinator.")
@@ -64,11 +62,11 @@ _FLAGS = (
 """As --help lists them."""
 
 
-def run(config: Config, workdir: str, stages: Sequence[str] | None = None) -> None:
+def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] | None = None) -> None:
     """Runs stages in a work directory.
 
     Args:
-        config: what to do; see `lraqvit_jax.config.parse`.
+        config: what to do; or its fields, as `lraqvit_jax.config.parse` reads them.
         workdir: for everything that is written.
         stages: which; None is all.
 
@@ -79,16 +77,17 @@ def run(config: Config, workdir: str, stages: Sequence[str] | None = None) -> No
     from lraqvit_jax.run import preemption, results
     from lraqvit_jax.stages import evaluate
 
-    wanted = list(config_lib.STAGES) if stages is None else list(stages)
-    for name in wanted:
+    chosen = list(config_lib.STAGES) if stages is None else list(stages)
+    for name in chosen:
         if name not in config_lib.STAGES:
             raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
+    config = config if isinstance(config, Config) else config_lib.parse(config)
     with lock.alone(workdir):
         ws = opening.open_workspace(config, workdir)
         for line in _surroundings(ws) if console.level() == console.VERBOSE else ():
             console.detail(line)
         for name in config_lib.STAGES:
-            if name in wanted:
+            if name in chosen:
                 console.heading(f"-- {name}")
                 started = time.perf_counter()
                 ws = stages_lib.run(ws, name)
@@ -140,7 +139,7 @@ def estimate(config: Config, workdir: str) -> None:
 def _main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag; write --config=FILE --workdir=DIR.")
-    config, workdir = given()
+    config, workdir = command_line()
     join()
     if _ESTIMATE.value:
         estimate(config, workdir)
@@ -164,8 +163,8 @@ def join() -> None:
     preemption.watch()
 
 
-def given() -> tuple[Config, str]:
-    """The config and the work directory of the command line."""
+def command_line() -> tuple[Config, str]:
+    """The configuration and the work directory of the command line."""
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("Give both --config=FILE and --workdir=DIR; --help shows examples.")
     if _QUIET.value and _VERBOSE.value:
@@ -177,8 +176,8 @@ def given() -> tuple[Config, str]:
 
 def help_text(teaches: str) -> str:
     """What --help prints."""
-    found = [flags.FLAGS[one.name] for one in _FLAGS]
-    lines = [f"  --{one.name:<14} {one.help}" for one in found]
+    definitions = [flags.FLAGS[holder.name] for holder in _FLAGS]
+    lines = [f"  --{flag.name:<14} {flag.help}" for flag in definitions]
     return "\n".join(
         [teaches.strip(), "", "Flags:", *lines, "  --helpfull       All flags, those of the libraries too."]
     )
@@ -198,12 +197,12 @@ def parse(argv: Sequence[str], teaches: str = "") -> list[str]:
             CONFIG.value.to_dict()  # A file that failed to load says so only now.
         return rest
     except flags.UnrecognizedFlagError as error:
-        known = [one.name for one in _FLAGS]
-        raise UserError(f"There is no flag {error.flagname!r}; {nearest(error.flagname, known)}") from error
+        names = [holder.name for holder in _FLAGS]
+        raise UserError(f"There is no flag {error.flagname!r}; {nearest(error.flagname, names)}") from error
     except (AttributeError, KeyError) as error:
         fields = _fields(argv)
-        given = [word.lstrip("-").partition("=")[0] for word in argv if re.match("--?config[.]", word)]
-        wrong = next((name for name in given if name not in fields), "")
+        names = [word.lstrip("-").partition("=")[0] for word in argv if re.match("--?config[.]", word)]
+        wrong = next((name for name in names if name not in fields), "")
         raise UserError(
             f"The config has no field {wrong!r}; {nearest(wrong, fields)}" if wrong else str(error)
         ) from error
@@ -216,9 +215,9 @@ def parse(argv: Sequence[str], teaches: str = "") -> list[str]:
 def _fields(argv: Sequence[str]) -> set[str]:
     """Names of all fields of the config file that the command line names, as flags; of the default, if it has none."""
     config = config_lib.default()
-    given = [after for word, after in itertools.pairwise(argv) if word in ("-config", "--config")]
-    given += [found[1] for word in argv if (found := re.fullmatch("--?config=(.*)", word))]
-    for path, colon, argument in (one.partition(":") for one in given):
+    files = [after for word, after in itertools.pairwise(argv) if word in ("-config", "--config")]
+    files += [match[1] for word in argv if (match := re.fullmatch("--?config=(.*)", word))]
+    for path, colon, argument in (file.partition(":") for file in files):
         with contextlib.suppress(Exception):  # of a file that is any program
             config = runpy.run_path(path)["get_config"](*[argument] if colon else [])
     return {f"config.{name}" for name in config_lib.leaves(config.to_dict())}
@@ -262,8 +261,7 @@ def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str = __doc__
             _stop(sentence, 2)
         if not _joined():
             raise
-        if console.level() < console.VERBOSE:
-            traceback.print_exc()
+        traceback.print_exc()
         _stop("This is a defect of ours; please report it.", 1)
 
 
@@ -271,19 +269,19 @@ def _quiet_threads() -> None:
     """Leaves an error of the disk to the main thread, which says it in one sentence: threads that write checkpoints
     would each print a traceback of it, and others of the event loop that it closes."""
 
-    def told(error: BaseException | None) -> bool:
+    def is_told_elsewhere(error: BaseException | None) -> bool:
         return error is not None and (bool(storage(error)) or abandoned.is_late_answer(error))
 
     def from_thread(args: threading.ExceptHookArgs) -> None:
-        if not told(args.exc_value):
+        if not is_told_elsewhere(args.exc_value):
             threading.__excepthook__(args)
 
     def unraisable(args: Any) -> None:
-        if not told(args.exc_value):
+        if not is_told_elsewhere(args.exc_value):
             sys.__unraisablehook__(args)
 
     threading.excepthook, sys.unraisablehook = from_thread, unraisable
-    logging.get_absl_handler().addFilter(lambda record: not (record.exc_info and told(record.exc_info[1])))
+    logging.get_absl_handler().addFilter(lambda record: not (record.exc_info and is_told_elsewhere(record.exc_info[1])))
 
 
 def _joined() -> bool:
@@ -293,8 +291,6 @@ def _joined() -> bool:
 
 def _stop(sentence: str, code: int) -> NoReturn:
     """Says why on stderr, and exits. One of several processes does not wait for the others, who may wait for it."""
-    if console.level() == console.VERBOSE and sys.exc_info()[0] is not None:
-        traceback.print_exc()
     console.error(sentence)
     if _joined():
         sys.stdout.flush()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from lraqvit_jax.base import console, files
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.config import restored
 from lraqvit_jax.data import class_names, sources
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import sharding
@@ -175,9 +176,10 @@ def _path(directory: pathlib.Path, name: str) -> pathlib.Path:
 def _preferred(directory: pathlib.Path) -> list[str]:
     """Names of artefacts by what the configuration says of them, the first one first."""
     written = directory / "config.json"
-    config = files.json_object(written, "name an artefact").get("config", {}) if written.is_file() else {}
-    exported, source = config.get("export", {}).get("artifacts", []), config.get("quant", {}).get("source", "")
-    return [*reversed(exported), source, "dense"]
+    if not written.is_file():
+        return ["dense"]
+    config = restored(files.json_object(written, "name an artefact").get("config", {}), str(written))
+    return [*reversed(config.export.artifacts), config.quant.source, "dense"]
 
 
 def _items(images: Images) -> list[Any]:

@@ -20,7 +20,7 @@ def command(argv: Sequence[str]) -> None:
     if len(argv) != 2 or argv[1] not in bench.names():
         wrong = argv[1] if len(argv) > 1 else ""
         raise UserError(f"There is no measurement {wrong!r}; {nearest(wrong, bench.names())}")
-    config, workdir = main.given()
+    config, workdir = main.command_line()
 
     main.join()
     with lock.alone(workdir):

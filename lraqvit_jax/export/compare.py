@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 
 from lraqvit_jax.base import arguments, trees
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.config import restored
 from lraqvit_jax.data import pipeline, sources
 from lraqvit_jax.export import linear
 from lraqvit_jax.export import onnx as export
@@ -165,8 +166,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _images(artifact: artifacts.Artifact, name: str, count: int) -> np.ndarray:
-    data = artifact.meta["config"]["data"]
-    source = sources.load(name or data["calibration"] or data["train"], "calibration", data["data_dir"])
+    data = restored(artifact.meta["config"], artifact.name).data
+    source = sources.load(name or data.source("calibration"), "calibration", data.data_dir)
     if not 0 < count <= len(source):
         raise UserError(f"--count is {count}; the source has {len(source)} images, give 1 to {len(source)}.")
     batches = pipeline.ordered(source, artifact.preprocess, batch_size=count, indices=np.arange(count))

@@ -98,6 +98,24 @@ def check(
         raise UserError(f"{path} is {value}; give a number up to {high:g}.")
 
 
+def completed(kind: type, values: Any) -> Any:
+    """The mapping with defaults for the fields of `kind` that it lacks, and without those that `kind` does not have."""
+    if not isinstance(values, Mapping):
+        return values
+    defaults = kind()
+    complete = {}
+    for field in dataclasses.fields(kind):
+        default, value = getattr(defaults, field.name), values.get(field.name)
+        if field.name not in values:
+            value = dataclasses.asdict(defaults)[field.name]
+        elif (record := field.metadata.get("kind")) and isinstance(value, Mapping):
+            value = {name: completed(record, entry) for name, entry in value.items()}
+        elif dataclasses.is_dataclass(default):
+            value = completed(type(default), value)
+        complete[field.name] = value
+    return complete
+
+
 def to_dict(record: Any) -> dict[str, Any]:
     """The mapping that `parse` reads: plain values, tuples, dicts."""
     return dataclasses.asdict(record)

@@ -25,10 +25,10 @@ def claimed(directory: pathlib.Path) -> dict[str, Any]:
     written = directory / "config.json"
     if not written.exists():
         return {}
-    found = files.json_object(written, "name another work directory")
-    if not isinstance(found.get("config", {}), dict):
+    claim = files.json_object(written, "name another work directory")
+    if not isinstance(claim.get("config", {}), dict):
         raise UserError(f"{written} has no configuration; name another work directory.")
-    return found
+    return claim
 
 
 def check_same(config: Config, directory: pathlib.Path) -> None:
@@ -41,6 +41,10 @@ def check_same(config: Config, directory: pathlib.Path) -> None:
     if before is None:
         raise UserError(f"{directory} holds checkpoints but no config.json to tell whose; name another work directory.")
     old, new = (config_lib.filled(config_lib.leaves(one)) for one in (before, config.to_dict()))
+    if old["class_names"] and not config.class_names:
+        raise UserError(
+            f"{directory} has the class names of {old['class_names']}; name that file in class_names again, or another."
+        )
     for name in sorted({*old, *new}):
         if not {name, name.split(".")[0]} & set(config_lib.FREE) and old.get(name) != new.get(name):
             raise UserError(

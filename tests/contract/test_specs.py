@@ -1,6 +1,7 @@
 """A model's SPEC against what its forward pass does, and a config's names against what there is. Shapes only: nothing
 is allocated, whatever the variant."""
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -22,8 +23,7 @@ from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan.check import check
-from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan
-from lraqvit_jax.quant import quantize
+from lraqvit_jax.plan.records import LayerPlan
 from tests.unit import small
 
 SIZE, CLASSES = 112, 11  # a multiple of every patch: 1, 2, 4, 7, 16
@@ -153,20 +153,14 @@ def test_the_names_in_a_config_are_names_of_something(path):
     found = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
-    fields = module.get_config().to_dict()
-    config.check(fields)
-    preprocess = Preprocess(**fields["preprocess"])
-    model = fields["model"] or "vit_tiny"  # else the weights tell it
+    configured = config.parse(module.get_config().to_dict())
+    preprocess = Preprocess(**dataclasses.asdict(configured.preprocess))
+    model = configured.model or "vit_tiny"  # else the weights tell it
     layers = models.spec(model, num_classes=10, image_size=preprocess.size).layers
-    check(ranks.make_plan(layers, fields["plan"]), layers)
-    augment.parse(fields["augment"])
-    for name in fields["factorize"]["baselines"]:
+    check(ranks.make_plan(layers, configured.plan), layers)
+    augment.parse(configured.augment)
+    for name in configured.factorize.baselines:
         lowrank.decomposition(name)
-    for run in fields["runs"].values():
-        lowrank.decomposition(run["decomposition"])
-        reparam.form(run["branch"])
-    for method in fields["quant"]["methods"].values():
-        quantize.check(method)
-        assert method["granularity"] in ("", *GRANULARITIES)
-    rows = {"dense", *fields["runs"], *fields["quant"]["methods"]}
-    assert set(fields["export"]["artifacts"]) <= rows
+    for run in configured.runs.values():
+        lowrank.decomposition(run.decomposition)
+        reparam.form(run.branch)

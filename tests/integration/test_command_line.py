@@ -39,10 +39,15 @@ def test_verbose_tells_of_devices_plan_and_steps_and_quiet_of_the_table_alone(tm
     assert quiet.stderr == ""
 
 
-def test_verbose_says_where_a_mistake_was_found(tmp_path):
-    said = command.digits(tmp_path, "--config.plan.budget=2.0", "--dry_run", "--verbose").stderr
-    assert "Traceback" in said
-    assert said.splitlines()[-1].startswith("error: plan.budget is 2.0")
+@pytest.mark.parametrize("field", ["plan.budget=2.0", "runs.rb_lra_kd.branch=wrong", "teacher.steps=-1"])
+def test_a_mistake_is_the_same_one_sentence_however_much_is_printed(tmp_path, field):
+    """On stderr, and nothing else there."""
+    outputs = [
+        command.digits(tmp_path, f"--config.{field}", "--dry_run", *flags).stderr for flags in ((), ("--verbose",))
+    ]
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0].splitlines()) == 1
+    assert outputs[0].startswith("error: ")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from PIL import Image
 from configs import digits
 from lraqvit_jax import weights as loaders
 from lraqvit_jax.base import trees
+from lraqvit_jax.config import parse
 from lraqvit_jax.run import metrics, opening
 from lraqvit_jax.weights import artifacts
 from tests.integration import command
@@ -52,7 +53,7 @@ def test_frozen_base_trains_the_branch_alone_and_teacher_forcing_another_loss(tm
 def test_epochs_count_images(tmp_path):
     config = digits.get_config()
     config.batch_size, config.epochs = 100, 2
-    opened = opening.open_workspace(config.to_dict(), str(tmp_path), write=False, make_mesh=lambda _: small.MESH)
+    opened = opening.open_workspace(parse(config.to_dict()), str(tmp_path), write=False, make_mesh=lambda _: small.MESH)
     assert opened.steps(6) == 30  # of 100 of 1,500 images
 
 

@@ -98,9 +98,9 @@ def test_every_decomposition_and_training_form_goes_to_the_end(tmp_path):
     (tmp_path / "config.py").write_text(RUNS)
     fields = (f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}", *command.FAST)
     command.run(*fields, "--config.quant.methods={}", "--stages=teacher,factorize,distill,merge", check=True)
-    artifacts = tmp_path / "run" / "checkpoints"
+    folder = tmp_path / "run" / "checkpoints"
     forms = {
-        name: {layer["form"] for layer in artifacts.read_meta(artifacts / f"{name}.trained")["plan"].values()}
+        name: {layer["form"] for layer in artifacts.read_meta(folder / f"{name}.trained")["plan"].values()}
         for name in ("plain", "attentive", "rb_lra_kd")
     }
     assert forms == {

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lraqvit_jax import predict
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.config import parse
 from lraqvit_jax.run import opening
 from lraqvit_jax.weights import artifacts
 from tests.integration import command
@@ -87,14 +88,14 @@ def test_a_work_directory_of_an_older_version_goes_on(made):
     written.write_text(json.dumps(claim))
     try:
         config = json.loads(whole)["config"]
-        opening.open_workspace(config, made / "work", write=False)
+        opening.open_workspace(parse(config), made / "work", write=False)
         config["teacher"]["beta2"] = 0.9
         with pytest.raises(UserError, match=r"teacher\.beta2 was 0\.999 and is 0\.9"):
-            opening.open_workspace(config, made / "work", write=False)
+            opening.open_workspace(parse(config), made / "work", write=False)
         config["teacher"]["beta2"] = 0.999
         config["quant"]["methods"]["int8_wads"]["group"] = 8
         with pytest.raises(UserError, match=r"int8_wads\.group was 0 and is 8"):
-            opening.open_workspace(config, made / "work", write=False)
+            opening.open_workspace(parse(config), made / "work", write=False)
     finally:
         written.write_text(whole)
 
@@ -102,4 +103,4 @@ def test_a_work_directory_of_an_older_version_goes_on(made):
 def test_names_of_a_folder_are_kept_without_a_file_of_names(made):
     config = artifacts.read_meta(made / "work" / "checkpoints" / "dense")["config"]
     config |= {"class_names": "", "num_classes": 2}
-    assert opening.open_workspace(config, made / "other").class_names == [*NAMES]
+    assert opening.open_workspace(parse(config), made / "other").class_names == [*NAMES]

@@ -11,7 +11,8 @@ from lraqvit_jax import models
 from lraqvit_jax.bench import _collectives, scaling
 from lraqvit_jax.bench._collectives import Collective, parse, wire_bytes
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.training import fit as training
+from lraqvit_jax.options.training import Distillation, Recipe
+from lraqvit_jax.training import objective as training
 from tests.unit import small
 
 MESH = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -107,9 +108,9 @@ def test_bytes_and_flops_are_linear_in_the_depth():
             info.path: small.LayerPlan("reparam", 6) if info.compressible else small.LayerPlan() for info in layers
         }
         student, teacher = (models.create(name, num_classes=10, image_size=8, plan=one) for one in (pairs, None))
-        objective = training.Objective(student, teacher, beta=1.0)
+        objective = training.Objective(student, teacher, Distillation())
         with sharding.use(MESH):
-            step = training.compile_step(objective, training.Recipe(10, 1e-5), 8, MESH)
+            step = training.compile_step(objective, Recipe(1e-5, steps=10), 8, MESH)
             frozen = sharding.abstract_params(teacher, 8, MESH)
             program = step.step.lower(step.abstract, frozen, training.abstract_batch(16, 8, MESH)).compile()
         answer = {"flops": program.cost_analysis()["flops"], "argument_bytes": 0, "temporary_bytes": 0}

@@ -12,6 +12,7 @@ from configs import digits
 from lraqvit_jax import runtimes
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import _random, latency
+from lraqvit_jax.config import parse
 from lraqvit_jax.run import opening, planning
 
 
@@ -33,7 +34,7 @@ def test_bad_fields_are_named(tmp_path, field, value, says):
     config = digits.get_config().to_dict()
     config["latency"] = {**config["latency"], field: value}
     with pytest.raises(UserError, match=says.replace("(", "[(]").replace(")", "[)]")):
-        latency.run(config, str(tmp_path / "run"))
+        latency.run(parse(config), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -52,7 +53,7 @@ def test_a_runtime_says_what_it_needs_where_it_is_not_installed():
 
 def test_random_models_have_the_form_they_name_and_signals_that_live(tmp_path):
     """Their int8 logits are near the float ones: nothing saturates, nothing is zero."""
-    ws = opening.open_workspace(digits.get_config().to_dict(), tmp_path, write=False)
+    ws = opening.open_workspace(parse(digits.get_config().to_dict()), tmp_path, write=False)
     ws = dataclasses.replace(ws, plan=planning.quantized(ws.config, ws.spec, ws.plan))
     images = np.random.default_rng(2).standard_normal((3, 8, 8, 3), np.float32)
     logits = {}

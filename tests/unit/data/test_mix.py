@@ -11,6 +11,7 @@ from lraqvit_jax import config
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import augment, mix, pipeline
 from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.options.training import Mix
 
 SIZE = 20
 
@@ -24,13 +25,13 @@ def mixed(seed=0, mixup=0.0, cutmix=0.0, switch=0.5, rows=6, size=SIZE):
     """A batch before and after."""
     before = batch(np.random.default_rng(0), rows, size)
     kept = before["image"].copy()
-    after = mix.parse({"mixup": mixup, "cutmix": cutmix, "switch": switch})(before, np.random.default_rng(seed))
+    after = mix.parse(Mix(mixup, cutmix, switch))(before, np.random.default_rng(seed))
     assert np.array_equal(before["image"], kept)
     return before, after
 
 
 def test_it_is_off_unless_one_of_them_is_on():
-    assert mix.parse(config.default().mix.to_dict()) is None
+    assert mix.parse(config.Config().mix) is None
 
 
 @pytest.mark.parametrize("fields", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}], ids=str)
@@ -128,8 +129,8 @@ class Noise:
         return {"image": Image.fromarray(self.arrays[index]), "label": index if index % 3 else -1}
 
 
-MIXUP = {"mixup": 1.0, "cutmix": 0.0, "switch": 0.5}
-BOTH = mix.parse({"mixup": 0.8, "cutmix": 1.0, "switch": 0.5})
+MIXUP = Mix(mixup=1.0)
+BOTH = mix.parse(Mix(0.8, 1.0, 0.5))
 CROPS = "random_resized_crop|flip_lr|rand_augment|random_erasing"
 
 
@@ -213,7 +214,7 @@ def check(**fields):
     one = config.default()
     one.data.update(train="embedded:digits", eval="embedded:digits")
     one.mix.update(fields)
-    config.check(one.to_dict())
+    config.parse(one.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -232,4 +233,4 @@ def test_a_temperature_that_is_not_positive_is_named(temperature):
     one.data.update(train="embedded:digits", eval="embedded:digits")
     one.runs.rb_lra_kd.temperature = temperature
     with pytest.raises(UserError, match=r"^runs\.rb_lra_kd\.temperature is "):
-        config.check(one.to_dict())
+        config.parse(one.to_dict())

@@ -18,12 +18,14 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.data import pipeline, sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
+from lraqvit_jax.options.training import Distillation, Recipe
 from lraqvit_jax.run import opening
 from lraqvit_jax.tasks import classification as evaluate
 from lraqvit_jax.training import estimate
-from lraqvit_jax.training import fit as training
 from lraqvit_jax.training import loop as train
+from lraqvit_jax.training import objective as training
 from lraqvit_jax.training import step as losses
+from lraqvit_jax.training.outputs import outputs
 from tests.unit import small
 
 CUBE = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -31,7 +33,7 @@ EIGHT = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
 
 
 def rules(**changes):
-    return {**config_lib.SHARDING, **changes}
+    return {**sharding.RULES, **changes}
 
 
 @pytest.mark.parametrize(
@@ -105,8 +107,9 @@ def steps(mesh, micro_batches, rng_seed=0, mixed=False, count=2, **options):
         frozen = sharding.put(small.params(small.plan(), rng), sharding.abstract_params(teacher, 8, mesh))
         tx = optax.sgd(1e-3, momentum=0.9)
         state_of = train.abstract_state(abstract, tx, mesh)
-        loss_fn = losses.distillation(student, teacher, **options)
-        shared = losses.shared(teacher, options.get("normalized", False), options.get("last_block", False))
+        smoothing = options.pop("label_smoothing", 0.0)
+        loss_fn = losses.distillation(student, teacher, Distillation(**options), smoothing)
+        shared = losses.shared(teacher, Distillation(**options))
         step = train.make_step(loss_fn, tx, state_of, mesh, micro_batches, shared)
         state, curve = train.init_state(params, tx, state_of), []
         placed = sharding.put_batch(batch(rng, mixed), mesh)
@@ -155,7 +158,7 @@ def test_rematerialized_blocks_give_the_same_and_keep_less(name):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((4, 32, 32, 3)).astype(np.float32)
     plain = models.create(name, num_classes=10, image_size=32)
-    one = estimate.Training(name, training.Objective(plain), training.Recipe(1, 1e-3), 32, False)
+    one = estimate.Training(name, training.Objective(plain), Recipe(1e-3, steps=1), 32, False)
     again: Any = training.rematerialized(one.objective, "block").model
     params = jax.jit(lambda: nn.meta.unbox(plain.init(jax.random.key(0), images[:1])["params"]))()
     other = jax.eval_shape(lambda: nn.meta.unbox(again.init(jax.random.key(0), images[:1])["params"]))
@@ -183,7 +186,7 @@ def test_a_rematerialized_model_shows_its_insides(rng):
     for path, one in want.items():
         np.testing.assert_allclose(got[path].second, one.second, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(got[path].gradient, one.gradient, rtol=1e-3, atol=1e-5)
-    maps = [losses.outputs(model, params, images, True)[1] for model in (plain, again)]
+    maps = [outputs(model, params, images, True).attention for model in (plain, again)]
     assert jax.tree.structure(maps[0]) == jax.tree.structure(maps[1])
 
 
@@ -201,13 +204,13 @@ def test_bfloat16_products_float32_masters():
     plan = small.plan("reparam")
     student, teacher = small.model(plan, dtype="bfloat16"), small.model(dtype="bfloat16")
     abstract = sharding.abstract_params(student, 8, small.MESH)
-    tx = train.optimizer(train.Recipe(steps=10, learning_rate=1e-3))
+    tx = train.optimizer(Recipe(steps=10, learning_rate=1e-3))
     state = train.abstract_state(abstract, tx, small.MESH)
     floats = [leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert set(floats) == {jnp.dtype("float32")} and len(floats) == 3 * len(jax.tree.leaves(abstract))
     frozen = sharding.abstract_params(teacher, 8, small.MESH)
     rows = training.abstract_batch(8, 8, small.MESH)
-    step = train.make_step(losses.distillation(student, teacher, gamma=1.0), tx, state, small.MESH)
+    step = train.make_step(losses.distillation(student, teacher, Distillation(gamma=1.0)), tx, state, small.MESH)
     traced = jax.make_jaxpr(step)(state, frozen, rows)
     seen: dict[str, set] = {}
     for one in equations(traced.jaxpr):
@@ -253,7 +256,7 @@ def configured(**fields):
     config.teacher.steps, config.batch_size, config.eval_batch_size = 5, 64, 64
     config.runs.rb_lra_kd.update(gamma=1.0)  # so that the teacher's head has a part as well
     config.update(fields)
-    return config.to_dict()
+    return config_lib.parse(config.to_dict())
 
 
 @pytest.mark.parametrize(
@@ -269,9 +272,7 @@ def test_the_estimate_is_what_xla_takes(tmp_path, fields):
         names.append(one.name)
         found = estimate.of(config, one, ws.mesh)
         with sharding.use(ws.mesh):
-            compiled = training.compile_step(
-                one.objective, one.recipe, 32, ws.mesh, config["accumulate"], config["remat"]
-            )
+            compiled = training.compile_step(one.objective, one.recipe, 32, ws.mesh, config.accumulate, config.remat)
             frozen = sharding.abstract_params(one.objective.teacher, 32, ws.mesh) if one.teacher else None
             rows = training.abstract_batch(64, 32, ws.mesh)
             program = compiled.step.lower(compiled.abstract, frozen, rows).compile()
@@ -279,7 +280,7 @@ def test_the_estimate_is_what_xla_takes(tmp_path, fields):
         assert found.params + found.optimizer + found.teacher + found.batch == memory.argument_size_in_bytes
         assert found.temporary == memory.temp_size_in_bytes
         assert 0.5 < found.activations / found.temporary < 2
-        if config["accumulate"] == 1:
+        if config.accumulate == 1:
             assert found.flops == pytest.approx(program.cost_analysis()["flops"], rel=0.25)
     assert names == ["teacher", "rb_lra_kd"]
     assert not (tmp_path / "none").exists()

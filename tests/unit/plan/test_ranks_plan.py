@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lraqvit_jax import models
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import sharding
+from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan import ranks, records
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.cost import Cost, layer_cost, total_cost
@@ -187,7 +188,7 @@ def test_a_uniform_ratio_never_exceeds_its_budget_and_wastes_less_than_a_multipl
 @pytest.mark.parametrize("budget", [0.25, 0.5, 0.9])
 def test_a_whole_model_stays_within_its_budget(name, budget):
     spec = models.spec(name, num_classes=1000, image_size=224)
-    options = {"method": "uniform_ratio", "budget": budget, "multiple": 4}
+    options = PlanOptions(method="uniform_ratio", budget=budget, multiple=4)
     one = ranks.make_plan(spec.layers, options)
     check(one, spec.layers)
     encoder = [info for info in spec.layers if info.compressible]
@@ -224,7 +225,7 @@ def test_ranks_by_kind_leave_a_layer_dense_in_which_the_rank_does_not_pay():
 
 def test_an_unknown_planning_method_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"'by_kinds'; did you mean 'by_kind'"):
-        ranks.make_plan(small.LAYERS, {"method": "by_kinds"})
+        ranks.make_plan(small.LAYERS, PlanOptions(method="by_kinds"))
 
 
 # --- costs ---
@@ -240,7 +241,7 @@ def deployed(name, one):
 
 def by_kind(name, attention, mlp):
     layers = models.spec(name, num_classes=1000, image_size=224).layers
-    return ranks.make_plan(layers, {"method": "by_kind", "attention_rank": attention, "mlp_rank": mlp})
+    return ranks.make_plan(layers, PlanOptions(method="by_kind", attention_rank=attention, mlp_rank=mlp))
 
 
 @pytest.mark.parametrize("name", ["vit_base", "deit_base"])

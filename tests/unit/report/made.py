@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from configs import digits
+from lraqvit_jax import config
 from lraqvit_jax.plan.records import dense
 from lraqvit_jax.report import read
 from lraqvit_jax.run import opening, results
@@ -59,7 +60,7 @@ def fields(**changes):
 
 
 def opened(folder, **changes):
-    return opening.open_workspace(fields(**changes), folder)
+    return opening.open_workspace(config.parse(fields(**changes)), folder)
 
 
 def add_rows(ws, rows=ROWS):

@@ -62,5 +62,5 @@ def test_a_package_that_is_missing_is_named_before_any_work(tmp_path, monkeypatc
     fields.batch_size = fields.eval_batch_size = 8
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match="pip install tensorboardX"):
-        opening.open_workspace(fields.to_dict(), tmp_path / "work")
+        opening.open_workspace(config.parse(fields.to_dict()), tmp_path / "work")
     assert not (tmp_path / "work").exists()

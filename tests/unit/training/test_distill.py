@@ -7,6 +7,7 @@ from scipy import special
 
 from lraqvit_jax import models
 from lraqvit_jax.base import trees
+from lraqvit_jax.options.training import Distillation, Recipe
 from lraqvit_jax.training import loop as train
 from lraqvit_jax.training import losses, step
 from tests.unit import numpy_vit, small
@@ -134,7 +135,9 @@ def test_block_mse_is_eq_9(rng):
 def test_the_loss_is_eq_10(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng)
-    loss, metrics = jax.jit(step.distillation(student, teacher, alpha=0.3, beta=2.0))(params, frozen, rows)
+    loss, metrics = jax.jit(step.distillation(student, teacher, Distillation(alpha=0.3, beta=2.0)))(
+        params, frozen, rows
+    )
     logits, got = small.apply(student, params, rows["image"], return_features=True)
     _, targets = small.apply(teacher, frozen, rows["image"], return_features=True)
     kd = [np.mean((np.asarray(t, np.float64) - np.asarray(s)) ** 2) for t, s in zip(targets, got, strict=True)]
@@ -149,7 +152,7 @@ def test_every_term_of_the_loss(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = mixed(rng)
     options = {"alpha": 0.3, "beta": 2.0, "gamma": 0.7, "temperature": 2.0, "normalized": True}
-    loss, metrics = jax.jit(step.distillation(student, teacher, **options))(params, frozen, rows)
+    loss, metrics = jax.jit(step.distillation(student, teacher, Distillation(**options)))(params, frozen, rows)
     logits, got = small.apply(student, params, rows["image"], return_features=True)
     wanted, targets = small.apply(teacher, frozen, rows["image"], return_features=True)
     pairs = [(np.asarray(t, np.float64), np.asarray(s, np.float64)) for t, s in zip(targets, got, strict=True)]
@@ -174,7 +177,7 @@ def test_the_supervised_loss_takes_mixed_images(rng):
 def test_gamma_alone_runs_the_teacher_for_its_logits(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng, [-1] * 6)  # nothing is labelled
-    loss_fn = step.distillation(student, teacher, beta=0.0, gamma=1.5)
+    loss_fn = step.distillation(student, teacher, Distillation(beta=0.0, gamma=1.5))
     (loss, metrics), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, frozen, rows)
     assert set(metrics) == {"ce", "accuracy", "kl"}
     assert metrics["ce"] == 0
@@ -197,7 +200,8 @@ def test_pelas_penalty_is_the_largest_deviation_of_each_pair_squared(rng):
         product = (pair["u"] + pair["du"]) @ (pair["v"] + pair["dv"])
         worst.append(np.abs(product - trees.get(frozen, path)["kernel"]).max())
     plain, bound = (
-        jax.jit(step.distillation(student, teacher, bound=weight))(params, frozen, rows)[0] for weight in (0.0, 0.25)
+        jax.jit(step.distillation(student, teacher, Distillation(bound=weight)))(params, frozen, rows)[0]
+        for weight in (0.0, 0.25)
     )
     np.testing.assert_allclose(bound - plain, 0.25 * np.mean(np.square(worst)), rtol=1e-3)
 
@@ -205,8 +209,8 @@ def test_pelas_penalty_is_the_largest_deviation_of_each_pair_squared(rng):
 def test_the_last_block_alone_can_be_compared(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng)
-    every = jax.jit(step.distillation(student, teacher))(params, frozen, rows)[1]
-    last = jax.jit(step.distillation(student, teacher, last_block=True))(params, frozen, rows)[1]
+    every = jax.jit(step.distillation(student, teacher, Distillation()))(params, frozen, rows)[1]
+    last = jax.jit(step.distillation(student, teacher, Distillation(last_block=True)))(params, frozen, rows)[1]
     np.testing.assert_allclose(last["kd"], every["kd_1"], rtol=1e-6)
     assert "kd_1" not in last
 
@@ -228,12 +232,14 @@ def attention(model, params, images):
 def test_attention_maps_are_distilled_on_request(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng, [-1] * 6)
-    loss, metrics = jax.jit(step.distillation(student, teacher, beta=0.0, delta=0.5))(params, frozen, rows)
+    loss, metrics = jax.jit(step.distillation(student, teacher, Distillation(beta=0.0, delta=0.5)))(
+        params, frozen, rows
+    )
     assert set(metrics) == {"ce", "accuracy", "attention_kl"}
     p, q = attention(teacher, frozen, rows["image"]), attention(student, params, rows["image"])
     np.testing.assert_allclose(loss, 0.5 * special.rel_entr(p, q).sum(-1).mean(), rtol=1e-4)
     gradient = jax.grad(
-        lambda params: step.distillation(student, teacher, beta=0.0, delta=1.0)(params, frozen, rows)[0]
+        lambda params: step.distillation(student, teacher, Distillation(beta=0.0, delta=1.0))(params, frozen, rows)[0]
     )
     found = jax.jit(gradient)(params)["blocks_1"]["attn"]
     assert np.any(found["qkv"]["du"])
@@ -246,7 +252,7 @@ def test_a_swins_attention_maps_are_those_of_its_windows_and_no_mask_counts(rng)
     images = small.images(rng, 2)
     params = jax.jit(model.init)(jax.random.key(0), images)["params"]
     other = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.1, leaf.shape).astype(np.float32), params)
-    loss = step.distillation(model, model, alpha=0.0, beta=0.0, delta=1.0)
+    loss = step.distillation(model, model, Distillation(alpha=0.0, beta=0.0, delta=1.0))
     rows = {"image": images, "label": np.zeros(2, np.int32)}
     assert loss(params, params, rows)[0] == 0
     value = loss(other, params, rows)[0]
@@ -258,36 +264,36 @@ def test_teacher_forcing_changes_only_later_blocks_and_nothing_for_a_perfect_stu
     student, params, teacher, frozen = student_and_teacher(rng)
     rows = batch(rng)
     own, forced = (
-        jax.jit(step.distillation(student, teacher, teacher_forced=flag))(params, frozen, rows)[1]
+        jax.jit(step.distillation(student, teacher, Distillation(teacher_forced=flag)))(params, frozen, rows)[1]
         for flag in (False, True)
     )
     np.testing.assert_allclose(own["kd_0"], forced["kd_0"], rtol=1e-6)
     assert abs(own["kd_1"] - forced["kd_1"]) > 1e-3 * own["kd_1"]
-    perfect = jax.jit(step.distillation(teacher, teacher, teacher_forced=True))(frozen, frozen, rows)[1]
+    perfect = jax.jit(step.distillation(teacher, teacher, Distillation(teacher_forced=True)))(frozen, frozen, rows)[1]
     assert perfect["kd"] < 1e-10
 
 
 def test_no_gradient_reaches_the_teacher(rng):
     student, params, teacher, frozen = student_and_teacher(rng)
-    loss = step.distillation(student, teacher, gamma=1.0, normalized=True)
+    loss = step.distillation(student, teacher, Distillation(gamma=1.0, normalized=True))
     gradient = jax.jit(jax.grad(lambda frozen: loss(params, frozen, batch(rng))[0]))(frozen)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 def test_the_schedule_warms_up_and_ends_at_zero():
-    recipe = train.Recipe(100, 1e-3, warmup=10)
+    recipe = Recipe(1e-3, warmup=10, steps=100)
     rates = np.array([train.schedule(recipe)(step) for step in range(101)])
     assert 0 < rates[0] < rates[5] < rates[10]
     np.testing.assert_allclose(rates[10], 1e-3)
     cosine = 0.5e-3 * (1 + np.cos(np.pi * np.arange(91) / 90))
     np.testing.assert_allclose(rates[10:], cosine, atol=1e-9)
-    plain = train.schedule(train.Recipe(100, 1e-3))
+    plain = train.schedule(Recipe(1e-3, steps=100))
     np.testing.assert_allclose([plain(0), plain(50)], [1e-3, 0.5e-3])
 
 
 def test_weight_decay_is_for_matrices(rng):
     params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32), "pos_embed": np.ones((1, 3, 2))}
-    tx = train.optimizer(train.Recipe(10, 0.1, weight_decay=0.1))
+    tx = train.optimizer(Recipe(0.1, weight_decay=0.1, steps=10))
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = tx.update(zeros, tx.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.01)

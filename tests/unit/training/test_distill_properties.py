@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from lraqvit_jax.base import trees
-from lraqvit_jax.training import fit as training
+from lraqvit_jax.options.training import Distillation, Recipe
 from lraqvit_jax.training import loop as train
+from lraqvit_jax.training import objective as training
 from lraqvit_jax.training import step
-from lraqvit_jax.training.loop import Recipe
 from lraqvit_jax.training.losses import block_mse, cross_entropy
 from tests.unit import small
 
@@ -58,7 +58,7 @@ def scene():
 
 def test_without_beta_the_teacher_is_not_run():
     _, student, batch = scene()
-    loss_fn = step.distillation(small.model(STUDENT), small.model(DENSE), beta=0.0)
+    loss_fn = step.distillation(small.model(STUDENT), small.model(DENSE), Distillation(beta=0.0))
     loss, metrics = jax.jit(loss_fn)(student, None, batch)
     assert "kd" not in metrics
     assert float(loss) == float(metrics["ce"])
@@ -85,7 +85,7 @@ def test_a_forced_block_depends_on_the_teachers_stream_and_not_on_the_blocks_bef
 def train_steps(recipe, frozen):
     teacher, student, batch = scene()
     tx = train.optimizer(recipe, frozen)
-    loss_fn = step.distillation(small.model(STUDENT), small.model(DENSE))
+    loss_fn = step.distillation(small.model(STUDENT), small.model(DENSE), Distillation())
 
     @jax.jit
     def update(params, state):

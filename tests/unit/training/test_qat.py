@@ -10,6 +10,7 @@ import pytest
 
 from lraqvit_jax.base import trees
 from lraqvit_jax.forms.quantized import InputGrid, quantized_product
+from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.training import loop as train
@@ -79,7 +80,7 @@ def test_a_few_steps_bring_the_model_nearer_to_its_teacher(rng, rate):
     flat = trees.flatten(start)
     keep = trees.nest({path: not (rate or qat.learned_scale(path)) for path in flat})
     scales = trees.nest({path: qat.learned_scale(path) for path in flat})
-    recipe = train.Recipe(steps=40, learning_rate=rate or 1e-2)
+    recipe = Recipe(steps=40, learning_rate=rate or 1e-2)
     tx = train.optimizer(recipe, lambda _: keep, (1e-2 / recipe.learning_rate, lambda _: scales))
     model = small.model(result.plan, arithmetic="train")
 
