@@ -153,8 +153,8 @@ def parse(fields: Mapping[str, Any]) -> Config:
     """
     config = records.parse(Config, fields)
     if config.quant.methods and config.quant.source not in config.runs:
-        known = nearest(config.quant.source, config.runs)
-        raise UserError(f"quant.source is {config.quant.source!r}, which is no run; {known}")
+        hint = nearest(config.quant.source, config.runs)
+        raise UserError(f"quant.source is {config.quant.source!r}, which is no run; {hint}")
     if config.plan.unit == "latency" and not config.plan.latency:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
     config.data.source("train")
@@ -187,9 +187,9 @@ def check_names(config: Config) -> None:
                 f"{place} has the name {name!r}, which cannot name an artefact; use letters, digits and _ . + = -, "
                 f"begin with a letter or digit, and do not end with {', '.join(STEPS)}."
             )
-        if other := taken.get(name.lower()):
+        if other_place := taken.get(name.lower()):
             raise UserError(
-                f"{place} and {other} would both make the artefact {name!r}; give one of them another name."
+                f"{place} and {other_place} would both make the artefact {name!r}; give one of them another name."
             )
         taken[name.lower()] = place
 

@@ -192,10 +192,10 @@ def parse(argv: Sequence[str], teaches: str = "") -> list[str]:
         print(help_text(teaches))
         sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
+        positional = flags.FLAGS(argv)
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # A file that failed to load says so only now.
-        return rest
+        return positional
     except flags.UnrecognizedFlagError as error:
         names = [holder.name for holder in _FLAGS]
         raise UserError(f"There is no flag {error.flagname!r}; {nearest(error.flagname, names)}") from error

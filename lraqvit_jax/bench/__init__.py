@@ -5,4 +5,4 @@ import pkgutil
 
 def names() -> list[str]:
     """Of all measurements."""
-    return [one.name for one in pkgutil.iter_modules(__path__) if not one.name.startswith("_")]
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]

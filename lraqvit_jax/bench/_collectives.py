@@ -60,12 +60,12 @@ class _Instruction:
     type: str
     op: str
     operands: tuple[str, ...]
-    rest: str
+    attributes: str
     root: bool
 
     def called(self, name: str) -> str:
-        found = re.search(rf"{name}=%?([\w.-]+)", self.rest)
-        return found[1] if found else ""
+        match = re.search(rf"{name}=%?([\w.-]+)", self.attributes)
+        return match[1] if match else ""
 
 
 def parse(text: str, devices: int) -> list[Collective]:
@@ -79,70 +79,75 @@ def parse(text: str, devices: int) -> list[Collective]:
         ValueError: a loop around a collective does not say how often it runs, or groups are written in no known way.
     """
     computations, entry = _computations(text)
-    found = []
+    collectives = []
     for name, times in _times(computations, entry).items():
-        known = {one.name: one for one in computations[name]}
-        for one in computations[name]:
-            if one.op in KINDS:
-                sizes = [_bytes(known[operand].type) for operand in one.operands]
-                narrow = [_narrow(known[operand], known, computations) for operand in one.operands]
+        by_name = {instruction.name: instruction for instruction in computations[name]}
+        for instruction in computations[name]:
+            if instruction.op in KINDS:
+                sizes = [_bytes(by_name[operand].type) for operand in instruction.operands]
+                narrow = [_narrow(by_name[operand], by_name, computations) for operand in instruction.operands]
                 share = sum(size / (1 + half) for size, half in zip(sizes, narrow, strict=True)) / max(1, sum(sizes))
-                result, groups = _bytes(one.type), _groups(one.rest, devices)
+                result, groups = _bytes(instruction.type), _groups(instruction.attributes, devices)
                 if len(groups[0]) > 1:
-                    found.append(Collective(one.op, round(result * share), result, groups, times))
-    return found
+                    collectives.append(Collective(instruction.op, round(result * share), result, groups, times))
+    return collectives
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    found: dict[str, list[_Instruction]] = {}
+    computations: dict[str, list[_Instruction]] = {}
     entry = current = ""
     for line in text.splitlines():
         if opened := _COMPUTATION.match(line):
             current = opened[2]
-            found[current], entry = [], current if opened[1] else entry
+            computations[current], entry = [], current if opened[1] else entry
         elif current and (match := _INSTRUCTION.match(re.sub(r"/\*.*?\*/", "", line))):
-            name, kind, op, operands, rest = match.groups()
+            name, kind, op, operands, attributes = match.groups()
             names = tuple(re.findall(r"%([\w.-]+)", operands)) or tuple(
                 word for word in operands.split(", ") if word and op != "parameter"
             )
-            found[current].append(_Instruction(name, kind, op, names, rest + " " + operands, "ROOT" in line[:8]))
-    return found, entry
+            computations[current].append(
+                _Instruction(name, kind, op, names, attributes + " " + operands, "ROOT" in line[:8])
+            )
+    return computations, entry
 
 
 def _times(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
     """How often each computation that holds a collective runs in a step."""
-    found: dict[str, int] = {}
+    times_by_name: dict[str, int] = {}
 
     def visit(name: str, times: int) -> None:
-        if any(one.op in KINDS for one in computations[name]):
-            found[name] = found.get(name, 0) + times
-        for one in computations[name]:
-            for inner in _callees(one):
+        if any(instruction.op in KINDS for instruction in computations[name]):
+            times_by_name[name] = times_by_name.get(name, 0) + times
+        for instruction in computations[name]:
+            for inner in _callees(instruction):
                 trips = 1
-                if one.op == "while":
-                    said = re.search(r'known_trip_count":\{"n":"(\d+)"', one.rest)
-                    if said is None and _holds(computations, inner):
-                        raise ValueError(f"the loop {one.name} around a collective does not say how often it runs")
-                    trips = int(said[1]) if said else 1
+                if instruction.op == "while":
+                    trip_count = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
+                    if trip_count is None and _holds(computations, inner):
+                        raise ValueError(
+                            f"the loop {instruction.name} around a collective does not say how often it runs"
+                        )
+                    trips = int(trip_count[1]) if trip_count else 1
                 visit(inner, times * trips)
 
     visit(entry, 1)
-    return found
+    return times_by_name
 
 
-def _callees(one: _Instruction) -> Iterator[str]:
+def _callees(instruction: _Instruction) -> Iterator[str]:
     """Computations that an instruction runs whole (not those that a reduction applies to scalars)."""
-    if one.op in ("while", "call", "fusion", "async-start", "conditional"):
+    if instruction.op in ("while", "call", "fusion", "async-start", "conditional"):
         for name in ("body", "to_apply", "calls", "true_computation", "false_computation"):
-            if inner := one.called(name):
+            if inner := instruction.called(name):
                 yield inner
-        if branches := re.search(r"branch_computations=\{(.*?)\}", one.rest):
+        if branches := re.search(r"branch_computations=\{(.*?)\}", instruction.attributes):
             yield from re.findall(r"%?([\w.-]+)", branches[1])
 
 
 def _holds(computations: dict[str, list[_Instruction]], name: str) -> bool:
     return any(
-        one.op in KINDS or any(_holds(computations, inner) for inner in _callees(one)) for one in computations[name]
+        instruction.op in KINDS or any(_holds(computations, inner) for inner in _callees(instruction))
+        for instruction in computations[name]
     )
 
 
@@ -153,38 +158,42 @@ def _bytes(kind: str) -> int:
     )
 
 
-def _narrow(one: _Instruction, known: dict[str, _Instruction], computations: dict[str, list[_Instruction]]) -> bool:
+def _narrow(
+    instruction: _Instruction, by_name: dict[str, _Instruction], computations: dict[str, list[_Instruction]]
+) -> bool:
     """Whether an array that is stored in float32 holds values that were just rounded to bfloat16."""
-    if not one.type.startswith("f32") or not one.operands:
+    if not instruction.type.startswith("f32") or not instruction.operands:
         return False
-    first = known.get(one.operands[0])
-    if one.op in _MOVED and first:
-        return _narrow(first, known, computations)
-    if one.op == "convert" and first:
+    first = by_name.get(instruction.operands[0])
+    if instruction.op in _MOVED and first:
+        return _narrow(first, by_name, computations)
+    if instruction.op == "convert" and first:
         return first.type.startswith("bf16")
-    if one.op not in ("fusion", "call"):
+    if instruction.op not in ("fusion", "call"):
         return False
-    inside = {inner.name: inner for inner in computations[one.called("calls") or one.called("to_apply")]}
+    inside = {
+        inner.name: inner for inner in computations[instruction.called("calls") or instruction.called("to_apply")]
+    }
     last = next(inner for inner in inside.values() if inner.root)
     while last.op in _MOVED:
         last = inside[last.operands[0]]
     if last.op == "parameter":
-        index = int(re.findall(r"\d+", last.rest)[-1])
-        source = known.get(one.operands[index])
-        return source is not None and _narrow(source, known, computations)
+        index = int(re.findall(r"\d+", last.attributes)[-1])
+        source = by_name.get(instruction.operands[index])
+        return source is not None and _narrow(source, by_name, computations)
     return _narrow(last, inside, computations)
 
 
-def _groups(rest: str, devices: int) -> tuple[tuple[int, ...], ...]:
+def _groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:
     """Reads replica_groups, or the pairs of a permutation, in any of XLA's spellings."""
-    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", rest):
+    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
         return _listed(pairs[1])
-    if listed := re.search(r"replica_groups=\{(\{.*?\})?\}", rest):
+    if listed := re.search(r"replica_groups=\{(\{.*?\})?\}", attributes):
         return _listed(listed[1]) if listed[1] else (tuple(range(devices)),)
-    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
         return _rows(_iota(iota[2], iota[3]).reshape(_numbers(iota[1])))
     if axes := re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", rest
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", attributes
     ):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes[1])}
         names, chosen = list(sizes), re.findall(r"'(\w+)'", axes[4])
@@ -193,7 +202,7 @@ def _groups(rest: str, devices: int) -> tuple[tuple[int, ...], ...]:
             kept = [index for index, name in enumerate(names) if name not in chosen]
             rows = mesh.transpose(kept + [names.index(name) for name in chosen])
             return _rows(rows.reshape(-1, math.prod(sizes[name] for name in chosen)))
-    raise ValueError(f"groups of devices that cannot be read: {rest[:200]}")
+    raise ValueError(f"groups of devices that cannot be read: {attributes[:200]}")
 
 
 def _iota(shape: str, order: str | None) -> np.ndarray:

@@ -41,8 +41,8 @@ class Process:
         if not line:
             code = self._process.wait()
             self._errors.seek(0)
-            said = self._errors.read().strip().splitlines() or ["it said nothing"]
-            raise RuntimeFailedError(f"its process ended with {code}: {said[-1][:200]}")
+            stderr_lines = self._errors.read().strip().splitlines() or ["it said nothing"]
+            raise RuntimeFailedError(f"its process ended with {code}: {stderr_lines[-1][:200]}")
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeFailedError(answer["error"])

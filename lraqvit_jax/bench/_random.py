@@ -98,12 +98,12 @@ def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str, bits: in
     batch: Any = {"image": images, "mask": np.ones(1, bool)}
     seen = statistics.inputs(ws.create(plan), params, layers, [batch], sharding.one_device())
     changed, weights, paths = dict(plan), {}, [info.path for info in layers]
-    found = {path: trees.get(params, path) for path in paths}
-    kernels = {path: {name: one for name, one in found[path].items() if name != "bias"} for path in paths}
+    layer_params = {path: trees.get(params, path) for path in paths}
+    kernels = {path: {name: value for name, value in layer_params[path].items() if name != "bias"} for path in paths}
     integers, scales = _round(kernels, seen, granularity, bits)
     for path in paths:
         changed[path] = LayerPlan("quantized", plan[path].rank, 8, granularity, weight_bits=bits)
-        weights[path] = {**found[path], **integers[path]}
+        weights[path] = {**layer_params[path], **integers[path]}
         if granularity != "per_token_dynamic":
             weights[path] |= {f"{part}_scale": scale for part, scale in scales[path].items()}
     return artifacts.host(trees.replace(params, weights)), changed

@@ -70,13 +70,13 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
         frozen = sharding.abstract_params(teacher, question["image_size"], mesh)
         batch = objectives.abstract_batch(question["batch"], question["image_size"], mesh)
         program = compiled.step.lower(compiled.abstract, frozen, batch).compile()
-    found = _collectives.parse(program.as_text(), mesh.size(sharding.AXES))
+    collectives = _collectives.parse(program.as_text(), mesh.size(sharding.AXES))
     memory = program.memory_analysis()
     return {
         "flops": program.cost_analysis()["flops"],
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "collectives": [dataclasses.asdict(one) for one in found],
+        "collectives": [dataclasses.asdict(collective) for collective in collectives],
     }
 
 

@@ -67,9 +67,9 @@ class Worker:
         logits = np.asarray(self._model(self._images))[0].tolist()
         self._brief = self.call()["cpu_ms"] < BRIEF
         running = memory("VmHWM")
-        found = {"load_s": seconds, "logits": logits, "baseline_mb": self._baseline, "resident_mb": memory("VmRSS")}
+        resident = {"load_s": seconds, "logits": logits, "baseline_mb": self._baseline, "resident_mb": memory("VmRSS")}
         give_back()  # Other models wait in their processes for their turn.
-        return found | {"peak_mb": max(loading, running), "running_mb": running}
+        return resident | {"peak_mb": max(loading, running), "running_mb": running}
 
     def call(self) -> dict[str, Any]:
         if self._brief:

@@ -60,9 +60,9 @@ def run(config: Config, workdir: str) -> None:
     with tempfile.TemporaryDirectory(dir=ws.directory) as folder:
         exported = _write(ws, pathlib.Path(folder), names)
         for threads, batch in settings:
-            found = _measure(exported, names, threads, batch, options.rounds)
-            found = compare(found, options.models[0], names[0])
-            rows += [{**row, "threads": threads, "batch": batch} for row in found]
+            timings = _measure(exported, names, threads, batch, options.rounds)
+            timings = compare(timings, options.models[0], names[0])
+            rows += [{**row, "threads": threads, "batch": batch} for row in timings]
             print(f"\n{text(rows, threads, batch, (names[0], options.models[0]))}\n", flush=True)
     path = ws.directory / "latency-runtimes.json"
     result = {"schema": 1, "model": ws.model, "reference": {"model": options.models[0], "runtime": names[0]}}
@@ -84,10 +84,10 @@ def _settings(options: LatencyOptions) -> list[tuple[int, int]]:
     for threads in options.threads:
         if threads > cores:
             print(f"{threads} threads are left out: this process has {cores} cores", flush=True)
-    found = [(threads, batch) for threads in options.threads for batch in options.batches if threads <= cores]
-    if not found:
+    settings = [(threads, batch) for threads in options.threads for batch in options.batches if threads <= cores]
+    if not settings:
         raise UserError(f"latency.threads is {tuple(options.threads)!r}; this process has {cores} cores.")
-    return found
+    return settings
 
 
 def _cores() -> int:
@@ -96,44 +96,44 @@ def _cores() -> int:
 
 def _installed(options: LatencyOptions) -> list[str]:
     """The runtimes that are here; says which are not."""
-    found, packages = [], {name: runtimes.module(name).PACKAGE for name in options.runtimes}
+    installed, packages = [], {name: runtimes.module(name).PACKAGE for name in options.runtimes}
     for name, package in packages.items():
         if runtimes.installed(name):
-            found.append(name)
+            installed.append(name)
         else:
             print(f"{name} is not installed and left out; pip install {package}", flush=True)
-    if not found:
+    if not installed:
         raise UserError(f"None of latency.runtimes is installed; pip install {' '.join(packages.values())}.")
-    return found
+    return installed
 
 
 def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, Row]:
     """By model: its file for each suffix, what a job says of it, and its logits in JAX for one image."""
-    wanted, found = {runtimes.module(name).SUFFIX for name in names}, {}
+    suffixes, rows = {runtimes.module(name).SUFFIX for name in names}, {}
     for index, name in enumerate(progress(ws.config.latency.models, "files", "model")):
-        one = _random.load(ws, name)
-        size, model = one.preprocess.size, one.meta["model"]
-        made = {suffix: folder / f"{index}.{suffix}" for suffix in wanted}
-        if reason := onnx.obstacle(one.plan):
+        artifact = _random.load(ws, name)
+        size, model = artifact.preprocess.size, artifact.meta["model"]
+        made = {suffix: folder / f"{index}.{suffix}" for suffix in suffixes}
+        if reason := onnx.obstacle(artifact.plan):
             print(f"no ONNX file: {name} {reason}", flush=True)
             made.pop("onnx", None)
         if "onnx" in made:
-            onnx.export(one, made["onnx"], ws.config.export.onnx_target)
+            onnx.export(artifact, made["onnx"], ws.config.export.onnx_target)
         if "stablehlo" in made:
             platforms = (os.environ.get("JAX_PLATFORMS") or "cpu").split(",")
-            stablehlo.export(one.model, one.params, size, platforms, made["stablehlo"])
+            stablehlo.export(artifact.model, artifact.params, size, platforms, made["stablehlo"])
         if "safetensors" in made:
-            safetensors.save(one, made["safetensors"])
+            safetensors.save(artifact, made["safetensors"])
         family = models.variants()[models.split(model)[0]]
         table = importlib.import_module(f"{models.__name__}.{family}").VARIANTS
         fields = {**models.fields(table, model, size), "image_size": size}
         images = np.random.default_rng(0).standard_normal((1, size, size, 3), np.float32)
-        logits = np.asarray(jax.jit(one.model.apply)({"params": one.params}, images))[0]
-        del one
+        logits = np.asarray(jax.jit(artifact.model.apply)({"params": artifact.params}, images))[0]
+        del artifact
         jax.clear_caches()
         give_back()
-        found[name] = {"files": made, "job": {"size": size, "family": family, "fields": fields}, "logits": logits}
-    return found
+        rows[name] = {"files": made, "job": {"size": size, "family": family, "fields": fields}, "logits": logits}
+    return rows
 
 
 def _measure(files: Mapping[str, Row], names: list[str], threads: int, batch: int, rounds: int) -> list[Row]:
@@ -151,8 +151,8 @@ def _measure(files: Mapping[str, Row], names: list[str], threads: int, batch: in
                 {**files[model]["job"], "threads": threads, "batch": batch},
             )
             if loaded := _ask(processes[key], key, load=str(path), job=job):
-                got, want = np.asarray(loaded.pop("logits")), files[model]["logits"]
-                difference = float(np.abs(got - want).max() / np.abs(want).max())
+                logits, jax_logits = np.asarray(loaded.pop("logits")), files[model]["logits"]
+                difference = float(np.abs(logits - jax_logits).max() / np.abs(jax_logits).max())
                 rows[key] = {"runtime": name, "model": model, "file_mb": path.stat().st_size / 1e6, **loaded}
                 rows[key] |= {"difference": difference, "wall_ms": [], "cpu_ms": []}
         for _ in progress(range(WARMUP + rounds), "latency", "round"):
@@ -180,16 +180,16 @@ def compare(rows: list[Row], model: str, runtime: str) -> list[Row]:
     where the reference did not run."""
     times = {(row["runtime"], row["model"]): row for row in rows}
 
-    def faster(row: Row, other: Row | None, clock: str) -> dict[str, float] | None:
-        return None if other is None else spread(np.divide(other[clock], row[clock]))
+    def faster(row: Row, reference: Row | None, clock: str) -> dict[str, float] | None:
+        return None if reference is None else spread(np.divide(reference[clock], row[clock]))
 
     compared = []
     for row in rows:
-        own, first = times.get((row["runtime"], model)), times.get((runtime, model))
+        same_runtime, first = times.get((row["runtime"], model)), times.get((runtime, model))
         clocks = {
             clock.removesuffix("_ms"): {
                 "ms": spread(row[clock]),
-                "in_runtime": faster(row, own, clock),
+                "in_runtime": faster(row, same_runtime, clock),
                 "in_first": faster(row, first, clock),
             }
             for clock in ("wall_ms", "cpu_ms")
@@ -206,8 +206,8 @@ def spread(values: Any) -> dict[str, float]:
 
 def text(rows: list[Row], threads: int, batch: int, reference: Key) -> str:
     """The two tables of one setting."""
-    mine = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
-    width, wide = (max([7, *(len(row[name]) for row in mine)]) for name in ("model", "runtime"))
+    shown = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
+    width, wide = (max([7, *(len(row[name]) for row in shown)]) for name in ("model", "runtime"))
     runtime, model = reference
     lines = [
         f"{threads} thread{'s' * (threads > 1)}, batch {batch}. Medians [10-90 %]; times faster than {model} in the "
@@ -216,7 +216,7 @@ def text(rows: list[Row], threads: int, batch: int, reference: Key) -> str:
         f"{'model':<{width}}  {'runtime':<{wide}} {'wall, ms':>22} {'faster':>17} {'than first':>10} "
         f"{'CPU, ms':>8} {'faster':>6} {'than first':>10}",
     ]
-    for row in mine:
+    for row in shown:
         wall, cpu = row["wall"], row["cpu"]
         lines.append(
             f"{row['model']:<{width}}  {row['runtime']:<{wide}} {_range(wall['ms'], '.1f'):>22} "
@@ -224,7 +224,7 @@ def text(rows: list[Row], threads: int, batch: int, reference: Key) -> str:
             f"{cpu['ms']['median']:>8.1f} {_median(cpu['in_runtime']):>6} {_median(cpu['in_first']):>10}"
         )
     lines += ["", f"{'model':<{width}}  {'runtime':<{wide}}" + "".join(f" {title:>11}" for title, _, _ in MEMORY)]
-    for row in mine:
+    for row in shown:
         values = "".join(f" {of(row):>11{style}}" for _, style, of in MEMORY)
         lines.append(f"{row['model']:<{width}}  {row['runtime']:<{wide}}{values}")
     return "\n".join(lines)
@@ -257,7 +257,7 @@ def _versions(names: list[str]) -> dict[str, str]:
 def _machine() -> dict[str, Any]:
     """The processor's name and its vector instructions, as far as the system says them."""
     info = pathlib.Path("/proc/cpuinfo")
-    said = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}
-    values = {name.strip(): value.strip() for name, value in said.items()}
+    fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}
+    values = {name.strip(): value.strip() for name, value in fields.items()}
     flags = [flag for flag in values.get("flags", "").split() if flag.startswith(("avx", "amx"))]
     return {"processor": values.get("model name", platform.processor()), "cores": _cores(), "vectors": flags}

@@ -94,15 +94,15 @@ class Table:
     def text(self) -> str:
         """Top-1 by method, name and budget; mean and, over several seeds, the sample standard deviation."""
         dense = next(row for row in self.rows if row["name"] == "dense")
-        rest = [row for row in self.rows if row is not dense]
-        budgets = sorted({row["budget"] for row in rest}, reverse=True)
+        compared = [row for row in self.rows if row is not dense]
+        budgets = sorted({row["budget"] for row in compared}, reverse=True)
         lines = [f"dense {dense['params']:,} parameters, top-1 {dense['top1']:.2f} on {dense['n_images']:,} images", ""]
         lines.append(f"{'ranks':<14} {'pairs':<18}" + "".join(f"{budget:>14}" for budget in budgets))
-        for method, name in dict.fromkeys((row["method"], row["name"]) for row in rest):
+        for method, name in dict.fromkeys((row["method"], row["name"]) for row in compared):
             line = f"{method:<14} {name:<18}"
             for budget in budgets:
-                want = (method, name, budget)
-                top1 = [row["top1"] for row in rest if (row["method"], row["name"], row["budget"]) == want]
+                cell = (method, name, budget)
+                top1 = [row["top1"] for row in compared if (row["method"], row["name"], row["budget"]) == cell]
                 spread = f" +- {stats.stdev(top1):.2f}" if len(top1) > 1 else ""
                 line += f"{stats.fmean(top1):.2f}{spread}".rjust(14) if top1 else " " * 14
             lines.append(line)

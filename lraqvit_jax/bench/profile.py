@@ -81,10 +81,10 @@ def _kinds(path: pathlib.Path, image: np.ndarray) -> dict[str, float]:
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             nodes[event["args"]["op_name"], event["name"]].append(event["dur"] / 1e3)
-    found: dict[str, float] = collections.defaultdict(float)
+    milliseconds: dict[str, float] = collections.defaultdict(float)
     for (kind, _), times in nodes.items():
-        found[kind] += min(times)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        milliseconds[kind] += min(times)
+    return dict(sorted(milliseconds.items(), key=lambda item: -item[1]))
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

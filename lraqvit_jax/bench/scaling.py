@@ -8,7 +8,7 @@ device sends in rings, and those into seconds on the two machines below, whose f
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lraqvit_jax import models
@@ -57,21 +57,21 @@ def run(config: Config, workdir: str) -> None:
             raise UserError(f"scaling.layouts has {name!r}; {nearest(name, LAYOUTS)}")
     path = pathlib.Path(workdir).expanduser() / "scaling.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text())["cases"] if path.exists() else {}
+    cases = json.loads(path.read_text())["cases"] if path.exists() else {}
     print(HEAD, flush=True)
     for model in options.models:
         for devices in options.devices:
             ideal = 0.0
             for layout in options.layouts:
-                found = []
+                depths = []
                 for depth in (1, 2):
                     question = _question(config, f"{model}_depth{depth}", layout, devices)
                     key = json.dumps(question, sort_keys=True)
-                    if key not in known:
-                        known[key] = _summary(_simulate.ask(question))
-                        files.write_atomically(path, json.dumps({"schema": 1, "cases": known}, indent=1) + "\n")
-                    found.append(known[key])
-                row = at_depth(found[0], found[1], _depth(model))
+                    if key not in cases:
+                        cases[key] = _summary(_simulate.ask(question))
+                        files.write_atomically(path, json.dumps({"schema": 1, "cases": cases}, indent=1) + "\n")
+                    depths.append(cases[key])
+                row = at_depth(depths[0], depths[1], _depth(model))
                 ideal = ideal or row["flops"]
                 print(_line(model, layout, devices, row, ideal), flush=True)
     print(f"\n{path}")
@@ -100,21 +100,28 @@ def _question(config: Config, model: str, layout: str, devices: int) -> dict[str
 
 def _summary(answer: Mapping[str, Any]) -> dict[str, float]:
     """The quantities of a case that are linear in the depth."""
-    found = [Collective(**one) for one in answer["collectives"]]
+    collectives = [Collective(**fields) for fields in answer["collectives"]]
     sums = {"flops": answer["flops"], "argument_bytes": answer["argument_bytes"]}
     sums |= {"temporary_bytes": answer["temporary_bytes"]}
-    for kind in sorted({one.kind for one in found}):
-        sums[kind] = sum(one.times * wire_bytes(one.kind, one.size, one.bytes) for one in found if one.kind == kind)
-    sums["wire_bytes"] = sum(one.times * wire_bytes(one.kind, one.size, one.bytes) for one in found)
-    sums["compiled_wire_bytes"] = sum(one.times * wire_bytes(one.kind, one.size, one.compiled_bytes) for one in found)
-    return sums | {f"{name}_seconds": seconds(found, machine) for name, machine in MACHINES.items()}
+    for kind in sorted({collective.kind for collective in collectives}):
+        sums[kind] = _sent(collective for collective in collectives if collective.kind == kind)
+    sums["wire_bytes"] = _sent(collectives)
+    sums["compiled_wire_bytes"] = _sent(
+        dataclasses.replace(collective, bytes=collective.compiled_bytes) for collective in collectives
+    )
+    return sums | {f"{name}_seconds": seconds(collectives, machine) for name, machine in MACHINES.items()}
+
+
+def _sent(collectives: Iterable[Collective]) -> float:
+    """Bytes that a device sends in a step."""
+    return sum(
+        collective.times * wire_bytes(collective.kind, collective.size, collective.bytes) for collective in collectives
+    )
 
 
 def seconds(collectives: Sequence[Collective], machine: Machine) -> float:
     """What sending takes, one collective after another, latency not counted."""
-    return sum(
-        one.times * wire_bytes(one.kind, one.size, one.bytes) / bandwidth(one.groups, machine) for one in collectives
-    )
+    return sum(_sent([collective]) / bandwidth(collective.groups, machine) for collective in collectives)
 
 
 def bandwidth(groups: Sequence[Sequence[int]], machine: Machine) -> float:
@@ -130,10 +137,10 @@ def bandwidth(groups: Sequence[Sequence[int]], machine: Machine) -> float:
     return min(of(group) for group in groups)
 
 
-def at_depth(one: Mapping[str, float], two: Mapping[str, float], depth: int) -> dict[str, float]:
+def at_depth(at_one: Mapping[str, float], at_two: Mapping[str, float], depth: int) -> dict[str, float]:
     """Quantities at a depth, from those at depths 1 and 2."""
-    names = dict.fromkeys((*one, *two))
-    return {name: one.get(name, 0) + (depth - 1) * (two.get(name, 0) - one.get(name, 0)) for name in names}
+    names = dict.fromkeys((*at_one, *at_two))
+    return {name: at_one.get(name, 0) + (depth - 1) * (at_two.get(name, 0) - at_one.get(name, 0)) for name in names}
 
 
 HEAD = (
@@ -147,9 +154,9 @@ def _line(model: str, layout: str, devices: int, row: Mapping[str, float], ideal
     """One row of the table; efficiency is against the FLOPs of the first layout and no communication."""
     cells = []
     for name, machine in MACHINES.items():
-        best, own = (flops / (MFU * machine.flops) for flops in (ideal, row["flops"]))
+        best, compute = (flops / (MFU * machine.flops) for flops in (ideal, row["flops"]))
         sent = row[f"{name}_seconds"]
-        alone, hidden = best / (own + sent), best / max(own, sent)
-        cells.append(f"{1e3 * own:>9.1f} {1e3 * sent:>6.1f} {100 * alone:>5.1f}% {100 * hidden:>5.1f}%")
+        alone, hidden = best / (compute + sent), best / max(compute, sent)
+        cells.append(f"{1e3 * compute:>9.1f} {1e3 * sent:>6.1f} {100 * alone:>5.1f}% {100 * hidden:>5.1f}%")
     head = f"{model:<12} {layout:<10} {devices:>7} {row['flops'] / 1e12:>7.2f} {row['wire_bytes'] / 1e9:>8.3f} "
     return head + f"{row['compiled_wire_bytes'] / 1e9:>8.3f} " + " ".join(cells)

@@ -73,8 +73,8 @@ def _step(ws: Workspace) -> dict[str, float]:
     whole: Any = loop.make_step(step.distillation(student, teacher, options.distillation), tx, state_of, ws.mesh)
     collect = ["attention"] if "attention" in terms.needs(options.distillation) else False
     answer = jax.jit(lambda params, x: teacher.apply({"params": params}, x, return_features=True, mutable=collect))
-    known: Any = _Known()
-    student_loss = step.distillation(student, known, options.distillation)
+    fixed_teacher: Any = _Known()
+    student_loss = step.distillation(student, fixed_teacher, options.distillation)
     gradient = jax.jit(jax.grad(student_loss, has_aux=True))
 
     def update(state: Any, gradients: Any) -> Any:
@@ -90,13 +90,15 @@ def _step(ws: Workspace) -> dict[str, float]:
         gradients = timed(times["student_ms"], gradient, state["params"], targets, batch)[0]
         state = timed(times["update_ms"], update_of, state, gradients)
         state = timed(times["step_ms"], whole, state, frozen, batch)[0]
-    found = {name: stats.median(values[2:]) for name, values in times.items()}
-    found["step_over_parts"] = found["step_ms"] / (found["teacher_ms"] + found["student_ms"] + found["update_ms"])
-    found["gflops_a_step"] = flops / 1e9
-    found["peak_gflops_a_second"] = _peak()
-    found["floor_ms"] = 1e3 * found["gflops_a_step"] / found["peak_gflops_a_second"]
-    found["step_over_floor"] = found["step_ms"] / found["floor_ms"]
-    return found
+    figures = {name: stats.median(values[2:]) for name, values in times.items()}
+    figures["step_over_parts"] = figures["step_ms"] / (
+        figures["teacher_ms"] + figures["student_ms"] + figures["update_ms"]
+    )
+    figures["gflops_a_step"] = flops / 1e9
+    figures["peak_gflops_a_second"] = _peak()
+    figures["floor_ms"] = 1e3 * figures["gflops_a_step"] / figures["peak_gflops_a_second"]
+    figures["step_over_floor"] = figures["step_ms"] / figures["floor_ms"]
+    return figures
 
 
 def timed(times: list[float], function: Callable[..., Any], *arguments: Any) -> Any:
@@ -130,7 +132,7 @@ def _forms(ws: Workspace) -> dict[str, dict[str, float]]:
         if rank := ws.plan[info.path].rank:
             shapes.setdefault((info.features_in, info.features_out, rank, info.tokens), info.path)
     functions: Any = {"pair": pair.low_rank, "reparam": pair.reparam, "four_products": _four_products}
-    rng, found = np.random.default_rng(0), {}
+    rng, rows = np.random.default_rng(0), {}
     for (m, n, rank, tokens), path in shapes.items():
         draw = {"u": (m, rank), "v": (rank, n), "du": (m, rank), "dv": (rank, n)}
         params = {name: jnp.asarray(rng.standard_normal(shape, np.float32)) for name, shape in draw.items()}
@@ -141,8 +143,8 @@ def _forms(ws: Workspace) -> dict[str, dict[str, float]]:
             for name, call in calls.items():
                 timed(times[name], call, params if name != "pair" else {key: params[key] for key in "uv"}, x)
         ms = {name: stats.median(values[2:]) for name, values in times.items()}
-        found[path] = {"pair_ms": ms["pair"]} | {name: ms[name] / ms["pair"] for name in ("reparam", "four_products")}
-    return found
+        rows[path] = {"pair_ms": ms["pair"]} | {name: ms[name] / ms["pair"] for name in ("reparam", "four_products")}
+    return rows
 
 
 def _backward(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -40,7 +40,7 @@ def check_same(config: Config, directory: pathlib.Path) -> None:
         return
     if before is None:
         raise UserError(f"{directory} holds checkpoints but no config.json to tell whose; name another work directory.")
-    old, new = (config_lib.filled(config_lib.leaves(one)) for one in (before, config.to_dict()))
+    old, new = (config_lib.filled(config_lib.leaves(fields)) for fields in (before, config.to_dict()))
     if old["class_names"] and not config.class_names:
         raise UserError(
             f"{directory} has the class names of {old['class_names']}; name that file in class_names again, or another."

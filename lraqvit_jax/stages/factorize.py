@@ -111,32 +111,32 @@ def pairs(
     layers = [info for info in ws.spec.layers if ranks.get(info.path)]
     wants = {name: decomposition(name).STATISTICS for name in sorted(names)}
     images = ws.config.factorize.calibration_images
-    known = dict(moments or {})
+    layer_moments = dict(moments or {})
     drawn: list[int] = []
     if {"inputs", "gradients"} & {*wants.values()}:
         batches, drawn = ws.calibration(images)
         gradients, seed = "gradients" in wants.values(), ws.config.seed
-        if not known or (gradients and any(one.gradient is None for one in known.values())):
-            known = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
+        if not layer_moments or (gradients and any(measured.gradient is None for measured in layer_moments.values())):
+            layer_moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     single = [name for name, kind in wants.items() if kind != "sequential"]
 
-    def each(path: str) -> dict[str, Layer]:
-        mine = known.pop(path, None)
-        return {name: pair(name, trees.get(params, path), ranks[path], mine, spectrum) for name in single}
+    def of_layer(path: str) -> dict[str, Layer]:
+        known_moments = layer_moments.pop(path, None)
+        return {name: pair(name, trees.get(params, path), ranks[path], known_moments, spectrum) for name in single}
 
     paths = [info.path for info in layers]
-    by_path = dict(zip(paths, spectra.each(each, paths, "pairs"), strict=True))
-    found = {name: {path: by_path[path][name] for path in paths} for name in single}
+    by_path = dict(zip(paths, spectra.each(of_layer, paths, "pairs"), strict=True))
+    layers_by_name = {name: {path: by_path[path][name] for path in paths} for name in single}
     for name in (name for name, kind in wants.items() if kind == "sequential"):
         batches, drawn = ws.calibration(images)
-        found[name] = {}
+        layers_by_name[name] = {}
 
         def solve(path: str, moments: Moments, name: str = name) -> Layer:
-            layer = found[name][path] = pair(name, trees.get(params, path), ranks[path], moments, spectrum)
+            layer = layers_by_name[name][path] = pair(name, trees.get(params, path), ranks[path], moments, spectrum)
             return {"kernel": layer["u"] @ layer["v"]} | {key: layer[key] for key in layer if key == "bias"}
 
         statistics.sequential(dense.model, dense.params, layers, batches, ws.mesh, solve)
-    return found, drawn
+    return layers_by_name, drawn
 
 
 def pair(name: str, layer: Layer, rank: int, moments: Moments | None, spectrum: Spectrum = svd.spectrum) -> Layer:
@@ -152,8 +152,8 @@ def pair(name: str, layer: Layer, rank: int, moments: Moments | None, spectrum: 
     module, kernel = decomposition(name), np.asarray(layer["kernel"], np.float64)
     options = {"spectrum": spectrum} if "spectrum" in inspect.signature(module.decompose).parameters else {}
     made = module.decompose(kernel, rank, moments, **options)
-    found = {"u": made.u.astype(np.float32), "v": made.v.astype(np.float32)}
+    factors = {"u": made.u.astype(np.float32), "v": made.v.astype(np.float32)}
     if "bias" in layer:
         shift = bias_shift(kernel, made, moments) if module.CORRECTS_BIAS and moments is not None else 0
-        found["bias"] = np.asarray(layer["bias"] + shift, np.float32)
-    return found
+        factors["bias"] = np.asarray(layer["bias"] + shift, np.float32)
+    return factors

@@ -54,10 +54,10 @@ def choose(
         moments: of their inputs; with gradients for "logits".
         options: method, budget, unit, multiple.
     """
-    found = curves(dense, layers, moments, options.method)
+    loss_curves = curves(dense, layers, moments, options.method)
     if options.method == "sensitivity":
-        found = _scaled(ws, dense, layers, moments, found)
-    arguments = (layers, found, options.budget, options.multiple, cost(options, ws.plan))
+        loss_curves = _scaled(ws, dense, layers, moments, loss_curves)
+    arguments = (layers, loss_curves, options.budget, options.multiple, cost(options, ws.plan))
     return ranks.energy(*arguments) if options.method == "energy" else ranks.least_loss(*arguments)
 
 
@@ -69,11 +69,11 @@ def curves(
     params = artifacts.host(dense.params)
 
     def curve(layer: LinearInfo) -> ranks.Curve:
-        kernel, known = np.asarray(trees.get(params, layer.path)["kernel"], np.float64), moments[layer.path]
+        kernel, layer_moments = np.asarray(trees.get(params, layer.path)["kernel"], np.float64), moments[layer.path]
         if method == "logits":
-            values = kfac.losses(kernel, known)
+            values = kfac.losses(kernel, layer_moments)
         else:
-            values = whitened.principal(kernel, known.covariance)[0]
+            values = whitened.principal(kernel, layer_moments.covariance)[0]
             values = values / max(np.sum(values), 1e-30)
         return np.append(np.cumsum(values[::-1])[::-1], 0.0)
 
@@ -102,7 +102,7 @@ def _scaled(
     dense: Artifact,
     layers: list[LinearInfo],
     moments: Mapping[str, Moments],
-    found: Mapping[str, ranks.Curve],
+    loss_curves: Mapping[str, ranks.Curve],
 ) -> dict[str, ranks.Curve]:
     """Curves in units of the logits: each layer alone is truncated to its uniform-ratio rank, and the mean square
     change of the logits that this makes is divided by what its curve says there."""
@@ -113,24 +113,24 @@ def _scaled(
         apply = jax.jit(lambda params, images: dense.model.apply({"params": params}, images))
 
         @jax.jit
-        def change(params: Any, images: jax.Array, wanted: jax.Array, mask: jax.Array) -> jax.Array:
+        def change(params: Any, images: jax.Array, dense_logits: jax.Array, mask: jax.Array) -> jax.Array:
             logits: Any = dense.model.apply({"params": params}, images)
-            moved = logits - wanted
+            moved = logits - dense_logits
             moved -= jnp.mean(moved, -1, keepdims=True)
             return jnp.sum(jnp.where(mask[:, None], jnp.square(moved), 0))
 
         placed = [sharding.put_batch(batch, ws.mesh) for batch in batches]
-        wanted = [apply(dense.params, batch["image"]) for batch in placed]
+        dense_logits = [apply(dense.params, batch["image"]) for batch in placed]
         scaled = {}
         for layer in console.progress(layers, "sensitivity", "layer"):
-            own = trees.get(params, layer.path)
-            pair = whitened.truncate(own["kernel"], moments[layer.path].covariance, rank[layer.path])
+            layer_params = trees.get(params, layer.path)
+            pair = whitened.truncate(layer_params["kernel"], moments[layer.path].covariance, rank[layer.path])
             kernel = jax.device_put((pair.u @ pair.v).astype(np.float32), sharding.replicated(ws.mesh))
             replaced = trees.replace(
                 dense.params, {layer.path: {**trees.get(dense.params, layer.path), "kernel": kernel}}
             )
-            parts = zip(placed, wanted, strict=True)
+            parts = zip(placed, dense_logits, strict=True)
             total = sum(float(change(replaced, batch["image"], logits, batch["mask"])) for batch, logits in parts)
-            curve = found[layer.path]
+            curve = loss_curves[layer.path]
             scaled[layer.path] = curve * (total / max(float(curve[rank[layer.path]]), 1e-30))
     return scaled

@@ -43,5 +43,5 @@ def _keep_spectra(ws: Workspace, dense: Artifact | None) -> None:
     params = dense.params
     spectrum = spectra.memo(ws.config.cache_dir)
     values = spectra.each(lambda path: spectrum(np.asarray(trees.get(params, path)["kernel"])).values, paths, "spectra")
-    named = {path: np.asarray(one, np.float32) for path, one in zip(paths, values, strict=True)}
+    named = {path: np.asarray(singular_values, np.float32) for path, singular_values in zip(paths, values, strict=True)}
     files.write_arrays(ws.directory / "report" / "spectra.npz", named)

@@ -28,7 +28,7 @@ def source(model: nn.Module, loss_fn: Callable[..., Any], params: Any, frozen: A
     for path, finite in outputs.items():
         if not finite:
             return f"the output of {path}"
-    gradients = jax.jit(lambda *given: jax.grad(lambda p: loss_fn(p, *given[1:])[0])(given[0]))(params, frozen, batch)
+    gradients = jax.jit(jax.grad(loss_fn, has_aux=True))(params, frozen, batch)[0]
     bad = [path for path, leaf in trees.flatten(gradients).items() if not bool(jnp.all(jnp.isfinite(leaf)))]
     if bad:
         return f"the gradient of {max(bad, key=lambda path: _place(layers, path))}"
@@ -40,19 +40,19 @@ def _outputs(model: nn.Module, params: Any, images: Any) -> dict[str, bool]:
     paths: list[str] = []
 
     def run(params: Any, images: Any) -> list[jax.Array]:
-        found: list[jax.Array] = []
+        flags_in_order: list[jax.Array] = []
         paths.clear()
 
         def watch(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             y = call(*args, **kwargs)
             if context.method_name == "__call__" and isinstance(y, jax.Array):
                 paths.append("/".join(context.module.path) or "the model")
-                found.append(jnp.all(jnp.isfinite(y)))
+                flags_in_order.append(jnp.all(jnp.isfinite(y)))
             return y
 
         with nn.intercept_methods(watch):
             model.apply({"params": params}, images)
-        return found
+        return flags_in_order
 
     flags = jax.device_get(jax.jit(run)(params, images))
     return dict(zip(paths, map(bool, flags), strict=True))

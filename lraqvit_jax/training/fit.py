@@ -48,9 +48,9 @@ def fit(
     )
 
     def blame(step: int, params: Any, batch: Any) -> str:
-        found = divergence.source(objective.model, loss_of(objective), params, frozen, batch)
+        place = divergence.source(objective.model, loss_of(objective), params, frozen, batch)
         images = ", ".join(map(str, pipeline.images(len(source), ws.config.seed, batch_size, step)[:SHOWN]))
-        return f"step {step}, in {found}, on the batch of images {images}, ... of data.train"
+        return f"step {step}, in {place}, on the batch of images {images}, ... of data.train"
 
     with sharding.use(ws.mesh):
         fields = ws.config.accumulate, ws.config.remat

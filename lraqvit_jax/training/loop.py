@@ -123,14 +123,14 @@ def make_step(
         parts = sharding.micro_batches(batch, micro_batches, mesh)
         entries = shared(frozen, parts)
 
-        def one(part: Any) -> Any:
+        def of_part(part: Any) -> Any:
             (loss, metrics), grads = gradient(params, frozen, {**part, **entries})
             return (loss, metrics), jax.lax.with_sharding_constraint(grads, sharding.shardings(abstract["params"]))
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, one(part)), None
+            return jax.tree.map(jnp.add, total, of_part(part)), None
 
-        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts))
+        shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
         total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), parts)
         return jax.tree.map(lambda leaf: leaf / micro_batches, total)
 
@@ -243,7 +243,9 @@ def fit(
                 clock, since = time.perf_counter(), step
                 values |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": round(speed, 1)}
                 log.write(step, values)
-                console.detail(f"{name} step {step}: " + ", ".join(f"{key} {one:.4g}" for key, one in values.items()))
+                console.detail(
+                    f"{name} step {step}: " + ", ".join(f"{key} {metric:.4g}" for key, metric in values.items())
+                )
                 bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
             bar.update(1)
 

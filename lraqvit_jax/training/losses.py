@@ -18,7 +18,7 @@ def labelled(batch: Mapping[str, Any]) -> Float[Array, " *parts"]:
     if "share" not in batch:
         return jnp.sum(label >= 0, -1, dtype=jnp.float32)
     parts = ((label, batch["share"]), (batch["other_label"], 1 - batch["share"]))
-    return sum((jnp.sum(jnp.where(one >= 0, weight, 0), -1) for one, weight in parts), jnp.float32(0))
+    return sum((jnp.sum(jnp.where(labels >= 0, weight, 0), -1) for labels, weight in parts), jnp.float32(0))
 
 
 def _mean(total: Float[Array, ""], count: Float[Array, ""]) -> Float[Array, ""]:
@@ -54,7 +54,9 @@ def mixed_cross_entropy(
     `count` replaces their sum, as in `cross_entropy`.
     """
     parts = ((labels, share), (other_labels, 1 - share))
-    total = sum((jnp.sum(weight * _each(logits, one, label_smoothing)) for one, weight in parts), jnp.float32(0))
+    total = sum(
+        (jnp.sum(weight * _each(logits, part_labels, label_smoothing)) for part_labels, weight in parts), jnp.float32(0)
+    )
     if count is None:
         count = labelled({"label": labels, "other_label": other_labels, "share": share})
     return _mean(total, count)
@@ -96,7 +98,7 @@ def block_mse(
 
 def mean_squares(features: Sequence[Float[Array, "batch tokens dim"]]) -> Float[Array, " blocks"]:
     """Mean square of every block's output, in float32."""
-    return jnp.stack([jnp.mean(jnp.square(one.astype(jnp.float32))) for one in features])
+    return jnp.stack([jnp.mean(jnp.square(output.astype(jnp.float32))) for output in features])
 
 
 def perturbation(student: Any, teacher: Any) -> Float[Array, ""]:

@@ -44,20 +44,20 @@ def distillation(student: nn.Module, teacher: Any, options: Distillation, label_
 
     def loss_fn(params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         images, maps = batch["image"], "attention" in looks_at
-        own = outputs(student, params, images, maps)
+        student_outputs = outputs(student, params, images, maps)
         constant = jax.lax.stop_gradient(frozen) if "params" in looks_at else None
         answer = None
         if "outputs" in looks_at:
             answer = jax.lax.stop_gradient(outputs(teacher, frozen, images, maps))
-        view = View(options, batch, student, params, own, constant, answer, label_smoothing)
-        metrics = {"accuracy": jnp.mean(jnp.argmax(own.logits, -1) == batch["label"])}
+        view = View(options, batch, student, params, student_outputs, constant, answer, label_smoothing)
+        metrics = {"accuracy": jnp.mean(jnp.argmax(student_outputs.logits, -1) == batch["label"])}
         parts = []
         for term in chosen:
             value, logged = term.loss(view)
             parts.append(getattr(options, term.WEIGHT) * value)
             metrics |= logged
-        loss, *rest = parts
-        for part in rest:
+        loss, *others = parts
+        for part in others:
             loss += part
         return loss, metrics
 
