@@ -59,13 +59,16 @@ def decode(content: bytes) -> Image.Image:
         ValueError: with the reason.
     """
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        problem = _problem(*image.size)
-        if not problem:
-            return rgb(image)
+        return checked(Image.open(io.BytesIO(content), formats=FORMATS))
     except Exception as error:  # Of hostile bytes Pillow raises a dozen kinds.
         raise ValueError(_reason(error)) from error
-    raise ValueError(problem)
+
+
+def checked(image: Image.Image) -> Image.Image:
+    """The image as `rgb` makes it; ValueError, before a pixel is decoded, for sides that no image should have."""
+    if problem := _problem(*image.size):
+        raise ValueError(problem)
+    return rgb(image)
 
 
 def _problem(width: int, height: int) -> str:
