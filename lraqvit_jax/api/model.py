@@ -12,7 +12,6 @@ import numpy as np
 import scipy.special
 from flax import linen as nn
 from jaxtyping import Float
-from PIL import Image
 
 from lraqvit_jax.base import console, files
 from lraqvit_jax.base.errors import UserError
@@ -24,8 +23,9 @@ from lraqvit_jax.tasks import classification as evaluate
 from lraqvit_jax.weights import artifacts
 
 Images = memory.Item | np.ndarray | Iterable[memory.Item | np.ndarray]
-"""One image or several: PIL images, paths, arrays of uint8 (height, width, 3) or (height, width), or arrays of floats
-(size, size, 3) that are normalized already."""
+"""One image or several: PIL images, paths, arrays of uint8 (height, width) or (height, width, channels) with 1, 3 or 4
+channels, or arrays of floats (size, size, 3) that are normalized already. An array of several has an axis more, and
+channels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Model(artifacts.Artifact):
         Raises:
             UserError: an image that cannot be read, an array that is none.
         """
-        items = _items(images)
+        items = memory.items(images)
         size = min(batch_size, 1 << (len(items) - 1).bit_length())  # few different shapes to compile for
         parts = []
         for start in console.progress(range(0, len(items), size), "predict", "batch"):
@@ -130,13 +130,14 @@ class Model(artifacts.Artifact):
         return path
 
     def _prepared(self, item: Any, index: int) -> Float[np.ndarray, "size size 3"]:
-        if isinstance(item, np.ndarray | jax.Array) and np.issubdtype(item.dtype, np.floating):
-            if item.shape != (self.preprocess.size, self.preprocess.size, 3):
+        array = memory.array(item)
+        if array is not None and jax.dtypes.issubdtype(array.dtype, np.floating):
+            if array.shape != (self.preprocess.size, self.preprocess.size, 3):
                 raise UserError(
-                    f"Image {index} is an array of floats {item.shape}; give pixels as uint8, or what preprocess "
+                    f"Image {index} is an array of floats {array.shape}; give pixels as uint8, or what preprocess "
                     f"makes, ({self.preprocess.size}, {self.preprocess.size}, 3)."
                 )
-            return np.asarray(item, np.float32)
+            return array.astype(np.float32)
         return self.preprocess(memory.decoded(item, index))
 
 
@@ -180,17 +181,6 @@ def _preferred(directory: pathlib.Path) -> list[str]:
         return ["dense"]
     config = restored(files.json_object(written, "name an artefact").get("config", {}), str(written))
     return [*reversed(config.export.artifacts), config.quant.source, "dense"]
-
-
-def _items(images: Images) -> list[Any]:
-    """The images one by one."""
-    single = isinstance(images, Image.Image | str | os.PathLike)
-    if isinstance(images, np.ndarray | jax.Array):
-        single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3)
-    items = [images] if single else list(images)  # type: ignore[arg-type]
-    if not items:
-        raise UserError("There are no images; give some.")
-    return items
 
 
 @functools.lru_cache(maxsize=32)

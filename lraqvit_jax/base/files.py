@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-import tempfile
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,15 +81,16 @@ UNFINISHED = ".unfinished"
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Replaces a file in one step, so that a reader or a crash sees the old content or the new."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-    temporary = pathlib.Path(name)
+    """Replaces a file in one step, so that a reader or a crash sees the old content or the new.
+
+    Who may read it follows from the umask, as for any new file; of a temporary file of `tempfile` it would not.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

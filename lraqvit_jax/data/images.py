@@ -12,10 +12,11 @@ What comes out is RGB, 8 bits a channel, for training and for evaluation alike:
   this project were measured on has the tag.
 """
 
+import contextlib
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from lraqvit_jax.base.errors import UserError, short
 
@@ -30,17 +31,6 @@ MAX_RATIO = 100
 """Of the longer side to the shorter, which `Preprocess` scales to the model's size."""
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")
 NO_RANGE = ("I", "F", "LAB")
-ORIENTATION = 0x0112
-"""EXIF tag."""
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class BadImageError(UserError):
@@ -69,13 +59,16 @@ def decode(content: bytes) -> Image.Image:
         ValueError: with the reason.
     """
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        problem = _problem(*image.size)
-        if not problem:
-            return rgb(image)
+        return checked(Image.open(io.BytesIO(content), formats=FORMATS))
     except Exception as error:  # Of hostile bytes Pillow raises a dozen kinds.
         raise ValueError(_reason(error)) from error
-    raise ValueError(problem)
+
+
+def checked(image: Image.Image) -> Image.Image:
+    """The image as `rgb` makes it; ValueError, before a pixel is decoded, for sides that no image should have."""
+    if problem := _problem(*image.size):
+        raise ValueError(problem)
+    return rgb(image)
 
 
 def _problem(width: int, height: int) -> str:
@@ -102,10 +95,7 @@ def rgb(image: Image.Image) -> Image.Image:
         ValueError: the mode has no known range.
     """
     image.load()  # which turns a TIFF itself, and takes its tag away
-    turn = _turn(image)
-    if turn is not None:
-        image = image.transpose(turn)
-        image.info = {}  # of the tag as well, or it would be turned again
+    image = _upright(image)
     if image.mode in SIXTEEN:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in NO_RANGE:
@@ -115,9 +105,13 @@ def rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings an image upright by its EXIF data; a tag that cannot be read says nothing."""
-    try:
-        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # Pillow parses EXIF, which may be anything, only when asked.
-        return None
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF data say that it stands; data that cannot be read say nothing."""
+    with contextlib.suppress(Exception):  # Pillow parses EXIF, which may be anything, only when asked.
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = image.copy()
+            try:
+                ImageOps.exif_transpose(image, in_place=True)
+            finally:
+                image.info = {}  # Of data that cannot be written again, too, or it would be turned again.
+    return image

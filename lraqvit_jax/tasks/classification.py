@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
 from lraqvit_jax.base import console
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Source
@@ -59,7 +61,7 @@ def _counter(model: nn.Module) -> Any:
         if other is None:
             return jnp.stack([*counts, 0]), jnp.zeros(()), said
         log_other, log_this = jax.nn.log_softmax(other), jax.nn.log_softmax(logits)
-        divergence = jnp.sum(jnp.exp(log_other) * (log_other - log_this), axis=-1)
+        divergence = optax.losses.kl_divergence_with_log_targets(log_this, log_other)
         equal = jnp.argmax(other, -1) == jnp.argmax(logits, -1)
         return jnp.stack([*counts, jnp.sum(real & equal)]), jnp.sum(jnp.where(real, divergence, 0)), said
 
@@ -86,10 +88,16 @@ def accuracy(
         batch_size: global.
         mesh: where it runs.
         other: what `logits` gave for a model to compare with, from the same images in the same batches.
+
+    Raises:
+        UserError: a label that is no class of the model.
     """
     started, said = time.perf_counter(), list[Any]()
+    classifier: Any = model
+    if hasattr(source, "labels"):
+        check_labels(np.asarray(source.labels), np.arange(len(source)), classifier.num_classes)
     totals: Any = None
-    for index, batch in enumerate(_batches(source, preprocess, batch_size, mesh)):
+    for index, batch in enumerate(_batches(source, preprocess, batch_size, mesh, classifier.num_classes)):
         with sharding.use(mesh):
             *found, one = _counter(model)(params, batch, other[index] if other else None)
         said.append(one)
@@ -102,6 +110,21 @@ def accuracy(
     seconds = time.perf_counter() - started
     kl, skipped = float(divergence) / max(1, images), len(source) - read
     return Accuracy(first * share, fifth * share, images, seconds, kl, equal * share, skipped, _answers(said))
+
+
+def check_labels(labels: Int[np.ndarray, " n"], images: Int[np.ndarray, " n"], num_classes: int) -> None:
+    """UserError for the first label that is neither one of the classes, numbered from 0, nor -1, for none.
+
+    Args:
+        labels: some of a source.
+        images: the number of each in the source.
+        num_classes: of the model.
+    """
+    for row in np.flatnonzero((labels < -1) | (labels >= num_classes))[:1]:
+        raise UserError(
+            f"The evaluation image {images[row]} has the label {labels[row]}, and the model has {num_classes:,} "
+            f"classes, 0 to {num_classes - 1}; correct the labels, or take a model of these classes."
+        )
 
 
 def _answers(said: Sequence[Any]) -> Answers:
@@ -134,14 +157,19 @@ def logits(
     return found
 
 
-def _batches(source: Source, preprocess: Preprocess, batch_size: int, mesh: Mesh) -> Iterator[Any]:
-    """Every batch on the mesh, as `pipeline.ordered` gives it, with the `index` of each image in the source."""
+def _batches(
+    source: Source, preprocess: Preprocess, batch_size: int, mesh: Mesh, num_classes: int | None = None
+) -> Iterator[Any]:
+    """Every batch on the mesh, as `pipeline.ordered` gives it, with the `index` of each image in the source; with
+    `num_classes`, its labels are checked."""
     process = (jax.process_index(), jax.process_count())
     batches = pipeline.ordered(source, preprocess, batch_size=batch_size, process=process)
     first, count = process
     for number, batch in enumerate(console.progress(batches, "evaluate", "batch")):
         rows = np.arange(len(batch["mask"]), dtype=np.int32)
         index = first + count * (number * len(rows) + rows)
+        if num_classes is not None:
+            check_labels(batch["label"][batch["mask"]], index[batch["mask"]], num_classes)
         with sharding.use(mesh):
             placed = sharding.put_batch({**batch, "index": index}, mesh)
         yield placed

@@ -131,7 +131,7 @@ def attention_kl(
 def _kl(teacher: Float[Array, "... classes"], student: Float[Array, "... classes"]) -> Float[Array, ""]:
     """Divergence of softmax(student) from softmax(teacher), in float32, mean over the leading axes."""
     log_p, log_q = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (teacher, student))
-    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1))
+    return jnp.mean(optax.losses.kl_divergence_with_log_targets(log_q, log_p))
 
 
 def logits_kl(

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import quant
@@ -133,7 +133,7 @@ def picture(mode: str, kind: str, **options: object) -> bytes:
 
 def _exif() -> bytes:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6
+    exif[ExifTags.Base.Orientation] = 6
     return exif.tobytes()
 
 

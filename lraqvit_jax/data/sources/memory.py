@@ -4,22 +4,27 @@
 """
 
 import hashlib
+import operator
 import os
-import pathlib
 import weakref
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from lraqvit_jax.base.errors import UserError, short
+from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError, reason, short
 from lraqvit_jax.data import images
 from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
 from lraqvit_jax.data.sources.folder import read_file
 
 Item = Image.Image | UInt8[np.ndarray, "height width *channels"] | str | os.PathLike
+CHANNELS = (1, 3, 4)
+"""Of an array (height, width, channels): grey, RGB, RGB with alpha, which is dropped as in a file. Grey may also be
+(height, width)."""
 
 
 class Images:
@@ -30,12 +35,10 @@ class Images:
         class_names: of the labels; may be empty.
     """
 
-    def __init__(self, items: Iterable[Item], labels: Sequence[int] | None = None) -> None:
-        self._items = list(items)
-        self.labels = [-1] * len(self._items) if labels is None else [int(label) for label in labels]
+    def __init__(self, images: Item | Iterable[Item], labels: Sequence[int] | None = None) -> None:
+        self._items = items(images)
+        self.labels = [-1] * len(self._items) if labels is None else _whole(labels)
         self.class_names: list[str] = []
-        if not self._items:
-            raise UserError("There are no images; give some.")
         if len(self.labels) != len(self._items):
             raise UserError(
                 f"There are {len(self._items):,} images and {len(self.labels):,} labels; give one for each."
@@ -58,10 +61,10 @@ class Images:
 _KEPT: weakref.WeakValueDictionary[str, Images] = weakref.WeakValueDictionary()
 
 
-def put(found: Images) -> str:
+def put(images: Images) -> str:
     """The name under which `load` finds these images for as long as somebody holds them."""
-    name = found.name
-    _KEPT[name.removeprefix("memory:")] = found
+    name = images.name
+    _KEPT[name.removeprefix("memory:")] = images
     return name
 
 
@@ -73,30 +76,77 @@ def load(name: str, role: str, data_dir: str = "") -> Images:
     return _KEPT[name]
 
 
-def decoded(item: Item, index: int = 0) -> Image.Image:
-    """The image, upright and in RGB where it comes from a file.
+def items(images: Any) -> list[Any]:
+    """One image or several, one by one.
+
+    An array of 2 axes, or of 3 with as many channels as `CHANNELS` says, is one image; with an axis more, several.
+
+    Raises:
+        UserError: nothing there, or an array of which nobody can say whether it is one image.
+    """
+    if isinstance(images, Image.Image | str | os.PathLike):
+        return [images]
+    pixels = array(images)
+    if pixels is not None and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in CHANNELS)):
+        return [pixels]
+    if pixels is not None and pixels.ndim == 3:
+        raise UserError(
+            f"An array {pixels.shape} is no image (height, width, channels) of 1, 3 or 4 channels; write several grey "
+            "images as (images, height, width, 1)."
+        )
+    try:
+        several = list(images if pixels is None else pixels)
+    except TypeError as error:
+        raise UserError(f"A {type(images).__name__} is no image; give a PIL image, an array or a path.") from error
+    if not several:
+        raise UserError("There are no images; give some.")
+    return several
+
+
+def array(value: Any) -> np.ndarray | None:
+    """What NumPy, JAX or a like library holds; None for anything else."""
+    return np.asarray(value) if hasattr(value, "__array__") else None
+
+
+def decoded(item: Any, index: int = 0) -> Image.Image:
+    """The image, upright and in RGB: one answer for the same pixels in an array, in a PIL image and in a file.
 
     Raises:
         BadImageError: content that is no image.
         UserError: a file that cannot be read, an array that is no image of uint8.
     """
-    if isinstance(item, Image.Image):
-        return item
-    if isinstance(item, np.ndarray):
-        if (
-            item.dtype != np.uint8
-            or item.ndim not in (2, 3)
-            or 0 in item.shape
-            or item.shape[2:] not in ((), (1,), (3,))
-        ):
-            raise UserError(
-                f"Image {index} is an array of {item.dtype} {item.shape}; give uint8 of (height, width, 3) or "
-                "(height, width)."
-            )
-        return Image.fromarray(item[..., 0] if item.shape[2:] == (1,) else item)
-    if not isinstance(item, str | os.PathLike):
+    if isinstance(item, str | os.PathLike):
+        return _read(item)
+    image = item if isinstance(item, Image.Image) else _from_array(item, index)
+    try:
+        return images.checked(image)
+    except Exception as error:  # What PIL opened may not be decoded yet: as in `images.decode`.
+        raise BadImageError(f"number {index}", "memory", reason(error)) from error
+
+
+def _from_array(item: Any, index: int) -> Image.Image:
+    pixels = array(item)
+    if pixels is None:
         raise UserError(f"Image {index} is a {type(item).__name__}; give a PIL image, an array of uint8 or a path.")
-    path = pathlib.Path(item).expanduser()
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in CHANNELS or not pixels.size:
+        raise UserError(
+            f"Image {index} is an array of {pixels.dtype} {pixels.shape}; give uint8 of (height, width), or "
+            "of (height, width, channels) with 1, 3 or 4 channels."
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _whole(labels: Iterable[Any]) -> list[int]:
+    """The labels as Python's whole numbers; what would have to be rounded is refused."""
+    try:
+        return [operator.index(label) for label in labels]
+    except TypeError as error:
+        raise UserError("The labels are no whole numbers; give one from 0 for each image, or -1 for none.") from error
+
+
+def _read(name: str | os.PathLike) -> Image.Image:
+    path = files.locate(os.fspath(name))
     try:
         return images.decode(read_file(path.parent, path.name))
     except OSError as error:
@@ -110,8 +160,10 @@ def decoded(item: Item, index: int = 0) -> Image.Image:
 def _identity(item: Item) -> bytes:
     """What tells an image from others: its pixels, or the path, size and time of its file."""
     if isinstance(item, str | os.PathLike):
-        path = pathlib.Path(item).expanduser().absolute()
+        path = files.locate(os.fspath(item)).absolute()
         status = path.stat() if path.exists() else None
         return f"{path}:{status and (status.st_size, status.st_mtime_ns)}".encode()
     pixels = np.asarray(item)
-    return f"{pixels.shape}{pixels.dtype}".encode() + hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest()
+    colours = item.getpalette() if isinstance(item, Image.Image) else None  # that the pixels of a palette stand for
+    content = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest()
+    return f"{pixels.shape}{pixels.dtype}{colours or ''}".encode() + content

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -64,6 +65,38 @@ def test_pil_images_paths_pixels_and_prepared_arrays_are_the_same_image(model, r
     np.testing.assert_allclose(model.logits(np.stack([np.asarray(image)] * 2)), np.repeat(want, 2, 0), rtol=1e-5)
 
 
+PIXELS = np.random.default_rng(1).integers(0, 256, (12, 15, 4), np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_an_array_is_the_pil_image_and_the_file_of_the_same_pixels(model, tmp_path, mode):
+    pixels = {"L": PIXELS[..., 0], "RGB": PIXELS[..., :3], "RGBA": PIXELS}[mode]
+    image = Image.fromarray(pixels)
+    assert image.mode == mode
+    image.save(tmp_path / "one.png")
+    want = model.predict(tmp_path / "one.png")
+    batch = pixels[None, ..., None] if mode == "L" else pixels[None]
+    same = [image, pixels, jnp.asarray(pixels), np.asfortranarray(pixels), batch, [pixels], batch[0]]
+    for one in same:
+        assert model.predict(one) == want
+    shown = Image.open(tmp_path / "one.png").convert("RGB")
+    np.testing.assert_array_equal(model.logits(pixels), model.logits(PREPROCESS(shown)))
+    mixed = [tmp_path / "one.png", image, pixels, batch[0], PREPROCESS(shown)]
+    assert model.evaluate(mixed[:4], [NAMES.index(want[0][0][0])] * 4, batch_size=8).top1 == 100
+    np.testing.assert_allclose(model.logits(mixed), np.repeat(model.logits(image), 5, 0), rtol=1e-5)
+
+
+def test_a_batch_of_arrays_is_as_many_images(model):
+    batch = np.stack([PIXELS, PIXELS[::-1], PIXELS[:, ::-1]])
+    for channels in (1, 3, 4):
+        got = model.logits(batch[..., :channels])
+        want = np.concatenate([model.logits(one[..., :channels]) for one in batch])
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+    prepared = np.stack([PREPROCESS(Image.fromarray(one)) for one in batch])
+    np.testing.assert_array_equal(model.logits(prepared), model.logits(batch))
+    np.testing.assert_array_equal(model.logits(jnp.asarray(prepared)), model.logits(batch))
+
+
 def test_predictions_are_the_largest_shares_by_name(model, rng):
     images = photos(rng, 3)
     logits = model.logits(images).astype(np.float64)
@@ -98,12 +131,43 @@ def test_a_saved_model_loads_as_the_same_and_replaces_nothing(model, rng, tmp_pa
         (np.zeros((4, 4, 3)), r"floats \(4, 4, 3\)"),
         ([np.zeros((4, 4, 5), np.uint8)], r"uint8 \(4, 4, 5\)"),
         ([3], "is a int"),
+        (3, "A int is no image"),
+        (np.uint8(3), "A uint8 is no image"),
+        (np.zeros((5, 8, 8), np.uint8), r"array \(5, 8, 8\) .* \(images, height, width, 1\)"),
+        (np.zeros((4, 4), bool), r"bool \(4, 4\)"),
+        (np.zeros((4, 4), np.uint16), r"uint16 \(4, 4\)"),
+        (np.zeros((4, 4, 3), np.int64), r"int64 \(4, 4, 3\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"uint8 \(0, 4, 3\)"),
+        (np.zeros((2, 2, 4, 4, 3), np.uint8), r"uint8 \(2, 4, 4, 3\)"),
+        (np.zeros(4, np.uint8), r"uint8 \(\)"),
+        (jnp.zeros((4, 4, 3), jnp.bfloat16), r"floats \(4, 4, 3\)"),
+        (np.zeros((1, 500), np.uint8), "100 times the other"),
+        (Image.new("F", (4, 4)), "mode F"),
+        (None, "A NoneType is no image"),
     ],
-    ids=["none", "path", "floats", "channels", "number"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_image_is_named(model, images, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as error:
         model.predict(images)
+    assert str(error.value).count(". ") == 0
+    with pytest.raises(UserError):
+        model.evaluate(images if not isinstance(images, str) else [images], [0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 10], r"image 1 has the label 10, and the model has 10 classes, 0 to 9;"),
+        ([-2, 0], r"image 0 has the label -2"),
+        ([0.5, 1.0], "no whole numbers"),
+        (np.eye(2), "no whole numbers"),
+        ([0], "2 images and 1 labels"),
+    ],
+)
+def test_labels_that_the_model_does_not_have_are_named(model, rng, labels, words):
+    with pytest.raises(UserError, match=words):
+        model.evaluate(photos(rng, 2), labels)
 
 
 def test_of_a_work_directory_the_last_exported_artefact_is_taken(rng, tmp_path):

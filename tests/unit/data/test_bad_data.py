@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import images, labels, pipeline, skip, sources
@@ -96,7 +96,7 @@ def test_of_an_animation_the_first_frame_is_taken():
 )
 def test_turned_photographs_are_upright_once(colours, kind, orientation, turned):
     exif = Image.Exif()
-    exif[images.ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
     content = encoded(colours, kind, exif=exif.tobytes(), **options)
     got = images.decode(content)
@@ -104,6 +104,29 @@ def test_turned_photographs_are_upright_once(colours, kind, orientation, turned)
     assert np.array_equal(images.rgb(got), got)
     opened = Preprocess(8)(Image.open(io.BytesIO(content)))  # as a notebook does
     assert np.array_equal(opened, Preprocess(8)(got))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_turned_jpeg_is_what_pillow_makes_of_it(colours, mode, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = encoded(colours.convert(mode), "JPEG", exif=exif.tobytes())
+    opened = Image.open(io.BytesIO(content))
+    assert np.array_equal(images.decode(content), ImageOps.exif_transpose(opened).convert("RGB"))
+    assert opened.getexif()[ExifTags.Base.Orientation] == orientation
+
+
+def test_a_tag_beside_others_that_cannot_be_written_again_turns_the_image_once(colours):
+    """A camera that stores the description of an image as a fraction: Pillow reads it and cannot write it."""
+    entries = [(ExifTags.Base.ImageDescription, 5, 1, bytes(4)), (ExifTags.Base.Orientation, 3, 1, b"\6\0\0\0")]
+    tags = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4)
+    with pytest.raises(AttributeError):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(colours, exif=exif))))
+    upright = images.decode(encoded(colours, exif=exif))
+    assert np.array_equal(upright, np.rot90(np.asarray(colours), -1))
+    assert np.array_equal(images.rgb(upright), upright)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
+from PIL import Image
 
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.tasks import classification as evaluate
@@ -37,3 +39,32 @@ def test_counts_and_divergences_of_every_image(rng, batch_size):
     assert (same.agreement, same.kl) == (100, pytest.approx(0, abs=1e-6))
     alone = evaluate.accuracy(model, one, source, record, **options)
     assert (alone.top1, alone.top5, alone.kl) == (found.top1, found.top5, 0)
+
+
+class Labelled:
+    """Grey images whose labels come with each of them and are not known before, as those of a stream."""
+
+    class_names = ()
+
+    def __init__(self, labels):
+        self._labels = labels
+
+    def __len__(self):
+        return len(self._labels)
+
+    def __getitem__(self, index):
+        return {"image": Image.new("L", (8, 8), index), "label": self._labels[index]}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("wrong", [10, 70_000, -2])
+def test_a_label_that_is_no_class_of_the_model_is_named(rng, known, wrong):
+    source = Labelled([0, -1, 9] * 13)
+    options = {"batch_size": 16, "mesh": small.MESH}
+    params, record = small.params(small.plan(), rng), Preprocess(8, crop_pct=1.0)
+    assert evaluate.accuracy(small.model(), params, source, record, **options).images == 26
+    source._labels[37] = wrong
+    if known:
+        source.labels = source._labels
+    with pytest.raises(UserError, match=f"image 37 has the label {wrong}, and the model has 10 classes, 0 to 9;"):
+        evaluate.accuracy(small.model(), params, source, record, **options)
