@@ -182,7 +182,7 @@ def fit(
         batch_size=batch_size,
         seed=ws.config["seed"],
         mix=mix.parse(ws.config["mix"]),
-        process=(jax.process_index(), jax.process_count()),
+        rows=sharding.rows_of_process(ws.mesh, batch_size),
     )
 
     def blame(step: int, params: Any, batch: Any) -> str:
