@@ -38,7 +38,7 @@ class _Rows(grain.MapDataset[Any]):
 
 
 class Batch(TypedDict):
-    """The rows of a batch that a process supplies: normalized images, labels (-1 where there is none), and which rows are real."""
+    """What a process supplies of a batch: normalized images, labels (-1 where there is none), which rows are real."""
 
     image: Float[np.ndarray, "batch size size 3"]
     label: Int[np.ndarray, " batch"]

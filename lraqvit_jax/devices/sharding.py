@@ -251,7 +251,7 @@ def rows_of_process(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins the rows of all processes, of each those of `rows_of_process`, into global arrays, sharded over the batch."""
+    """Joins what the processes supply, each its `rows_of_process`, into global arrays, sharded over the batch."""
     ways = mesh.spread("batch")
     share = len(rows_of_process(mesh, ways))
 
@@ -259,7 +259,7 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         size = len(value) * ways // share
         rows = rows_of_process(mesh, size)
 
-        def part(index: tuple[slice, ...]) -> Any:
+        def part(index: Any) -> Any:
             first, stop, _ = index[0].indices(size)
             start = int(np.searchsorted(rows, first))
             return value[start : start + stop - first]

@@ -108,7 +108,7 @@ def accuracy(
 
 
 def _answers(batches: Sequence[Any]) -> Answers:
-    """The rows of all batches that are labelled images: batches hold the source in order, so a row's place is its image."""
+    """The rows of all batches that are labelled images. Batches hold the source in order: the place is the image."""
     label, answer, probability, real = (np.concatenate(jax.device_get(column)) for column in zip(*batches, strict=True))
     return Answers(
         np.flatnonzero(real).astype(np.int32),
