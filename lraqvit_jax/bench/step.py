@@ -68,7 +68,8 @@ def _step(ws: Workspace) -> dict[str, float]:
     rng = np.random.default_rng(0)
     images = rng.standard_normal((config.batch_size, size, size, 3), np.float32)
     labels = rng.integers(0, ws.num_classes, config.batch_size).astype(np.int32)
-    batch = sharding.put_batch({"image": images, "label": labels}, ws.mesh)
+    rows = sharding.rows_of_process(ws.mesh, config.batch_size)
+    batch = sharding.put_batch({"image": images[rows], "label": labels[rows]}, ws.mesh)
 
     whole: Any = loop.make_step(step.distillation(student, teacher, options.distillation), tx, state_of, ws.mesh)
     collect = ["attention"] if "attention" in terms.needs(options.distillation) else False

@@ -1,4 +1,8 @@
-"""The one input pipeline, on grain: deterministic, checkpointed with the state, split over hosts."""
+"""The one input pipeline, on grain: deterministic, checkpointed with the state, split over processes.
+
+What a global batch holds follows from the source, the seed and its number alone. A process names the rows of it that it
+supplies, and several may supply the same ones: `devices.sharding.rows_of_process` says which.
+"""
 
 from collections.abc import Iterator
 from typing import Any, TypedDict
@@ -18,8 +22,23 @@ from lraqvit_jax.data.sources import Example, Source
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
+class _Rows(grain.MapDataset[Any]):
+    """Of every `batch_size` examples in turn, those at `rows`."""
+
+    def __init__(self, examples: grain.MapDataset[Any], rows: np.ndarray, batch_size: int) -> None:
+        super().__init__(examples)
+        self._examples, self._rows, self._batch_size = examples, rows.tolist(), batch_size
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        batch, place = divmod(index, len(self._rows))
+        return self._examples[batch * self._batch_size + self._rows[place]]
+
+
 class Batch(TypedDict):
-    """One batch of this host: normalized images, labels (-1 where there is none), and which rows are real."""
+    """What a process supplies of a batch: normalized images, labels (-1 where there is none), which rows are real."""
 
     image: Float[np.ndarray, "batch size size 3"]
     label: Int[np.ndarray, " batch"]
@@ -34,7 +53,7 @@ def training(
     batch_size: int,
     seed: int,
     mix: Mixer | None = None,
-    process: tuple[int, int] = (0, 1),
+    rows: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
     """Endless shuffled, augmented batches of `image` and `label`; where they are mixed, `other_label` and `share` too.
 
@@ -45,21 +64,26 @@ def training(
         source: examples.
         preprocess: of the model to train.
         augment: from the source's image to that of the model's size.
-        batch_size: global; each host reads its share.
+        batch_size: global.
         seed: of the order, the augmentation and the mixing.
-        mix: see `lraqvit_jax.data.mix`; each host mixes its own rows, all with the same share. None is off.
-        process: (index, count) of this host.
+        mix: of the global batch, see `lraqvit_jax.data.mix`; a process reads also the rows that its own are mixed with.
+            None is off.
+        rows: of each global batch, sorted, that this process supplies; None is all.
     """
-    index, count = process
+    rows = np.arange(batch_size) if rows is None else rows
+    read = np.union1d(rows, batch_size - 1 - rows) if mix else rows
 
     def prepare(example: Example, rng: np.random.Generator) -> dict[str, Any]:
         image = augment(example["image"], preprocess, rng)
         return {"image": preprocess.normalize(image), "label": np.int32(example["label"])}
 
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    batches = examples.random_map(prepare)[index::count].batch(batch_size // count, drop_remainder=True)
+    batches = _Rows(examples.random_map(prepare), read, batch_size).batch(len(read), drop_remainder=True)
     if mix:
         batches = batches.random_map(mix)
+    if len(read) > len(rows):
+        places = np.searchsorted(read, rows)
+        batches = batches.map(lambda batch: {name: value[places] for name, value in batch.items()})
     return iter(batches.to_iter_dataset(READ))
 
 
@@ -88,30 +112,28 @@ def ordered(
     *,
     batch_size: int,
     indices: np.ndarray | None = None,
-    process: tuple[int, int] = (0, 1),
+    rows: np.ndarray | None = None,
 ) -> Ordered:
     """The images once, in order; the last batch is padded, with mask False on the padding and on images skipped as bad.
 
-    Every host yields the same number of batches, so that collective operations match.
+    Every process yields the same number of batches, so that collective operations match.
 
     Args:
         source: examples.
         preprocess: of the model.
-        batch_size: global; each host reads its share.
+        batch_size: global.
         indices: which examples; None is all of them.
-        process: (index, count) of this host.
+        rows: of each global batch, sorted, that this process supplies; None is all.
 
     Raises:
-        UserError: at the end, where more than half of this host's images were bad.
+        UserError: at the end, where more than half of the images that this process reads were bad.
     """
-    process_index, count = process
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
-    local, rows = chosen[process_index::count], batch_size // count
+    rows = np.arange(batch_size) if rows is None else rows
     steps = -(-len(chosen) // batch_size)
-    order = np.resize(local if len(local) else chosen[:1], steps * rows)
 
     def prepare(position: int) -> dict[str, Any]:
-        index = int(order[position])
+        index = int(chosen[position % len(chosen)])
         example = source.at(index) if isinstance(source, Skipping) else source[index]
         if example is None:
             nothing = np.zeros((preprocess.size, preprocess.size, 3), np.float32)
@@ -119,13 +141,14 @@ def ordered(
         return {
             "image": preprocess(example["image"]),
             "label": np.int32(example["label"]),
-            "mask": np.bool_(position < len(local)),
+            "mask": np.bool_(position < len(chosen)),
         }
 
-    positions = grain.MapDataset.range(len(order)).map(prepare).batch(rows)
-    batches = iter(positions.to_iter_dataset(READ))
+    positions = _Rows(grain.MapDataset.range(steps * batch_size), rows, batch_size)
+    batches = iter(positions.map(prepare).batch(len(rows)).to_iter_dataset(READ))
     if isinstance(source, Skipping):
-        batches = _enough(batches, source, len(local))
+        real = np.arange(steps)[:, None] * batch_size + rows < len(chosen)
+        batches = _enough(batches, source, int(real.sum()))
     return Ordered(batches, steps)
 
 

@@ -1,8 +1,8 @@
 """What `data.on_bad_image: skip` does: bad images are passed over, counted and listed.
 
-Bad is what depends on the content alone, so every host and every call pass over the same images; a disk that does not
-answer stops the run. In training the next readable image takes the place of a bad one, label and all. In evaluation and
-calibration the row is masked out.
+Bad is what depends on the content alone, so every process and every call pass over the same images; a disk that does
+not answer stops the run. In training the next readable image takes the place of a bad one, label and all. In evaluation
+and calibration the row is masked out.
 """
 
 import functools

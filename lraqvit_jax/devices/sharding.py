@@ -241,6 +241,29 @@ def put(tree: Any, abstract: Any) -> Any:
     )
 
 
+def rows_of_process(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process supplies, sorted: all that its own devices hold.
+
+    Several processes supply the same rows where the devices of both hold them, as along an axis `tensor` over hosts.
+    """
+    parts = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in parts]))
+
+
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins every host's rows into global arrays, sharded over the batch."""
-    return {name: jax.make_array_from_process_local_data(over_batch(mesh), value) for name, value in batch.items()}
+    """Joins what the processes supply, each its `rows_of_process`, into global arrays, sharded over the batch."""
+    ways = mesh.spread("batch")
+    share = len(rows_of_process(mesh, ways))
+
+    def place(value: Any) -> jax.Array:
+        size = len(value) * ways // share
+        rows = rows_of_process(mesh, size)
+
+        def part(index: Any) -> Any:
+            first, stop, _ = index[0].indices(size)
+            start = int(np.searchsorted(rows, first))
+            return value[start : start + stop - first]
+
+        return jax.make_array_from_callback((size, *value.shape[1:]), over_batch(mesh), part)
+
+    return {name: place(value) for name, value in batch.items()}

@@ -16,7 +16,7 @@ from lraqvit_jax.config import Config
 from lraqvit_jax.data import pipeline, skip, sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Source
-from lraqvit_jax.devices import processes
+from lraqvit_jax.devices import processes, sharding
 from lraqvit_jax.devices.sharding import Mesh
 from lraqvit_jax.plan import check, files
 from lraqvit_jax.plan import records as plan_lib
@@ -113,7 +113,7 @@ class Workspace:
     def calibration(self, images: int, whole: bool = False) -> tuple[Any, list[int]]:
         """Batches of `images` calibration images drawn by the seed, and which they are.
 
-        Each process gets its share of every batch, or all of it where it wants the `whole`.
+        Each process gets the rows of every batch that its devices hold, or all of them where it wants the `whole`.
 
         Raises:
             UserError: the source has fewer.
@@ -123,10 +123,10 @@ class Workspace:
             raise UserError(f"calibration_images is {images}; data.calibration has {len(source)} images to draw from.")
         rng = np.random.default_rng(self.config.seed)
         drawn = np.sort(rng.permutation(len(source))[:images])
-        process = (0, 1) if whole else (jax.process_index(), jax.process_count())
         ways = self.mesh.spread("batch")
         batch = min(batch, -(-images // ways) * ways)
-        batches = pipeline.ordered(source, self.preprocess, batch_size=batch, indices=drawn, process=process)
+        rows = None if whole else sharding.rows_of_process(self.mesh, batch)
+        batches = pipeline.ordered(source, self.preprocess, batch_size=batch, indices=drawn, rows=rows)
         return batches, drawn.tolist()
 
     def steps(self, steps: int) -> int:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
 from lraqvit_jax.base import console
@@ -49,23 +48,27 @@ class Accuracy(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def _counter(model: nn.Module) -> Any:
-    @jax.jit
+def _counter(model: nn.Module, mesh: Mesh) -> Any:
+    """Compiles `(params, batch, other) -> (counts, divergence, (label, answer, probability, real))`.
+
+    The columns are whole on every device, in the order of the batch.
+    """
+
     def count(params: Any, batch: Any, other: jax.Array | None) -> tuple[jax.Array, jax.Array, Any]:
         logits: Any = model.apply({"params": params}, batch["image"])
         real = batch["mask"] & (batch["label"] >= 0)
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == batch["label"][:, None]
         counts = [jnp.sum(real & best[:, 0]), jnp.sum(real & best.any(1)), jnp.sum(real), jnp.sum(batch["mask"])]
         shares: Any = jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), -1)
-        said = (batch["index"], batch["label"], jnp.argmax(logits, -1), shares, real)
+        answers = (batch["label"], jnp.argmax(logits, -1), shares, real)
         if other is None:
-            return jnp.stack([*counts, 0]), jnp.zeros(()), said
+            return jnp.stack([*counts, 0]), jnp.zeros(()), answers
         log_other, log_this = jax.nn.log_softmax(other), jax.nn.log_softmax(logits)
         divergence = optax.losses.kl_divergence_with_log_targets(log_this, log_other)
         equal = jnp.argmax(other, -1) == jnp.argmax(logits, -1)
-        return jnp.stack([*counts, jnp.sum(real & equal)]), jnp.sum(jnp.where(real, divergence, 0)), said
+        return jnp.stack([*counts, jnp.sum(real & equal)]), jnp.sum(jnp.where(real, divergence, 0)), answers
 
-    return count
+    return jax.jit(count, out_shardings=sharding.replicated(mesh))
 
 
 def accuracy(
@@ -92,24 +95,24 @@ def accuracy(
     Raises:
         UserError: a label that is no class of the model.
     """
-    started, said = time.perf_counter(), list[Any]()
+    started, answers = time.perf_counter(), list[Any]()
     classifier: Any = model
     if hasattr(source, "labels"):
         check_labels(np.asarray(source.labels), np.arange(len(source)), classifier.num_classes)
     totals: Any = None
     for index, batch in enumerate(_batches(source, preprocess, batch_size, mesh, classifier.num_classes)):
         with sharding.use(mesh):
-            *found, one = _counter(model)(params, batch, other[index] if other else None)
-        said.append(one)
+            *sums, columns = _counter(model, mesh)(params, batch, other[index] if other else None)
+        answers.append(columns)
         before = totals
-        totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
+        totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         jax.block_until_ready(before)  # The bar tells of what is done, and one batch runs meanwhile.
     counts, divergence = jax.device_get(totals)
     first, fifth, images, read, equal = (int(value) for value in counts)
     share = 100 / max(1, images)
     seconds = time.perf_counter() - started
     kl, skipped = float(divergence) / max(1, images), len(source) - read
-    return Accuracy(first * share, fifth * share, images, seconds, kl, equal * share, skipped, _answers(said))
+    return Accuracy(first * share, fifth * share, images, seconds, kl, equal * share, skipped, _answers(answers))
 
 
 def check_labels(labels: Int[np.ndarray, " n"], images: Int[np.ndarray, " n"], num_classes: int) -> None:
@@ -127,22 +130,15 @@ def check_labels(labels: Int[np.ndarray, " n"], images: Int[np.ndarray, " n"], n
         )
 
 
-def _answers(said: Sequence[Any]) -> Answers:
-    """The rows of all batches that are labelled images, in the order of the source; every process must ask."""
-    columns = [np.concatenate([part for leaf in column for part in _here(leaf)]) for column in zip(*said, strict=True)]
-    if jax.process_count() > 1:
-        columns = multihost_utils.process_allgather(columns, tiled=True)
-    *columns, real = columns
-    image, first = np.unique(columns[0][real], return_index=True)  # Devices may hold the same rows.
-    label, answer, probability = (column[real][first] for column in columns[1:])
+def _answers(batches: Sequence[Any]) -> Answers:
+    """The rows of all batches that are labelled images. Batches hold the source in order: the place is the image."""
+    label, answer, probability, real = (np.concatenate(jax.device_get(column)) for column in zip(*batches, strict=True))
     return Answers(
-        image.astype(np.int32), label.astype(np.int32), answer.astype(np.int32), probability.astype(np.float32)
+        np.flatnonzero(real).astype(np.int32),
+        label[real].astype(np.int32),
+        answer[real].astype(np.int32),
+        probability[real].astype(np.float32),
     )
-
-
-def _here(leaf: jax.Array) -> list[np.ndarray]:
-    """What this process holds of an array; of each device the same number of rows."""
-    return [np.asarray(leaf)] if sharding.is_here(leaf) else [np.asarray(one.data) for one in leaf.addressable_shards]
 
 
 def logits(
@@ -150,26 +146,23 @@ def logits(
 ) -> list[jax.Array]:
     """The logits of every batch, on the mesh; arguments as in `accuracy`."""
     run: Any = jax.jit(model.apply)
-    found = []
+    batches = []
     for batch in _batches(source, preprocess, batch_size, mesh):
         with sharding.use(mesh):
-            found.append(run({"params": params}, batch["image"]))
-    return found
+            batches.append(run({"params": params}, batch["image"]))
+    return batches
 
 
 def _batches(
     source: Source, preprocess: Preprocess, batch_size: int, mesh: Mesh, num_classes: int | None = None
 ) -> Iterator[Any]:
-    """Every batch on the mesh, as `pipeline.ordered` gives it, with the `index` of each image in the source; with
-    `num_classes`, its labels are checked."""
-    process = (jax.process_index(), jax.process_count())
-    batches = pipeline.ordered(source, preprocess, batch_size=batch_size, process=process)
-    first, count = process
+    """Every batch on the mesh, as `pipeline.ordered` gives it; with `num_classes`, its labels are checked."""
+    rows = sharding.rows_of_process(mesh, batch_size)
+    batches = pipeline.ordered(source, preprocess, batch_size=batch_size, rows=rows)
     for number, batch in enumerate(console.progress(batches, "evaluate", "batch")):
-        rows = np.arange(len(batch["mask"]), dtype=np.int32)
-        index = first + count * (number * len(rows) + rows)
         if num_classes is not None:
-            check_labels(batch["label"][batch["mask"]], index[batch["mask"]], num_classes)
+            real = batch["mask"]
+            check_labels(batch["label"][real], (number * batch_size + rows)[real], num_classes)
         with sharding.use(mesh):
-            placed = sharding.put_batch({**batch, "index": index}, mesh)
+            placed = sharding.put_batch(batch, mesh)
         yield placed

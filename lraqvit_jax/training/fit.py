@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 from typing import Any
 
-import jax
-
 from lraqvit_jax.data import augment, mix, pipeline
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.options.training import Recipe
@@ -44,7 +42,7 @@ def fit(
         batch_size=batch_size,
         seed=ws.config.seed,
         mix=mix.parse(ws.config.mix),
-        process=(jax.process_index(), jax.process_count()),
+        rows=sharding.rows_of_process(ws.mesh, batch_size),
     )
 
     def blame(step: int, params: Any, batch: Any) -> str:

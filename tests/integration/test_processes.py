@@ -1,5 +1,6 @@
-"""Two real processes of four CPU devices each, joined on loopback: killed together, they come back as one process of
-eight devices, and end as an undisturbed run of one."""
+"""Real processes of a few CPU devices each, joined on loopback: killed together, they come back as one process of
+as many devices, and end as an undisturbed run of one; undisturbed, they train and answer as one process does on their
+mesh, also where several hold the same rows of a batch."""
 
 import contextlib
 import functools
@@ -7,15 +8,18 @@ import signal
 import socket
 import subprocess
 
+import jax
 import numpy as np
 import pytest
 
 from lraqvit_jax.run import metrics
+from lraqvit_jax.weights import artifacts
 from tests.integration import command
 from tests.integration.test_mesh import curve
 from tests.integration.test_resume import AFTER_STEP
 
 ALL = "teacher,factorize,distill,merge,quantize,evaluate,export,report"
+CALIBRATED = "teacher,factorize"
 MESH = ("--config.mesh.data=4", "--config.mesh.fsdp=2")
 
 
@@ -25,30 +29,30 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def joined(workdir, *arguments: str, **options) -> list[subprocess.CompletedProcess]:
-    """Runs the command as two processes; what each said, and its exit code."""
+def joined(workdir, *arguments: str, count: int = 2, devices: int = 4, **options) -> list[subprocess.CompletedProcess]:
+    """Runs the command as `count` processes of `devices` each; what each said, and its exit code."""
     port = free_port()
     processes = [
         command.start(
             "--config=configs/digits.py",
             f"--workdir={workdir}",
-            *(f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"),
+            *(f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"),
             *arguments,
-            devices=4,
+            devices=devices,
             **options,
         )
-        for index in range(2)
+        for index in range(count)
     ]
-    found = []
+    completed = []
     for process in processes:
         try:
             out, err = process.communicate(timeout=300)
         finally:
             if process.poll() is None:
-                for one in processes:
-                    one.kill()
-        found.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return found
+                for other in processes:
+                    other.kill()
+        completed.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return completed
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +104,38 @@ def test_two_processes_are_killed_and_come_back_as_one(tmp_path, alone, stages, 
     same(work, alone(stages))
 
 
-def test_two_processes_train_and_count_as_one(tmp_path, alone):
-    """Devices of both share every row of a batch, and the last batch is ragged."""
-    mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=4")
-    both = joined(tmp_path, *command.FAST, "--stages=teacher", *mesh)
-    assert [one.returncode for one in both] == [0, 0], both[0].stderr[-2000:]
-    same(tmp_path, alone("teacher"))
+@pytest.mark.parametrize(
+    ("count", "devices", "sizes", "stages"),
+    [
+        (2, 1, (1, 1, 2), "teacher"),  # Both hold every row.
+        pytest.param(2, 1, (1, 1, 2), CALIBRATED, marks=pytest.mark.slow),
+        pytest.param(2, 4, (1, 2, 4), CALIBRATED, marks=pytest.mark.slow),  # Each holds a half.
+        pytest.param(4, 1, (2, 1, 2), CALIBRATED, marks=pytest.mark.slow),  # Two hold one half, two the other.
+        pytest.param(4, 1, (1, 2, 2), "teacher", marks=pytest.mark.slow),
+        pytest.param(4, 1, (1, 4, 1), "teacher", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_processes_train_and_answer_as_one_with_the_same_mesh(tmp_path, count, devices, sizes, stages):
+    """Images are mixed over the whole batch, and the last batch of the evaluation is ragged."""
+    mesh = [f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True)]
+    arguments = (*command.FAST, f"--stages={stages}", "--config.mix.mixup=0.8", *mesh)
+    several = joined(tmp_path / "several", *arguments, count=count, devices=devices)
+    assert [process.returncode for process in several] == [0] * count, several[0].stderr[-2000:]
+    command.digits(tmp_path / "one", *arguments, devices=count * devices, check=True)
+    np.testing.assert_allclose(curve(tmp_path / "several"), curve(tmp_path / "one"), rtol=1e-5)
+    same(tmp_path / "several", tmp_path / "one")
+    got, want = (
+        artifacts.load_artifact(tmp_path / name / "checkpoints" / "dense").params for name in ("several", "one")
+    )
+    for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-6)
 
 
 def test_a_notice_to_one_process_stops_both_at_the_same_saved_step(tmp_path):
     prelude = """
 import jax, os
-from lraqvit_jax import preemption
+from lraqvit_jax.run import preemption
 ask = preemption.reached
 def noticed():
     next_ask = noticed.count = noticed.count + 1
@@ -137,7 +161,7 @@ def test_a_mistake_stops_all_processes(tmp_path):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_waits_in_vain_says_so_and_ends(tmp_path, index):
-    prelude = "from lraqvit_jax import processes\nprocesses.SILENCE, processes.PATIENCE = 0.5, 2"
+    prelude = "from lraqvit_jax.devices import processes\nprocesses.SILENCE, processes.PATIENCE = 0.5, 2"
     arguments = (f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={index}")
     alone = command.digits(tmp_path / "work", *arguments, prelude=prelude)
     assert alone.returncode == 2

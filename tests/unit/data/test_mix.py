@@ -134,7 +134,7 @@ BOTH = mix.parse(Mix(0.8, 1.0, 0.5))
 CROPS = "random_resized_crop|flip_lr|rand_augment|random_erasing"
 
 
-def training(text="", one_mix=BOTH, seed=0, batch_size=6, process=(0, 1)):
+def training(text="", one_mix=BOTH, seed=0, batch_size=6, rows=None):
     return pipeline.training(
         Noise(),
         Preprocess(8),
@@ -142,7 +142,7 @@ def training(text="", one_mix=BOTH, seed=0, batch_size=6, process=(0, 1)):
         batch_size=batch_size,
         seed=seed,
         mix=one_mix,
-        process=process,
+        rows=rows,
     )
 
 
@@ -181,18 +181,21 @@ def test_mixing_changes_neither_the_order_nor_the_augmentation():
         np.testing.assert_allclose(one["image"][2], two["image"][2], atol=1e-6)
 
 
-def test_each_host_mixes_its_own_rows():
-    one_mix = mix.parse(MIXUP)
-    for index in range(2):
-        plain = training(one_mix=None, process=(index, 2))
-        own = training(one_mix=one_mix, process=(index, 2))
-        for _ in range(4):
-            before, after = next(plain), next(own)
-            assert after["image"].shape == (3, 8, 8, 3)
-            assert np.array_equal(after["other_label"], before["label"][::-1])
-            share = after["share"][:, None, None, None]
-            want = share * before["image"] + (1 - share) * before["image"][::-1]
-            np.testing.assert_allclose(after["image"], want, atol=1e-6)
+@pytest.mark.parametrize("rows", [[0, 1, 2], [3, 4, 5], [0, 5], [4]], ids=str)
+def test_a_process_gets_its_rows_of_the_mixed_global_batch(rows):
+    whole, part = training(CROPS), training(CROPS, rows=np.array(rows))
+    for _ in range(8):
+        assert equal(next(part), {name: value[rows] for name, value in next(whole).items()})
+
+
+def test_a_row_is_mixed_with_its_mirror_image_in_the_batch():
+    plain, mixed = training(one_mix=None), training(one_mix=mix.parse(MIXUP))
+    for _ in range(4):
+        before, after = next(plain), next(mixed)
+        assert np.array_equal(after["other_label"], before["label"][::-1])
+        share = after["share"][:, None, None, None]
+        want = share * before["image"] + (1 - share) * before["image"][::-1]
+        np.testing.assert_allclose(after["image"], want, atol=1e-6)
 
 
 def test_the_first_crop_is_of_the_original():

@@ -129,14 +129,14 @@ def test_sigterm_while_an_artefact_is_read_is_no_damage(tmp_path, rng, monkeypat
     def stop(*_):
         raise errors.Preempted("Stopped by SIGTERM.")
 
-    monkeypatch.setattr(checkpoint, "_check", stop)
+    monkeypatch.setattr(artifacts, "check", stop)
     with pytest.raises(errors.Preempted):
         artifacts.load_artifact(tmp_path / "one")
 
 
 HOLD = """
 import pathlib, sys, time
-from lraqvit_jax import lock
+from lraqvit_jax.run import lock
 with lock.hold(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
