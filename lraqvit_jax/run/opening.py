@@ -51,8 +51,16 @@ def open_workspace(
     place = pathlib.Path(directory).expanduser().absolute()
     ws = processes.together(lambda: _opened(config, place, write, make_mesh or _mesh, evaluates))
     if write:
-        processes.once(lambda: claim.write(ws.directory, ws.config, ws.plan, ws.provisional))
+        processes.once(lambda: _claim(ws))
     return ws
+
+
+def _claim(ws: Workspace) -> None:
+    """Binds the directory to the configuration; artefacts that are there take the class names that it has now."""
+    claim.write(ws.directory, ws.config, ws.plan, ws.provisional)
+    for directory in (ws.directory / "checkpoints").iterdir() if ws.config.class_names else ():
+        if artifacts.exists(directory):
+            artifacts.set_class_names(directory, ws.class_names)
 
 
 def _mesh(config: Config) -> Mesh:

@@ -1,0 +1,87 @@
+"""What may change in a work directory that is there: it is honoured, or refused, never passed over."""
+
+import json
+
+import pytest
+
+from lraqvit_jax.config import parse
+from lraqvit_jax.run import opening
+from tests.integration import command
+
+STAGES = "--stages=teacher,factorize,export"
+FIELDS = (
+    *command.FAST,
+    "--config.runs={}",
+    "--config.quant.methods={}",
+    "--config.export.artifacts=('lra',)",
+)
+CPU = "--config.export.platforms=('cpu',)"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A dense model and its pairs, exported."""
+    folder = tmp_path_factory.mktemp("changes") / "work"
+    command.digits(folder, *FIELDS, CPU, STAGES, check=True)
+    return folder
+
+
+def card(folder):
+    return json.loads((folder / "export" / "lra.json").read_text())
+
+
+def test_files_are_exported_again_only_where_what_was_asked_for_changed(made, tmp_path):
+    before = {path.name: path.stat().st_mtime_ns for path in (made / "export").iterdir()}
+    command.digits(made, *FIELDS, CPU, "--stages=export", check=True)
+    assert {path.name: path.stat().st_mtime_ns for path in (made / "export").iterdir()} == before
+    command.digits(made, *FIELDS, CPU, "--config.export.onnx_target=vnni", "--stages=export", check=True)
+    assert card(made)["onnx_target"] == "vnni"
+    assert (made / "export" / "lra.stablehlo").stat().st_mtime_ns > before["lra.stablehlo"]
+    command.digits(made, *FIELDS, "--config.export.platforms=('cuda',)", "--stages=export", check=True)
+    assert card(made)["platforms"] == ["cuda"]
+
+
+def test_other_class_names_reach_artefacts_and_files(made, tmp_path):
+    names = [f"digit {index}" for index in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    field = f"--config.class_names={tmp_path / 'names.txt'}"
+    command.digits(made, *FIELDS, CPU, field, "--stages=export", check=True)
+    assert card(made)["class_names"] == names
+    meta = json.loads((made / "checkpoints" / "lra" / "meta" / "metadata").read_text())
+    assert meta["class_names"] == names
+    refused = command.digits(made, *FIELDS, CPU, "--stages=export")
+    assert refused.returncode == 2
+    assert "class names" in refused.stderr
+
+
+def test_a_finished_teacher_needs_its_weights_no_more(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    command.digits(first, *FIELDS, "--stages=teacher", check=True)
+    weights = f"--config.weights=artifact:{first / 'checkpoints' / 'dense'}"
+    fields = (*FIELDS, weights, "--config.teacher.steps=0")
+    command.digits(second, *fields, "--stages=teacher", check=True)
+    (first / "checkpoints" / "dense").rename(first / "gone")
+    command.digits(second, *fields, "--stages=factorize", check=True)
+    assert set(command.rows(second)) == {"dense", "lra", "lra_whitened"}
+    missing = command.digits(tmp_path / "third", *fields, "--stages=teacher")
+    assert missing.returncode == 2  # a new one still wants them
+
+
+def test_a_trace_of_a_few_steps_is_written(tmp_path):
+    trace = tmp_path / "trace"
+    command.digits(tmp_path / "work", *FIELDS, f"--config.profile={trace}", "--stages=teacher", check=True)
+    assert list(trace.rglob("*.xplane.pb"))
+
+
+def test_a_configuration_of_an_older_version_opens_its_directory(made):
+    """Without fields that came later, as an older version wrote it."""
+    written = made / "config.json"
+    whole = written.read_text()
+    claim = json.loads(whole)
+    fields = json.loads(whole)["config"]
+    del claim["config"]["profile"]
+    written.write_text(json.dumps(claim))
+    try:
+        assert opening.open_workspace(parse(fields), made, write=False).num_classes == 10
+    finally:
+        written.write_text(whole)
