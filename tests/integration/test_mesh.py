@@ -39,7 +39,7 @@ def test_eight_devices_give_the_curve_of_one(tmp_path, one_device, sizes, stages
 
 
 def test_a_checkpoint_restores_onto_another_mesh(tmp_path, one_device):
-    killed = "import os\nfrom lraqvit_jax import metrics\nwrite = metrics.MetricsLog.write\n"
+    killed = "import os\nfrom lraqvit_jax.run import metrics\nwrite = metrics.MetricsLog.write\n"
     killed += (
         "def deadly(self, step, values):\n    write(self, step, values)\n    step == 5 and os.kill(os.getpid(), 9)\n"
     )

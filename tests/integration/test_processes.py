@@ -111,7 +111,7 @@ def test_two_processes_train_and_count_as_one(tmp_path, alone):
 def test_a_notice_to_one_process_stops_both_at_the_same_saved_step(tmp_path):
     prelude = """
 import jax, os
-from lraqvit_jax import preemption
+from lraqvit_jax.run import preemption
 ask = preemption.reached
 def noticed():
     next_ask = noticed.count = noticed.count + 1
@@ -137,7 +137,7 @@ def test_a_mistake_stops_all_processes(tmp_path):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_waits_in_vain_says_so_and_ends(tmp_path, index):
-    prelude = "from lraqvit_jax import processes\nprocesses.SILENCE, processes.PATIENCE = 0.5, 2"
+    prelude = "from lraqvit_jax.devices import processes\nprocesses.SILENCE, processes.PATIENCE = 0.5, 2"
     arguments = (f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={index}")
     alone = command.digits(tmp_path / "work", *arguments, prelude=prelude)
     assert alone.returncode == 2

@@ -13,7 +13,7 @@ from tests.integration import command
 
 AFTER_STEP = """
 import os
-from lraqvit_jax import metrics
+from lraqvit_jax.run import metrics
 write = metrics.MetricsLog.write
 def deadly(self, step, values):
     write(self, step, values)
@@ -33,7 +33,7 @@ TrainCheckpoints.save = deadly
 """
 BEFORE_ROW = """
 import os
-from lraqvit_jax import results
+from lraqvit_jax.run import results
 add = results.add
 def deadly(directory, model, row, order):
     if row["name"] == {name!r}:

@@ -14,7 +14,7 @@ TEACHER = (*command.FAST, "--stages=teacher")
 TERMINATED = AFTER_STEP.replace(", 9)", ", 15)")
 LIMIT = """
 import resource
-from lraqvit_jax import metrics
+from lraqvit_jax.run import metrics
 write = metrics.MetricsLog.write
 def full(self, step, values):
     write(self, step, values)
@@ -23,7 +23,7 @@ metrics.MetricsLog.write = full
 """
 FILL = """
 import os
-from lraqvit_jax import metrics
+from lraqvit_jax.run import metrics
 write = metrics.MetricsLog.write
 def full(self, step, values):
     write(self, step, values)
@@ -38,7 +38,7 @@ metrics.MetricsLog.write = full
 """
 WAITS = """
 import time
-from lraqvit_jax import metrics
+from lraqvit_jax.run import metrics
 write = metrics.MetricsLog.write
 def slow(self, step, values):
     write(self, step, values)
