@@ -25,11 +25,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def joined(workdir, *arguments: str, **options) -> list[subprocess.CompletedProcess]:
-    """Runs the command as two processes; what each said, and its exit code."""
+def joined(workdir, *arguments: str, begin=command.fork, **options) -> list[subprocess.CompletedProcess]:
+    """Runs the command as two processes, by `command.fork` or `command.start`; what each said, and its exit code."""
     port = free_port()
     processes = [
-        command.start(
+        begin(
             "--config=configs/digits.py",
             f"--workdir={workdir}",
             *(f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"),
@@ -39,16 +39,7 @@ def joined(workdir, *arguments: str, **options) -> list[subprocess.CompletedProc
         )
         for index in range(2)
     ]
-    found = []
-    for process in processes:
-        try:
-            out, err = process.communicate(timeout=300)
-        finally:
-            if process.poll() is None:
-                for one in processes:
-                    one.kill()
-        found.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return found
+    return [command.ended(process) if begin is command.start else process.wait() for process in processes]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +121,7 @@ preemption.reached = noticed
 
 
 def test_a_mistake_stops_all_processes(tmp_path):
-    stopped = joined(tmp_path, "--config.data.train=folder:no/such/place")
+    stopped = joined(tmp_path, "--config.data.train=folder:no/such/place", begin=command.start)
     assert [one.returncode for one in stopped] == [2, 2]
     assert all("no/such/place" in one.stderr and "Traceback" not in one.stderr for one in stopped)
 
