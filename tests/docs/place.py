@@ -76,7 +76,9 @@ def environment() -> dict[str, str]:
 
 def run(folder: pathlib.Path, words: list[str]) -> subprocess.CompletedProcess:
     """Runs a command of Python's in the folder."""
-    words = [sys.executable, *(put_in(word) for word in words[1:])]
+    flag, name, *rest = [put_in(word) for word in words[1:]]
+    if flag == "-m" and name.startswith("lraqvit_jax."):
+        return command.run(*rest, module=name.removeprefix("lraqvit_jax."), cwd=folder, check=True)
+    words = [sys.executable, flag, name, *rest]
     done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return command.checked(done, check=True)

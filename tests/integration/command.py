@@ -1,14 +1,29 @@
-"""Runs the real command in its own process, as a user would."""
+"""Runs the commands as a user would: each in a process of its own, which is a fork of one that has imported everything.
 
+`run` and `fork` are for nearly all tests; `start` and `real` start Python anew, for those about the start itself.
+"""
+
+import atexit
+import functools
+import importlib
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 FAST = ("--config.teacher.steps=6", "--config.steps=6", "--config.checkpoint_every=2", "--config.log_every=1")
 """A complete run in seconds: `configs/digits.py` with few steps."""
+PATIENCE = 300
+"""Seconds after which a command has hung."""
 
 
 def compiled() -> dict[str, str]:
@@ -20,81 +35,131 @@ def compiled() -> dict[str, str]:
     }
 
 
-def start(
-    *arguments: str,
-    devices: int = 1,
-    prelude: str = "",
-    module: str = "main",
-    wrapper: tuple[str, ...] = (),
-    **options,
-) -> subprocess.Popen:
-    """Starts `WRAPPER python -m lraqvit_jax.MODULE ARGUMENTS`, after the Python statements of `prelude`."""
-    entry = {"main": "main.cli()", "bench": "from lraqvit_jax.bench import __main__ as bench\nmain.cli(bench.command)"}
-    code = f"import sys; sys.argv[0] = 'lraqvit_jax.main'\n{prelude}\nfrom lraqvit_jax import main\n{entry[module]}"
-    environment = (
-        os.environ
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a command on so many CPU devices: no thread before JAX's own, so that it can be forked, and huge pages, which
+    without this `main` would start itself again for."""
+    return (
+        {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        | os.environ
         | compiled()
         | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "OPENBLAS_NUM_THREADS": "1",
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",
         }
     )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
-    return subprocess.Popen([*wrapper, sys.executable, "-c", code, *arguments], env=environment, **pipes)
+
+
+def _child(
+    name: str, arguments: tuple[str, ...], prelude: str, variables: Mapping[str, str], cwd: str, folder: pathlib.Path
+) -> None:
+    """What a fork does: becomes `python -m NAME ARGUMENTS`, and ends as Python does, with what waits for its exit."""
+    for number, stream in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / stream, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+    if "tests.integration.preloaded" not in sys.modules:
+        importlib.import_module("tests.integration.preloaded")  # Says why it was not.
+    os.environ |= variables
+    os.chdir(cwd)
+    sys.path.insert(0, cwd)
+    sys.argv = [name, *arguments]
+    sys.modules.pop(name, None)
+    try:
+        exec(prelude, {})
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()
+
+
+@functools.cache
+def _server() -> multiprocessing.context.BaseContext:
+    """Starts the process whose forks the commands are; it ends with this one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.integration.preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+class Running:
+    """A command that was started by `fork`."""
+
+    def __init__(self, process: multiprocessing.context.ForkServerProcess, folder: tempfile.TemporaryDirectory) -> None:
+        self.process, self.folder = process, folder
+
+    def wait(self) -> subprocess.CompletedProcess:
+        """How it ended and what it printed; a command that hangs is killed."""
+        self.process.join(PATIENCE)
+        if hangs := self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        out, err = ((pathlib.Path(self.folder.name) / stream).read_text() for stream in ("out", "err"))
+        self.folder.cleanup()
+        assert not hangs, f"it ran for {PATIENCE} s: {err[-3000:]}"
+        return subprocess.CompletedProcess(self.process.name, self.process.exitcode, out, err)
+
+
+def fork(
+    *arguments: str,
+    devices: int = 1,
+    prelude: str = "",
+    module: str = "main",
+    cwd: pathlib.Path = ROOT,
+    variables: Mapping[str, str] | None = None,
+) -> Running:
+    """Starts `python -m lraqvit_jax.MODULE ARGUMENTS`, after the Python statements of `prelude`, and does not wait."""
+    folder = tempfile.TemporaryDirectory()
+    name, variables = f"lraqvit_jax.{module}", environment(devices) | dict(variables or {})
+    for stream in ("out", "err"):
+        (pathlib.Path(folder.name) / stream).touch()
+    words = tuple(map(str, arguments))
+    inputs = (name, words, prelude, variables, str(cwd), pathlib.Path(folder.name))
+    process = _server().Process(target=_child, args=inputs, name=" ".join([name, *words]), daemon=True)
+    process.start()
+    return Running(process, folder)
 
 
 def run(*arguments: str, check: bool = False, **options) -> subprocess.CompletedProcess:
-    process = start(*arguments, **options)
-    out, err = process.communicate(timeout=300)
-    if check:
-        assert process.returncode == 0, err[-3000:]
+    """Runs a command to its end; see `fork`."""
+    return checked(fork(*arguments, **options).wait(), check)
+
+
+def start(
+    *arguments: str, devices: int = 1, prelude: str = "", module: str = "main", wrapper: tuple[str, ...] = (), **options
+) -> subprocess.Popen:
+    """Starts `WRAPPER python -m lraqvit_jax.MODULE ARGUMENTS` from nothing."""
+    code = f"{prelude}\nimport runpy\nrunpy.run_module('lraqvit_jax.{module}', run_name='__main__', alter_sys=True)"
+    words = ["-c", code] if prelude else ["-m", f"lraqvit_jax.{module}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT} | options
+    return subprocess.Popen([*wrapper, sys.executable, *words, *map(str, arguments)], env=environment(devices), **pipes)
+
+
+def real(*arguments: str, check: bool = False, **options) -> subprocess.CompletedProcess:
+    """Runs a command from nothing to its end; see `start`."""
+    return checked(ended(start(*arguments, **options)), check)
+
+
+def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    """What a process of `start` printed, and how it ended; one that hangs is killed."""
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-FORKS = """
-import importlib, json, os, sys
-import grain, jax, orbax.checkpoint, sklearn.datasets, tensorflow_datasets
-from lraqvit_jax import config, main
-from lraqvit_jax.bench import __main__ as bench
-for stage in config.STAGES:
-    importlib.import_module("lraqvit_jax.stages." + stage)
-for index, (module, devices, arguments) in enumerate(json.load(sys.stdin)):
-    if not (child := os.fork()):
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(os.path.join(sys.argv[1], f"{index}.{name}"), os.O_CREAT | os.O_WRONLY), number)
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-        sys.argv = ["lraqvit_jax." + module, *arguments]
-        main.cli(*([bench.command] if module == "bench" else []))
-        sys.exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+def checked(done: subprocess.CompletedProcess, check: bool) -> subprocess.CompletedProcess:
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
-def forked(folder: pathlib.Path, cases: list[tuple[str, int, list[str]]]) -> list[subprocess.CompletedProcess]:
-    """Runs commands one after another, each (module, devices, arguments), in forks of one process that has imported
-    everything: for those that stop early, of which the imports are nearly all."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # Without it a command starts itself again.
-    whole = subprocess.run(
-        [sys.executable, "-c", FORKS, str(folder)],
-        input=json.dumps(cases),
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    said = [[(folder / f"{index}.{name}").read_text() for name in ("out", "err")] for index in range(len(cases))]
-    codes = map(int, whole.stdout.split())
-    return [
-        subprocess.CompletedProcess(case, code, *texts) for case, code, texts in zip(cases, codes, said, strict=True)
-    ]
-
-
-def digits(workdir: pathlib.Path, *arguments: str, **options) -> subprocess.CompletedProcess:
-    return run("--config=configs/digits.py", f"--workdir={workdir}", *arguments, **options)
+def digits(workdir: pathlib.Path, *arguments: str, how=run, **options) -> subprocess.CompletedProcess:
+    """Runs `main` with `configs/digits.py` by `run`, `real`, or another of the above."""
+    return how("--config=configs/digits.py", f"--workdir={workdir}", *arguments, **options)
 
 
 def rows(workdir: pathlib.Path) -> dict[str, dict]:

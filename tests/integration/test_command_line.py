@@ -10,10 +10,23 @@ from lraqvit_jax.run import metrics
 from tests import events
 from tests.integration import command
 
+SMALL = ("predict", "weights", "report", "export.compare")
+"""Commands beside `main` and `bench`."""
+
+
+@pytest.mark.parametrize("module", SMALL)
+def test_a_small_command_starts_teaches_and_says_a_mistake_in_one_sentence(module):
+    result = command.real("--help", module=module)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"python -m lraqvit_jax.{module} " in result.stdout
+    wrong = command.run("--wrokdir=x", module=module)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert re.fullmatch("error: .*\n", wrong.stderr)
+
 
 @pytest.mark.parametrize("module", ["main", "bench"])
 def test_help_teaches_and_leaves_out_what_is_not_ours(module):
-    result = command.run("--help", module=module)
+    result = command.real("--help", module=module)
     assert (result.returncode, result.stderr) == (0, "")
     assert "--config=configs/" in result.stdout
     for flag in ("config", "workdir", "stages", "dry_run", "quiet", "verbose"):

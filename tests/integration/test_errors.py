@@ -63,25 +63,15 @@ MISTAKES = [
     (["quant", "--config.quant_grid.only=('mine',)"], ["quant_grid.only has 'mine', which is no method"]),
     (["quant", "--config.quant_grid.sources=('none',)", *command.FAST], ["There is no whole artefact"]),
 ]
-"""Arguments, words of the answer, and how many devices there are, if not one. The first is a measurement's name for
-`lraqvit_jax.bench`."""
+"""Arguments, words of the answer, and how many devices there are, if not one. The first argument is a measurement's
+name for `lraqvit_jax.bench`."""
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("answers")
-    cases = []
-    for index, (arguments, _, *devices) in enumerate(MISTAKES):
-        bench = [] if arguments[0].startswith("--") else arguments[:1]
-        place = ["--config=configs/digits.py", f"--workdir={folder / f'work{index}'}"]
-        fields = [*bench, *place, *arguments[len(bench) :]]
-        cases.append(("bench" if bench else "main", devices[0] if devices else 1, fields))
-    return command.forked(folder, cases)
-
-
-@pytest.mark.parametrize("index", range(len(MISTAKES)), ids=lambda index: MISTAKES[index][0][-1].lstrip("-"))
-def test_bad_input_is_one_sentence_and_exit_code_2(answers, index):
-    answer, words = answers[index], MISTAKES[index][1]
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[0][-1].lstrip("-"))
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, mistake):
+    arguments, words, *devices = mistake
+    options = {"module": "main" if arguments[0].startswith("--") else "bench", "devices": (*devices, 1)[0]}
+    answer = command.digits(tmp_path / "work", *arguments, **options)
     assert answer.returncode == 2, answer.stderr[-2000:]
     assert "Traceback" not in answer.stderr
     (sentence,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
@@ -90,7 +80,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(answers, index):
 
 
 def test_the_command_itself_ends_with_code_2_and_writes_nothing(tmp_path):
-    assert "'vit_pica'; did you mean 'vit_pico'" in refused(tmp_path / "work", "--config.model=vit_pica")
+    wrong = refused(tmp_path / "work", "--config.model=vit_pica", how=command.real)
+    assert "'vit_pica'; did you mean 'vit_pico'" in wrong
+    assert not (tmp_path / "work").exists()
 
 
 def test_missing_config_file(tmp_path):

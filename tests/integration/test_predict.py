@@ -1,8 +1,6 @@
 """`python -m lraqvit_jax.predict` on a model that the command made from folders of two classes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -35,8 +33,7 @@ def made(tmp_path_factory):
 
 
 def run(*arguments):
-    line = [sys.executable, "-m", "lraqvit_jax.predict", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=command.ROOT, check=False)
+    return command.run(*arguments, module="predict")
 
 
 def test_the_class_of_the_folder_is_printed_for_each_image(made):

@@ -29,11 +29,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def joined(workdir, *arguments: str, count: int = 2, devices: int = 4, **options) -> list[subprocess.CompletedProcess]:
-    """Runs the command as `count` processes of `devices` each; what each said, and its exit code."""
+def joined(
+    workdir, *arguments: str, count: int = 2, devices: int = 4, begin=command.fork, **options
+) -> list[subprocess.CompletedProcess]:
+    """Runs the command as `count` processes of `devices` each, by `command.fork` or `command.start`; what each said, and
+    its exit code."""
     port = free_port()
     processes = [
-        command.start(
+        begin(
             "--config=configs/digits.py",
             f"--workdir={workdir}",
             *(f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"),
@@ -43,16 +46,7 @@ def joined(workdir, *arguments: str, count: int = 2, devices: int = 4, **options
         )
         for index in range(count)
     ]
-    completed = []
-    for process in processes:
-        try:
-            out, err = process.communicate(timeout=300)
-        finally:
-            if process.poll() is None:
-                for other in processes:
-                    other.kill()
-        completed.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return completed
+    return [command.ended(process) if begin is command.start else process.wait() for process in processes]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +148,7 @@ preemption.reached = noticed
 
 
 def test_a_mistake_stops_all_processes(tmp_path):
-    stopped = joined(tmp_path, "--config.data.train=folder:no/such/place")
+    stopped = joined(tmp_path, "--config.data.train=folder:no/such/place", begin=command.start)
     assert [one.returncode for one in stopped] == [2, 2]
     assert all("no/such/place" in one.stderr and "Traceback" not in one.stderr for one in stopped)
 

@@ -82,8 +82,9 @@ def quiet(tmp_path_factory):
 
 def test_killed_again_and_again_ends_bit_identical(tmp_path, quiet):
     killed = tmp_path / "killed"
-    for prelude in KILLS:
-        assert command.digits(killed, *command.FAST, prelude=prelude).returncode == -signal.SIGKILL
+    for index, prelude in enumerate(KILLS):
+        how = command.run if index else command.real  # Once as a user's shell starts it.
+        assert command.digits(killed, *command.FAST, prelude=prelude, how=how).returncode == -signal.SIGKILL
     command.digits(killed, *command.FAST, check=True)
 
     want, got = parameters(quiet), parameters(killed)

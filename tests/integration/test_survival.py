@@ -69,7 +69,7 @@ def assert_goes_on(workdir, undisturbed) -> None:
 
 
 def test_sigterm_in_training_saves_the_step_and_exits_with_75(tmp_path, undisturbed):
-    stopped = command.digits(tmp_path, *TEACHER, prelude=TERMINATED.format(run="teacher", step=2))
+    stopped = command.digits(tmp_path, *TEACHER, prelude=TERMINATED.format(run="teacher", step=2), how=command.real)
     assert errors.Preempted.exit_code == 75
     assert "at step 3 of teacher, which is saved" in error(stopped, 75)  # no multiple of checkpoint_every
     assert (tmp_path / "checkpoints" / "teacher.training" / "3").is_dir()
@@ -97,7 +97,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     work.mkdir()
     script = 'mount -t tmpfs -o size=2m tmpfs "$0" || exit 99; FULL=1 "$@"; code=$?; rm "$0/filler"; "$@" && exit $code'
     wrapper = ("unshare", "-rm", "sh", "-c", script, str(work))
-    result = command.digits(work, *TEACHER, prelude=FILL.format(filler=str(work / "filler")), wrapper=wrapper)
+    prelude = FILL.format(filler=str(work / "filler"))
+    result = command.digits(work, *TEACHER, prelude=prelude, wrapper=wrapper, how=command.real)
     if result.returncode in (1, 99) and "Operation not permitted" in result.stderr:
         pytest.skip("this machine lets nobody mount a file system of its own")
     assert "The disk is full" in error(result, 2)

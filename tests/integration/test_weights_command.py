@@ -1,9 +1,5 @@
 """`python -m lraqvit_jax.weights` through the real command."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,23 +9,21 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.weights import tensors
 from lraqvit_jax.weights.__main__ import describe, parse
 from tests.golden import recipe
-from tests.integration.command import ROOT
+from tests.integration import command
 from tests.unit import numpy_swin, numpy_vit
 
 SWIN = numpy_swin.shapes(dim=16, depths=(2, 2), heads=(2, 4), patch=1, window=4, side=16, classes=7)
 
 
-def command(*arguments):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "lraqvit_jax.weights", *map(str, arguments)]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+def says(*arguments):
+    return command.run(*arguments, module="weights")
 
 
 def test_it_says_what_the_weights_are(rng, tmp_path):
     path = tmp_path / "vit_pico.npz"
     values = numpy_vit.random_tensors(rng, dim=32, depth=2, patch=4, side=2, classes=10)
     np.savez(path, **values)
-    result = command(f"timm:{path}")
+    result = says(f"timm:{path}")
     assert (result.returncode, result.stderr) == (0, "")
     summary, rows = result.stdout.split("\n\n")
     count = sum(value.size for value in values.values())
@@ -57,7 +51,7 @@ def test_it_takes_a_size_and_reports_broken_values(tmp_path):
     values["layers.1.blocks.0.mlp.fc2.bias"][:3] = np.nan
     values["norm.weight"][:] = np.inf
     safetensors.numpy.save_file(values, tmp_path / "swin_pico_16.safetensors")
-    result = command(f"timm:{tmp_path}/swin_pico_16.safetensors", "--image_size", 8, "--num_classes", 3)
+    result = says(f"timm:{tmp_path}/swin_pico_16.safetensors", "--image_size", 8, "--num_classes", 3)
     assert (result.returncode, result.stderr) == (0, "")
     assert "8 x 8" in result.stdout
     assert "classes        3\n" in result.stdout
@@ -74,7 +68,7 @@ def test_it_takes_a_size_and_reports_broken_values(tmp_path):
     ids=["flag", "absent"],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, words):
-    result = command(*arguments)
+    result = says(*arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
