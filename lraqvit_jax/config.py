@@ -184,7 +184,7 @@ def default() -> ConfigDict:
             "teacher": {"steps": 0, "label_smoothing": 0.0, **RECIPE, "learning_rate": 1e-3},
             "plan": {
                 # uniform_rank | uniform_ratio | by_dimension | by_kind; from calibration images: energy | activation |
-                # logits | sensitivity. See lowrank/ranks.py
+                # logits | sensitivity. See plan/ranks.py
                 "method": "uniform_ratio",
                 "budget": 0.5,  # share of what the encoder's dense linear layers cost
                 "unit": "params",  # of the budget, where calibration images decide: params | macs | bytes | latency

@@ -22,7 +22,7 @@ from lraqvit_jax.run import workspace
 
 ROUNDS = 15
 POINTS = 12
-"""Ranks that are measured, evenly spread up to the break-even; between them `ranks.latency` interpolates."""
+"""Ranks that are measured, evenly spread up to the break-even; between them `plan.cost.latency` interpolates."""
 
 
 def run(config: dict[str, Any], workdir: str) -> None:

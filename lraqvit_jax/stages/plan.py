@@ -13,8 +13,7 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import kfac, spectra, whitened
-from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan.cost import layer_cost
+from lraqvit_jax.plan import budget, cost, ranks
 from lraqvit_jax.plan.records import LinearInfo, Plan
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
@@ -55,18 +54,18 @@ def choose(
     found = curves(dense, layers, moments, options["method"])
     if options["method"] == "sensitivity":
         found = _scaled(ws, dense, layers, moments, found)
-    arguments = (layers, found, options["budget"], options["multiple"], cost(options, ws.plan))
-    return ranks.energy(*arguments) if options["method"] == "energy" else ranks.least_loss(*arguments)
+    arguments = (layers, found, options["budget"], options["multiple"], rank_cost(options, ws.plan))
+    return budget.energy(*arguments) if options["method"] == "energy" else budget.least_loss(*arguments)
 
 
 def curves(
     dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments], method: str
-) -> dict[str, ranks.Curve]:
+) -> dict[str, budget.Curve]:
     """What every layer loses at every rank: mean square of the logits' change for "logits", else the share of the
     variance of its own output."""
     params = artifacts.host(dense.params)
 
-    def curve(layer: LinearInfo) -> ranks.Curve:
+    def curve(layer: LinearInfo) -> budget.Curve:
         kernel, known = np.asarray(trees.get(params, layer.path)["kernel"], np.float64), moments[layer.path]
         if method == "logits":
             values = kfac.losses(kernel, known)
@@ -78,17 +77,17 @@ def curves(
     return dict(zip([layer.path for layer in layers], spectra.each(curve, layers, "plan"), strict=True))
 
 
-def cost(options: Mapping[str, Any], plan: Plan) -> ranks.Cost:
+def rank_cost(options: Mapping[str, Any], plan: Plan) -> cost.RankCost:
     """What a layer costs in `options["unit"]`; bytes are those of the form that `plan` deploys it in."""
 
     def stored(layer: LinearInfo, rank: int) -> int:
         entry = plan[layer.path]
         form = entry.form if entry.form == "quantized" else "low_rank" if rank else "dense"
-        return layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
+        return cost.layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
 
     if options["unit"] == "latency":
-        return ranks.latency(_table(options["latency"]))
-    return {"params": ranks.parameters, "macs": ranks.macs, "bytes": stored}[options["unit"]]
+        return cost.latency(_table(options["latency"]))
+    return {"params": cost.parameters, "macs": cost.macs, "bytes": stored}[options["unit"]]
 
 
 def _table(path: str) -> Any:
@@ -100,8 +99,8 @@ def _scaled(
     dense: Artifact,
     layers: list[LinearInfo],
     moments: Mapping[str, Moments],
-    found: Mapping[str, ranks.Curve],
-) -> dict[str, ranks.Curve]:
+    found: Mapping[str, budget.Curve],
+) -> dict[str, budget.Curve]:
     """Curves in units of the logits: each layer alone is truncated to its uniform-ratio rank, and the mean square
     change of the logits that this makes is divided by what its curve says there."""
     rank = ranks.uniform_ratio(layers, ws.config["plan"]["budget"], ws.config["plan"]["multiple"])
