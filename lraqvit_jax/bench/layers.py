@@ -24,7 +24,7 @@ from lraqvit_jax.run import opening
 
 ROUNDS = 15
 POINTS = 12
-"""Ranks that are measured, evenly spread up to the break-even; between them `ranks.latency` interpolates."""
+"""Ranks that are measured, evenly spread up to the break-even; between them `plan.cost.latency` interpolates."""
 
 
 def run(config: Config, workdir: str) -> None:

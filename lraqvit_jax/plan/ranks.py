@@ -1,16 +1,11 @@
 """Ranks for a budget."""
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
-import numpy as np
-from jaxtyping import Float
-
-from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan.check import check_layer
+from lraqvit_jax.plan.cost import parameters
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 
 
@@ -28,7 +23,7 @@ def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1
     Raises:
         UserError: the budget is not a share, or leaves a layer no rank.
     """
-    _check_budget(budget, multiple)
+    check_budget(budget, multiple)
     ranks = {}
     for layer in layers:
         rank = int(budget * layer.break_even) // multiple * multiple
@@ -41,7 +36,7 @@ def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1
     return ranks
 
 
-def _check_budget(budget: float, multiple: int) -> None:
+def check_budget(budget: float, multiple: int) -> None:
     if not 0 < budget < 1:
         raise UserError(f"plan.budget is {budget}; give the share to keep, between 0 and 1.")
     if multiple < 1:
@@ -72,7 +67,7 @@ def by_dimension(layers: Iterable[LinearInfo], budget: float, multiple: int = 1)
     Raises:
         UserError: the budget is not a share.
     """
-    _check_budget(budget, multiple)
+    check_budget(budget, multiple)
     ranks = {}
     for layer in layers:
         rank = int(budget * min(layer.features_in, layer.features_out)) // multiple * multiple
@@ -88,7 +83,7 @@ def uniform_rank(layers: Iterable[LinearInfo], budget: float, multiple: int = 1)
     Raises:
         UserError: the budget is not a share, or the smallest rank is too large for it.
     """
-    _check_budget(budget, multiple)
+    check_budget(budget, multiple)
     layers = list(layers)
 
     def ranks(rank: int) -> dict[str, int]:
@@ -103,165 +98,6 @@ def uniform_rank(layers: Iterable[LinearInfo], budget: float, multiple: int = 1)
             f"plan.budget {budget} leaves no rank at multiples of {multiple}; raise it or lower the multiple."
         )
     return ranks(best)
-
-
-Curve = Float[np.ndarray, " k+1"]
-"""What a layer loses at every rank from 0 to full, descending to 0."""
-Cost = Callable[[LinearInfo, int], float]
-"""What a layer costs at a rank; 0 is dense."""
-
-
-def parameters(layer: LinearInfo, rank: int) -> int:
-    """Parameters of the kernel, or of the pair."""
-    m, n = layer.features_in, layer.features_out
-    return rank * (m + n) if rank else m * n
-
-
-def macs(layer: LinearInfo, rank: int) -> int:
-    """Multiply-accumulates of an image."""
-    return layer.tokens * parameters(layer, rank)
-
-
-def latency(table: Mapping) -> Cost:
-    """Milliseconds of an image, by the table of `bench layers`; linear between the ranks it measured.
-
-    Raises:
-        UserError: the table lacks a layer's shape.
-    """
-    try:
-        known = {
-            (row["features_in"], row["features_out"], row["tokens"]): {int(rank): ms for rank, ms in row["ms"].items()}
-            for row in table["layers"]
-        }
-        right = all(0 in ms and len(ms) > 1 and all(map(files.number, ms.values())) for ms in known.values())
-    except (KeyError, TypeError, ValueError, AttributeError):
-        right = False
-    if not right:
-        raise UserError("plan.latency is no table of bench layers; measure it again.")
-
-    def cost(layer: LinearInfo, rank: int) -> float:
-        ms = known.get((layer.features_in, layer.features_out, layer.tokens))
-        if ms is None:
-            shape = f"{layer.features_in} x {layer.features_out} with {layer.tokens} rows"
-            raise UserError(f"plan.latency has no layer of {shape}; run bench layers for this model and image size.")
-        points = sorted(point for point in ms if point)
-        return float(np.interp(rank, points, [float(ms[point]) for point in points])) if rank else ms[0]
-
-    return cost
-
-
-def least_loss(
-    layers: Iterable[LinearInfo], curves: Mapping[str, Curve], budget: float, multiple: int = 1, cost: Cost = parameters
-) -> dict[str, int]:
-    """The ranks with the least sum of losses whose costs stay within the share `budget` of the dense layers' cost.
-
-    Each layer's choices (every multiple, or dense, which loses nothing) are thinned to their lower convex hull, and
-    the steps along all hulls taken in the order of loss saved per cost, which is optimal up to the first that does not
-    fit. What the budget then leaves over goes to the choices between, again by loss saved per cost.
-
-    Args:
-        layers: those to factorize.
-        curves: loss by rank, by path.
-        budget: share, in (0, 1).
-        multiple: of which every rank is one.
-        cost: of a layer at a rank.
-
-    Raises:
-        UserError: the budget is not a share, or the smallest ranks are too large for it.
-    """
-    _check_budget(budget, multiple)
-    layers = list(layers)
-    choices = {layer.path: _choices(layer, curves[layer.path], multiple, cost) for layer in layers}
-    hulls = {path: _hull(some) for path, some in choices.items()}
-    left = budget * sum(cost(layer, 0) for layer in layers) - sum(hull[0].cost for hull in hulls.values())
-    if left < 0:
-        raise UserError(
-            f"plan.budget {budget} is below what ranks of {multiple} cost; raise it or lower plan.multiple."
-        )
-    steps = [(after, before, path) for path, hull in hulls.items() for before, after in itertools.pairwise(hull)]
-    steps.sort(key=lambda step: (step[0].loss - step[1].loss) / (step[0].cost - step[1].cost))
-    now, full = {path: hull[0] for path, hull in hulls.items()}, set()
-    for after, before, path in steps:
-        if path in full or after.cost - before.cost > left:
-            full.add(path)
-            continue
-        left -= after.cost - before.cost
-        now[path] = after
-
-    def better() -> list[tuple[float, str, _Choice]]:
-        return [
-            (_slope(now[path], one), path, one)
-            for path, some in choices.items()
-            for one in some
-            if 0 < one.cost - now[path].cost <= left and one.loss < now[path].loss
-        ]
-
-    while found := better():
-        _, path, one = min(found)
-        left -= one.cost - now[path].cost
-        now[path] = one
-    return {path: one.rank for path, one in now.items()}
-
-
-class _Choice(NamedTuple):
-    cost: float
-    loss: float
-    rank: int
-
-
-def _choices(layer: LinearInfo, curve: Curve, multiple: int, cost: Cost) -> list[_Choice]:
-    """What a layer can be, by rising cost, dense last; nothing that costs more than dense."""
-    dense = _Choice(cost(layer, 0), 0.0, 0)
-    ranks = range(multiple, min(len(curve), int(layer.break_even) + 1), multiple)
-    pairs = [_Choice(cost(layer, rank), float(curve[rank]), rank) for rank in ranks if rank < layer.break_even]
-    return [*sorted(pair for pair in pairs if pair.cost < dense.cost), dense]
-
-
-def _hull(choices: list[_Choice]) -> list[_Choice]:
-    """The choices without those that two others beat together."""
-    hull: list[_Choice] = []
-    for one in choices:
-        if hull and one.loss >= hull[-1].loss:
-            continue
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], one):
-            hull.pop()
-        hull.append(one)
-    return hull
-
-
-def _slope(one: _Choice, other: _Choice) -> float:
-    return (other.loss - one.loss) / (other.cost - one.cost)
-
-
-def energy(
-    layers: Iterable[LinearInfo], curves: Mapping[str, Curve], budget: float, multiple: int = 1, cost: Cost = parameters
-) -> dict[str, int]:
-    """The smallest rank of every layer that keeps one common share of its energy, the largest that the budget allows.
-
-    Takes what `least_loss` takes. Where that rank does not pay, the layer stays dense.
-    """
-    _check_budget(budget, multiple)
-    layers = list(layers)
-
-    def ranks(share: float) -> dict[str, int]:
-        found = {}
-        for layer in layers:
-            curve = curves[layer.path]
-            rank = int(np.argmax(curve <= (1 - share) * curve[0]))
-            rank = max(multiple, -(-rank // multiple) * multiple)
-            found[layer.path] = rank if rank < layer.break_even else 0
-        return found
-
-    limit, low, high = budget * sum(cost(layer, 0) for layer in layers), 0.0, 1.0
-    if sum(cost(layer, rank) for layer, rank in zip(layers, ranks(low).values(), strict=True)) > limit:
-        raise UserError(
-            f"plan.budget {budget} is below what ranks of {multiple} cost; raise it or lower plan.multiple."
-        )
-    for _ in range(50):
-        middle = (low + high) / 2
-        fits = sum(cost(layer, rank) for layer, rank in zip(layers, ranks(middle).values(), strict=True)) <= limit
-        low, high = (middle, high) if fits else (low, middle)
-    return ranks(low)
 
 
 METHODS = ("uniform_rank", "uniform_ratio", "by_dimension", "by_kind")

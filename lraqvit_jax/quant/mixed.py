@@ -75,7 +75,7 @@ def allocate(plan: Plan, layers: list[LinearInfo], found: Divergences, budget: f
             ((cost - costs[bits]) / (size(path, bits) - size(path, narrower)), path, narrower)
             for path, costs in found.items()
             for narrower, cost in costs.items()
-            if narrower < (bits := chosen[path].weight_bits)
+            if size(path, narrower) < size(path, bits := chosen[path].weight_bits)
         ]
         if not steps:
             least = (total - budget) / 1e6

@@ -14,10 +14,8 @@ from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import kfac, spectra, whitened
 from lraqvit_jax.options.plan import PlanOptions
-from lraqvit_jax.plan import ranks
-from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.plan.cost import layer_cost
-from lraqvit_jax.plan.records import LinearInfo
+from lraqvit_jax.plan import budget, cost, ranks
+from lraqvit_jax.plan.records import LinearInfo, Plan
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
@@ -57,18 +55,18 @@ def choose(
     loss_curves = curves(dense, layers, moments, options.method)
     if options.method == "sensitivity":
         loss_curves = _scaled(ws, dense, layers, moments, loss_curves)
-    arguments = (layers, loss_curves, options.budget, options.multiple, cost(options, ws.plan))
-    return ranks.energy(*arguments) if options.method == "energy" else ranks.least_loss(*arguments)
+    arguments = (layers, loss_curves, options.budget, options.multiple, rank_cost(options, ws.plan))
+    return budget.energy(*arguments) if options.method == "energy" else budget.least_loss(*arguments)
 
 
 def curves(
     dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments], method: str
-) -> dict[str, ranks.Curve]:
+) -> dict[str, budget.Curve]:
     """What every layer loses at every rank: mean square of the logits' change for "logits", else the share of the
     variance of its own output."""
     params = artifacts.host(dense.params)
 
-    def curve(layer: LinearInfo) -> ranks.Curve:
+    def curve(layer: LinearInfo) -> budget.Curve:
         kernel, layer_moments = np.asarray(trees.get(params, layer.path)["kernel"], np.float64), moments[layer.path]
         if method == "logits":
             values = kfac.losses(kernel, layer_moments)
@@ -80,17 +78,17 @@ def curves(
     return dict(zip([layer.path for layer in layers], spectra.each(curve, layers, "plan"), strict=True))
 
 
-def cost(options: PlanOptions, plan: plan_lib.Plan) -> ranks.Cost:
+def rank_cost(options: PlanOptions, plan: Plan) -> cost.RankCost:
     """What a layer costs in `options.unit`; bytes are those of the form that `plan` deploys it in."""
 
     def stored(layer: LinearInfo, rank: int) -> int:
         entry = plan[layer.path]
         form = entry.form if entry.form == "quantized" else "low_rank" if rank else "dense"
-        return layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
+        return cost.layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
 
     if options.unit == "latency":
-        return ranks.latency(_table(options.latency))
-    return {"params": ranks.parameters, "macs": ranks.macs, "bytes": stored}[options.unit]
+        return cost.latency(_table(options.latency))
+    return {"params": cost.parameters, "macs": cost.macs, "bytes": stored}[options.unit]
 
 
 def _table(path: str) -> Any:
@@ -102,8 +100,8 @@ def _scaled(
     dense: Artifact,
     layers: list[LinearInfo],
     moments: Mapping[str, Moments],
-    loss_curves: Mapping[str, ranks.Curve],
-) -> dict[str, ranks.Curve]:
+    loss_curves: Mapping[str, budget.Curve],
+) -> dict[str, budget.Curve]:
     """Curves in units of the logits: each layer alone is truncated to its uniform-ratio rank, and the mean square
     change of the logits that this makes is divided by what its curve says there."""
     rank = ranks.uniform_ratio(layers, ws.config.plan.budget, ws.config.plan.multiple)

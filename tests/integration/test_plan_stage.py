@@ -6,7 +6,7 @@ import chex
 import pytest
 
 from lraqvit_jax import models
-from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan.cost import parameters
 from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.weights import artifacts
 from tests.integration import command
@@ -23,7 +23,7 @@ def chosen(workdir):
 def share(found):
     layers = [info for info in SPEC.layers if info.compressible]
     spent, dense = (
-        sum(ranks.parameters(info, rank) for info, rank in ((info, by(info)) for info in layers))
+        sum(parameters(info, rank) for info, rank in ((info, by(info)) for info in layers))
         for by in (lambda info: found[info.path], lambda info: 0)
     )
     return spent / dense

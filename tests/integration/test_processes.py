@@ -32,8 +32,8 @@ def free_port() -> int:
 def joined(
     workdir, *arguments: str, count: int = 2, devices: int = 4, begin=command.fork, **options
 ) -> list[subprocess.CompletedProcess]:
-    """Runs the command as `count` processes of `devices` each, by `command.fork` or `command.start`; what each said, and
-    its exit code."""
+    """Runs the command as `count` processes of `devices` each, by `command.fork` or `command.start`; what each said,
+    and its exit code."""
     port = free_port()
     processes = [
         begin(

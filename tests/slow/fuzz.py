@@ -35,8 +35,8 @@ from lraqvit_jax.bench import quant
 from lraqvit_jax.bench.lowrank import Table
 from lraqvit_jax.data import augment, images, labels, preprocess, sources
 from lraqvit_jax.data.sources import folder
-from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan.check import check
+from lraqvit_jax.plan.cost import latency
 from lraqvit_jax.plan.files import read_plan, to_json
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 from lraqvit_jax.run import metrics, results, workspace
@@ -205,7 +205,7 @@ def readers(where: pathlib.Path) -> dict[str, Reader]:
         results.table(found)
 
     def table(path: pathlib.Path) -> None:
-        cost = ranks.latency(plan_stage._table(str(path)))
+        cost = latency(plan_stage._table(str(path)))
         cost(LAYER, 8)
 
     def meta(path: pathlib.Path) -> None:

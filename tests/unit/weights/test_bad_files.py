@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import augment, preprocess, sources
-from lraqvit_jax.plan import ranks
+from lraqvit_jax.plan.cost import latency
 from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.run import metrics, results, workspace
@@ -223,7 +223,7 @@ def test_a_refusal_is_one_line_whatever_the_name():
 
 def test_a_latency_beyond_64_bits_is_a_number():
     row = {"features_in": 4, "features_out": 4, "tokens": 1, "ms": {"0": 1.0, "8": 10**30, "16": 1.0}}
-    cost = ranks.latency({"layers": [row]})
+    cost = latency({"layers": [row]})
     assert cost(LinearInfo("a", 4, 4, 1, "mlp"), 12) == pytest.approx(5e29)
 
 
@@ -237,9 +237,9 @@ def test_a_count_of_too_many_digits_is_refused():
 )
 def test_a_latency_table_without_numbers_is_refused(row):
     whole = {"features_in": 4, "features_out": 4, "tokens": 1, "ms": {"0": 1.0, "8": 2.0}}
-    assert ranks.latency({"layers": [whole]})
+    assert latency({"layers": [whole]})
     with pytest.raises(UserError, match="no table of bench layers"):
-        ranks.latency({"layers": [whole | row if row and isinstance(row, dict) else row]})
+        latency({"layers": [whole | row if row and isinstance(row, dict) else row]})
 
 
 @pytest.mark.parametrize(
