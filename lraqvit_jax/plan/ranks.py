@@ -53,9 +53,9 @@ def by_kind(layers: Iterable[LinearInfo], ranks: Mapping[str, int]) -> dict[str,
     """
     layers = list(layers)
     for kind, rank in ranks.items():
-        widest = max((layer for layer in layers if layer.kind == kind), key=lambda layer: layer.break_even)
-        if rank:
-            check_layer(widest, LayerPlan("low_rank", rank))
+        of_kind = [layer for layer in layers if layer.kind == kind]
+        if rank and of_kind:
+            check_layer(max(of_kind, key=lambda layer: layer.break_even), LayerPlan("low_rank", rank))
     return {layer.path: ranks[layer.kind] if ranks[layer.kind] < layer.break_even else 0 for layer in layers}
 
 
@@ -109,13 +109,16 @@ def factorized(layers: Iterable[LinearInfo], keep_dense: Iterable[str] = ()) -> 
     """The layers inside encoder blocks, without those that are kept.
 
     Raises:
-        UserError: a path to keep holds no such layer.
+        UserError: a path to keep holds no such layer, or together they hold all.
     """
     encoder = [layer for layer in layers if layer.compressible]
     for kept in keep_dense:
         if not any(_inside(layer.path, kept) for layer in encoder):
             raise UserError(f"plan.keep_dense names {kept!r}, where no encoder layer is; --dry_run lists their paths.")
-    return [layer for layer in encoder if not any(_inside(layer.path, kept) for kept in keep_dense)]
+    left = [layer for layer in encoder if not any(_inside(layer.path, kept) for kept in keep_dense)]
+    if not left:
+        raise UserError("plan.keep_dense covers every encoder layer, so that nothing is left to factorize; name fewer.")
+    return left
 
 
 def make_plan(layers: Iterable[LinearInfo], options: PlanOptions) -> dict[str, LayerPlan]:

@@ -33,13 +33,15 @@ from PIL import ExifTags, Image, ImageDraw
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import quant
 from lraqvit_jax.bench.lowrank import Table
+from lraqvit_jax.config import Config
 from lraqvit_jax.data import augment, images, labels, preprocess, sources
 from lraqvit_jax.data.sources import folder
+from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.cost import latency
 from lraqvit_jax.plan.files import read_plan, to_json
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo
-from lraqvit_jax.run import metrics, results, workspace
+from lraqvit_jax.run import claim, metrics, planning, results
 from lraqvit_jax.stages import plan as plan_stage
 from lraqvit_jax.weights import artifacts, tensors
 from lraqvit_jax.weights.sources import big_vision, huggingface, timm
@@ -312,9 +314,9 @@ def preprocess_of(card: dict) -> object:
 
 def claimed(path: pathlib.Path) -> None:
     """What `open_workspace` asks of config.json."""
-    workspace._check_same({"seed": 0}, path.parent)
-    workspace._provisional({"plan": {"method": "energy"}}, path.parent)
-    workspace._edited(path.parent)
+    claim.check_same(Config(), path.parent)
+    planning.provisional(Config(plan=PlanOptions(method="energy")), path.parent)
+    claim.edited(path.parent)
 
 
 def source_of(name: str) -> None:

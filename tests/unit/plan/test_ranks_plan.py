@@ -297,3 +297,15 @@ def test_what_a_quantized_model_computes_in_float_is_said():
     said = table(integers, [info, head], 0)
     assert "products of attention" not in said
     assert said.endswith("the layers head.")
+
+
+@pytest.mark.parametrize("method", [*ranks.METHODS, *ranks.MEASURED])
+def test_keeping_every_layer_dense_is_refused_and_keeping_a_kind_is_not(method):
+    options = PlanOptions(method=method, attention_rank=4, mlp_rank=4, multiple=1)
+    with pytest.raises(UserError, match=r"plan\.keep_dense covers every encoder layer"):
+        ranks.make_plan(small.LAYERS, dataclasses.replace(options, keep_dense=("blocks_0", "blocks_1")))
+    attention = tuple(info.path for info in small.LAYERS if info.kind == "attention")
+    one = ranks.make_plan(small.LAYERS, dataclasses.replace(options, keep_dense=attention))
+    assert {path for path, layer in one.items() if layer.rank} == {
+        info.path for info in small.LAYERS if info.kind == "mlp"
+    }
