@@ -10,6 +10,8 @@ Rows beside `config.QUANTIZERS`: `wads_all`, WADS without the selection of Eq. 1
 on 1,000 images takes a minute of one CPU core, one with WADS two, and one with QADS four.
 """
 
+import dataclasses
+
 from lraqvit_jax import config as base
 
 
@@ -19,9 +21,9 @@ def get_config():
     config.augment = "random_resized_crop(0.4, 1)|flip_lr"  # Of the images that `tuned` sees.
     config.batch_size = 24
     config.eval_batch_size = 10  # So few fit in a CPU's caches.
-    ours, wads = base.QUANTIZERS["ours"], base.QUANTIZERS["wads"]
+    ours = dataclasses.asdict(base.QUANTIZERS["ours"])
     config.quant_grid.methods.update(
-        wads_all=base.quantizer(**wads | {"select": "all"}),
+        wads_all=base.quantizer(**dataclasses.asdict(base.QUANTIZERS["wads"]) | {"select": "all"}),
         mixed=base.quantizer(**ours | {"budget_mb": 4.0}),
         tuned=base.quantizer(**ours | {"tuning_steps": 60, "gamma": 1.0}),
         log_sqrt2=base.quantizer(**ours | {"attention": "log_sqrt2"}),
