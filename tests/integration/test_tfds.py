@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 class TinyDigits(tfds.core.GeneratorBasedBuilder):
+    SPLITS = {"train": (0, 1500), "test": (1500, 1797)}
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
@@ -20,7 +21,7 @@ class TinyDigits(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(0, 1500), "test": self._generate_examples(1500, 1797)}
+        return {name: self._generate_examples(*rows) for name, rows in self.SPLITS.items()}
 
     def _generate_examples(self, start, stop):
         from sklearn.datasets import load_digits
@@ -32,6 +33,18 @@ class TinyDigits(tfds.core.GeneratorBasedBuilder):
             png.seek(0)
             yield index, {"image": png, "label": data.target[index]}
 
+class OnlyTraining(TinyDigits):
+    SPLITS = {"train": (0, 50)}
+
+class OnlyTest(TinyDigits):
+    SPLITS = {"test": (0, 50), "extra": (50, 60)}
+
+class AllThree(TinyDigits):
+    SPLITS = {"train": (0, 50), "test": (50, 70), "validation": (70, 80)}
+
+OnlyTraining(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+OnlyTest(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+AllThree(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 TinyDigits(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 """
 CHECK = """
@@ -49,6 +62,22 @@ try:
     raise AssertionError("an unknown split was accepted")
 except UserError as error:
     assert "nope" in str(error)
+for name, role, words in (
+    ("only_training", "eval", ("no split validation or test for data.eval, only train", "only_training@train[90%:]")),
+    ("only_test", "train", ("no split train for data.train, only test, extra", "tfds:only_test@test[90%:]")),
+    ("only_test", "calibration", ("no split train for data.calibration",)),
+):
+    try:
+        sources.load(f"tfds:{name}", role, sys.argv[1])
+        raise AssertionError(f"{name} was read for {role}")
+    except UserError as error:
+        assert all(word in str(error) for word in words), error
+sizes = {
+    ("only_training", "train"): 50, ("only_training@train", "eval"): 50, ("only_training@train[90%:]", "eval"): 5,
+    ("only_test", "eval"): 50, ("only_test@test", "train"): 50, ("all_three", "eval"): 10, ("all_three", "train"): 50,
+}
+for (name, role), size in sizes.items():
+    assert len(sources.load(f"tfds:{name}", role, sys.argv[1])) == size, (name, role)
 assert "tensorflow" not in sys.modules
 """
 

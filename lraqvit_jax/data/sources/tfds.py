@@ -1,5 +1,6 @@
 """Any TensorFlow Datasets set, read by `tfds.data_source`: random access to ArrayRecord files, without TensorFlow."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from lraqvit_jax.data import images
 from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
 
-SPLITS = {"train": ("train",), "calibration": ("train",), "eval": ("validation", "test", "train")}
+SPLITS = {"train": ("train",), "calibration": ("train",), "eval": ("validation", "test")}
+"""Which split a role reads where the name says none: the first that the set has."""
 
 
 class Records:
@@ -37,6 +39,8 @@ class Records:
 def load(name: str, role: str, data_dir: str = "") -> Records:
     """Opens `NAME` or `NAME@SPLIT`, such as "imagenet2012" or "cifar10@train[:90%]".
 
+    Without SPLIT, it is that of the role: "train", and to evaluate "validation" or "test". No other takes its place.
+
     Raises:
         UserError: no such data set, not prepared, no such split, or not images with labels.
     """
@@ -60,7 +64,7 @@ def load(name: str, role: str, data_dir: str = "") -> Records:
             f"The tfds set {name!r} is not prepared in {builder.data_dir}; prepare it there once as ArrayRecord: "
             f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()."
         )
-    split = split or next((one for one in SPLITS[role] if one in builder.info.splits), "train")
+    split = split or _split(name, role, list(builder.info.splits))
     try:
         records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except Exception as error:  # as above
@@ -69,6 +73,17 @@ def load(name: str, role: str, data_dir: str = "") -> Records:
             f"{', '.join(builder.info.splits)}, which must be stored as ArrayRecord."
         ) from error
     return Records(records, list(builder.info.features["label"].names or []), name)
+
+
+def _split(name: str, role: str, splits: Sequence[str]) -> str:
+    """The split of a role; UserError where the set has none for it, so that nothing is measured on training images."""
+    for split in SPLITS[role]:
+        if split in splits:
+            return split
+    raise UserError(
+        f"The tfds set {name!r} has no split {' or '.join(SPLITS[role])} for data.{role}, only {', '.join(splits)}; "
+        f"write which, such as tfds:{name}@{splits[0]}[90%:]."
+    )
 
 
 def _first_line(error: BaseException) -> str:
