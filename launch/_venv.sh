@@ -9,10 +9,10 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
     exit 2
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-wanted=$(cat "$@" | sha256sum)
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+requirements=$(cat "$@" | sha256sum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$requirements" ]; then
     echo "Installing $* into .venv (about a minute)"
     for file in "$@"; do set -- "$@" -r "$file"; shift; done
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
-    echo "$wanted" > .venv/installed
+    echo "$requirements" > .venv/installed
 fi
