@@ -33,48 +33,44 @@ def fit(
     Returns:
         The trained parameters and the checkpoints, to be deleted once the artefact is written.
     """
-    batch_size, source = ws.config.batch_size, ws.source("train")
+    config, source = ws.config, ws.source("train")
     preprocess = dataclasses.replace(ws.preprocess, size=image_size or ws.preprocess.size)
     batches = pipeline.training(
         source,
         preprocess,
-        augment.parse(ws.config.augment),
-        batch_size=batch_size,
-        seed=ws.config.seed,
-        mix=mix.parse(ws.config.mix),
-        rows=sharding.rows_of_process(ws.mesh, batch_size),
+        augment.parse(config.augment),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mix=mix.parse(config.mix),
+        rows=sharding.rows_of_process(ws.mesh, config.batch_size),
     )
 
     def blame(step: int, params: Any, batch: Any) -> str:
         place = divergence.source(objective.model, loss_of(objective), params, frozen, batch)
-        images = ", ".join(map(str, pipeline.images(len(source), ws.config.seed, batch_size, step)[:SHOWN]))
+        images = ", ".join(map(str, pipeline.images(len(source), config.seed, config.batch_size, step)[:SHOWN]))
         return f"step {step}, in {place}, on the batch of images {images}, ... of data.train"
 
+    checkpoints = TrainCheckpoints(ws.path(f"{name}.training"), config.checkpoint_every)
+    job = loop.Job(
+        name,
+        recipe.steps,
+        config.batch_size,
+        ws.mesh,
+        checkpoints,
+        ws.directory / "metrics.jsonl",
+        config.log_every,
+        loop.schedule(recipe),
+        blame,
+        config.tensorboard,
+        config.profile,
+    )
     with sharding.use(ws.mesh):
-        fields = ws.config.accumulate, ws.config.remat
-        compiled = compile_step(objective, recipe, preprocess.size, ws.mesh, *fields)
-        checkpoints = TrainCheckpoints(ws.path(f"{name}.training"), ws.config.checkpoint_every)
+        compiled = compile_step(objective, recipe, preprocess.size, ws.mesh, config.accumulate, config.remat)
         state = checkpoints.restore(compiled.abstract, batches)
         if state is None:
             state = loop.init_state(params, compiled.tx, compiled.abstract)
         try:
-            state = loop.fit(
-                name,
-                state,
-                compiled.step,
-                frozen,
-                batches,
-                steps=recipe.steps,
-                batch_size=batch_size,
-                mesh=ws.mesh,
-                checkpoints=checkpoints,
-                metrics_path=ws.directory / "metrics.jsonl",
-                log_every=ws.config.log_every,
-                learning_rate=loop.schedule(recipe),
-                blame=blame,
-                tensorboard=ws.config.tensorboard,
-                profile=ws.config.profile,
-            )
+            state = loop.fit(job, state, compiled.step, frozen, batches)
         except BaseException:
             with contextlib.suppress(Exception):  # What is being saved is finished; the first error is the one to tell.
                 checkpoints.close()

@@ -1,6 +1,7 @@
 """The one training loop: optimizer, jitted step, checkpoints, metrics, and what to do when the loss is not finite."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import time
@@ -179,32 +180,12 @@ class _Trace:
         self._runs = False
 
 
-def fit(
-    name: str,
-    state: State,
-    step_fn: Callable[..., Any],
-    frozen: Any,
-    batches: grain.DatasetIterator,
-    *,
-    steps: int,
-    batch_size: int,
-    mesh: Mesh,
-    checkpoints: TrainCheckpoints,
-    metrics_path: pathlib.Path,
-    log_every: int,
-    learning_rate: optax.Schedule,
-    blame: Callable[[int, Any, Any], str],
-    tensorboard: bool = False,
-    profile: str = "",
-) -> State:
-    """Runs to `steps`, from wherever the state is.
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run of the loop is told.
 
-    Args:
+    Attributes:
         name: of the run.
-        state: where to start.
-        step_fn: of `make_step`.
-        frozen: parameters of the teacher.
-        batches: of this process.
         steps: the last step.
         batch_size: of all processes together.
         mesh: where it runs.
@@ -215,58 +196,97 @@ def fit(
         blame: `(step, params, batch) -> str`, where a number that is not finite comes from.
         tensorboard: whether to write event files too.
         profile: a folder for a trace of JAX's profiler, of PROFILED steps after the first two; "" for none.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    mesh: Mesh
+    checkpoints: TrainCheckpoints
+    metrics_path: pathlib.Path
+    log_every: int
+    learning_rate: optax.Schedule
+    blame: Callable[[int, Any, Any], str]
+    tensorboard: bool = False
+    profile: str = ""
+
+
+def fit(job: Job, state: State, step_fn: Callable[..., Any], frozen: Any, batches: grain.DatasetIterator) -> State:
+    """Runs to `job.steps`, from wherever the state is.
+
+    Args:
+        job: what to do.
+        state: where to start.
+        step_fn: of `make_step`.
+        frozen: parameters of the teacher.
+        batches: of this process.
 
     Raises:
         UserError: the loss or the gradient is not finite. The newest checkpoint is from before it.
         Preempted: after saving, where the run is to stop.
     """
     start = int(state["step"])
-    if start >= steps:
+    if start >= job.steps:
         return state
-    clock, since, pending = time.perf_counter(), start, None
+    pending = None
     with (
-        contextlib.closing(MetricsLog(metrics_path, name, start, tensorboard)) as log,
-        console.bar(total=steps, initial=start, desc=name, unit="step") as bar,
+        contextlib.closing(_Watch(job, start)) as watch,
+        contextlib.closing(_Trace(job.profile, job.name, start + 3)) as trace,
         preemption.deferred(),
-        contextlib.closing(_Trace(profile, name, start + 3)) as trace,
     ):
-
-        def settle(step: int, metrics: Any, batch: Any) -> None:
-            """Waits for a step, checks it, logs it."""
-            nonlocal clock, since
-            values = {key: float(value) for key, value in metrics.items()}
-            if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-                checkpoints.close()
-                raise UserError(_diverged(name, values, blame(step, state["params"], batch), checkpoints.latest()))
-            if step % log_every == 0 or step == steps:
-                speed = (step - since) * batch_size / max(1e-9, time.perf_counter() - clock)
-                clock, since = time.perf_counter(), step
-                values |= {"learning_rate": float(learning_rate(step - 1)), "images_per_second": round(speed, 1)}
-                log.write(step, values)
-                console.detail(
-                    f"{name} step {step}: " + ", ".join(f"{key} {metric:.4g}" for key, metric in values.items())
-                )
-                bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
-            bar.update(1)
-
-        for step in range(start + 1, steps + 1):
+        for step in range(start + 1, job.steps + 1):
             trace.at(step)
-            batch = sharding.put_batch(next(batches), mesh)
+            batch = sharding.put_batch(next(batches), job.mesh)
             state, metrics = step_fn(state, frozen, batch)
             if pending is not None:
-                settle(*pending)  # of the step before, while this one runs
+                watch.settle(*pending, state)  # of the step before, while this one runs
             pending = (step, metrics, batch)
             stop = preemption.reached()
-            if step == steps or checkpoints.due(step) or stop:
-                settle(*pending)
+            if step == job.steps or job.checkpoints.due(step) or stop:
+                watch.settle(*pending, state)
                 pending = None
-                checkpoints.save(step, state, batches)
+                job.checkpoints.save(step, state, batches)
             if stop:
-                checkpoints.close()
+                job.checkpoints.close()
                 raise Preempted(
-                    f"Stopped by SIGTERM at step {step} of {name}, which is saved; run the same command again to go on."
+                    f"Stopped by SIGTERM at step {step} of {job.name}, which is saved; run the same command again to "
+                    "go on."
                 )
     return state
+
+
+class _Watch:
+    """Waits for steps, checks and logs them, moves the bar."""
+
+    def __init__(self, job: Job, start: int) -> None:
+        self._job, self._clock, self._since = job, time.perf_counter(), start
+        self._log = MetricsLog(job.metrics_path, job.name, start, job.tensorboard)
+        self._bar = console.bar(total=job.steps, initial=start, desc=job.name, unit="step")
+
+    def settle(self, step: int, metrics: Any, batch: Any, state: State) -> None:
+        """Waits for the metrics of a step; UserError where they are not finite, `state` being what came of it."""
+        job, values = self._job, {key: float(value) for key, value in metrics.items()}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+            job.checkpoints.close()
+            place = job.blame(step, state["params"], batch)
+            raise UserError(_diverged(job.name, values, place, job.checkpoints.latest()))
+        if step % job.log_every == 0 or step == job.steps:
+            self._write(step, values)
+        self._bar.update(1)
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        speed = (step - self._since) * self._job.batch_size / max(1e-9, time.perf_counter() - self._clock)
+        self._clock, self._since = time.perf_counter(), step
+        learning_rate = float(self._job.learning_rate(step - 1))
+        values |= {"learning_rate": learning_rate, "images_per_second": round(speed, 1)}
+        self._log.write(step, values)
+        text = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        console.detail(f"{self._job.name} step {step}: {text}")
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._log.close()
 
 
 def _diverged(name: str, values: dict[str, float], blamed: str, kept: int | None) -> str:
