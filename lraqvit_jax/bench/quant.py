@@ -18,6 +18,7 @@ from lraqvit_jax import models
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.bench.lowrank import Table
+from lraqvit_jax.config import Config
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.plan.cost import total_cost
 from lraqvit_jax.plan.records import BITS, Plan
@@ -41,45 +42,45 @@ KEYS = ("source", "width", "name", "seed")
 Row = dict[str, Any]
 
 
-def run(config: dict[str, Any], workdir: str) -> None:
+def run(config: Config, workdir: str) -> None:
     """Fills the grid, then prints a table for each model.
 
     Raises:
         UserError: bad input; a model that is not there, a name in the grid that is none.
     """
     ws = opening.open_workspace(config, workdir)
-    grid = ws.config["quant_grid"]
-    widths = {name: bits_of(name) for name in grid["widths"]}
-    for name in grid["only"]:
-        if name not in grid["methods"]:
-            raise UserError(f"quant_grid.only has {name!r}, which is no method; {nearest(name, grid['methods'])}")
-    methods = {name: grid["methods"][name] for name in grid["only"] or grid["methods"]}
+    grid = ws.config.quant_grid
+    widths = {name: bits_of(name) for name in grid.widths}
+    for name in grid.only:
+        if name not in grid.methods:
+            raise UserError(f"quant_grid.only has {name!r}, which is no method; {nearest(name, grid.methods)}")
+    methods = {name: grid.methods[name] for name in grid.only or grid.methods}
     for options in methods.values():
         quantize.check(options)
     teacher.run(ws)
     table = Table(ws.directory / "quant.json", KEYS)
-    for source in grid["sources"]:
+    for source in grid.sources:
         found = _load(ws, source)
         if not table.has((source, "float", "float", 0)):
             table.add((source, "float", "float", 0), _row(ws, found, found.params, found.plan))
         wanted: list[Any] = []
-        for seed in grid["seeds"]:
+        for seed in grid.seeds:
             cells = [(source, width, name, seed) for width, name in itertools.product(widths, methods)]
             cells = [cell for cell in cells if not table.has(cell)]
             if not cells:
                 continue
             wanted = wanted or _logits(ws, found)
-            drawn = dataclasses.replace(ws, config={**ws.config, "seed": seed})
+            drawn = dataclasses.replace(ws, config=dataclasses.replace(ws.config, seed=seed))
             calibrated = stage.calibrated(drawn, found)
             plan = planning.quantized(ws.config, ws.spec, found.plan)
             for cell in cells:
-                options = {**methods[cell[2]], **widths[cell[1]]}
+                options = dataclasses.replace(methods[cell[2]], **widths[cell[1]])
                 started = time.perf_counter()
                 made = stage.make(drawn, calibrated, plan, options, "-".join(map(str, (found.name, *cell[1:]))))
                 row = {"seconds": round(time.perf_counter() - started, 1), "errors": made.errors}
                 row |= {"outliers": outliers(calibrated.seen)}
                 table.add(cell, _row(ws, found, made.params, made.plan, wanted) | row)
-                if made.alphas and seed == grid["seeds"][0]:
+                if made.alphas and seed == grid.seeds[0]:
                     _draw_surfaces(ws, cell, stage.surfaces(made.alphas, calibrated.seen))
     print(text(table.rows))
     print(f"\n{table.path}")
@@ -87,8 +88,8 @@ def run(config: dict[str, Any], workdir: str) -> None:
         print(path)
 
 
-def bits_of(width: str) -> dict[str, int]:
-    """Fields of `config.METHOD` for "w4a8", 4 bits for kernels and 8 for activations; UserError for anything else."""
+def bits_of(width: str) -> dict[str, Any]:
+    """Fields of `Quantizer` for "w4a8", 4 bits for kernels and 8 for activations; UserError for anything else."""
     weights, _, activations = width.removeprefix("w").partition("a")
     if width != f"w{weights}a{activations}" or not {weights, activations} <= {str(bits) for bits in BITS}:
         raise UserError(f"quant_grid.widths has {width!r}; write w and a with 4, 6, 7 or 8 each, such as 'w4a8'.")
@@ -167,7 +168,7 @@ def _load(ws: Workspace, source: str) -> artifacts.Artifact:
 
 
 def _logits(ws: Workspace, found: artifacts.Artifact) -> list[Any]:
-    size = ws.config["eval_batch_size"]
+    size = ws.config.eval_batch_size
     return evaluate.logits(
         found.model, found.params, ws.source("eval"), found.preprocess, batch_size=size, mesh=ws.mesh
     )
@@ -181,7 +182,7 @@ def _row(ws: Workspace, found: artifacts.Artifact, params: Any, plan: Plan, want
         sharding.put(params, abstract),
         ws.source("eval"),
         found.preprocess,
-        batch_size=ws.config["eval_batch_size"],
+        batch_size=ws.config.eval_batch_size,
         mesh=ws.mesh,
         other=wanted,
     )

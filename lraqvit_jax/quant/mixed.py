@@ -29,7 +29,7 @@ def divergences(
     Args:
         measure: gives the divergence of the float model with the kernels at some paths replaced.
         products: of the float model.
-        rounding: field of `config.METHOD`.
+        rounding: of `Quantizer`.
     """
     round_kernel = quantize.choice("rounding", rounding).round_kernel
     found: Divergences = {}

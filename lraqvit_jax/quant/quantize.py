@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from lraqvit_jax.base import console, trees
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import between, qarray
 
@@ -58,7 +59,7 @@ class Quantized(NamedTuple):
 
 
 FOLDERS = {"method": "smoothing", "calibration": "ranges", "rounding": "rounding"}
-"""Fields of `config.METHOD` that name a module, and the folder of this package that has it."""
+"""Fields of `Quantizer` that name a module, and the folder of this package that has it."""
 
 
 def choice(field: str, name: str) -> Any:
@@ -70,12 +71,12 @@ def choice(field: str, name: str) -> Any:
     return importlib.import_module(f"{folder.__name__}.{name}")
 
 
-def check(options: Mapping[str, Any]) -> None:
+def check(options: Quantizer) -> None:
     """Raises UserError for a name in the options of a method that is none."""
     for field in FOLDERS:
-        choice(field, options[field])
-    if options["between"] not in between.KINDS:
-        raise UserError(f"quant between is {options['between']!r}; {nearest(options['between'], between.KINDS)}")
+        choice(field, getattr(options, field))
+    if options.between not in between.KINDS:
+        raise UserError(f"quant between is {options.between!r}; {nearest(options.between, between.KINDS)}")
 
 
 def products(
@@ -108,7 +109,7 @@ def quantize(
     plan: Plan,
     layers: list[LinearInfo],
     seen: Mapping[str, Mapping[str, np.ndarray]],
-    options: Mapping[str, Any],
+    options: Quantizer,
 ) -> Quantized:
     """Quantizes a float model.
 
@@ -117,11 +118,11 @@ def quantize(
         plan: what to quantize and how.
         layers: the model's linear layers.
         seen: inputs of every product on the calibration images.
-        options: fields of `config.METHOD`.
+        options: how.
     """
     check(options)
-    turned = between.apply(options["between"], products(params, plan, layers, seen))
-    method = choice("method", options["method"])
+    turned = between.apply(options.between, products(params, plan, layers, seen))
+    method = choice("method", options.method)
     alphas = method.smooth(turned, options)
     shifts = method.shift(turned, options) if hasattr(method, "shift") else {}
     changes, new_plan = {}, dict(plan)
@@ -160,15 +161,15 @@ def _quantize_layer(
     pair: Mapping[str, Product],
     alphas: Mapping[str, np.ndarray | None],
     shift: np.ndarray | None,
-    options: Mapping[str, Any],
+    options: Quantizer,
 ) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
     """Kernels, scales and centres of one layer, the relative error of each product, and what clipping the plan is to
     have. Between two factors, `1/alpha` folds into the scales of the first."""
     weights: dict[str, Any] = {}
     errors: dict[str, float] = {}
     clips: dict[str, Any] = {}
-    ranges = choice("calibration", options["calibration"]).ranges
-    rounding = choice("rounding", options["rounding"]).round_kernel
+    ranges = choice("calibration", options.calibration).ranges
+    rounding = choice("rounding", options.rounding).round_kernel
     names = {"x": "u", "z": "v"} if len(pair) == 2 else {"x": "kernel"}
     put_out = None
     for part, product in pair.items():

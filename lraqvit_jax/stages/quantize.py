@@ -12,14 +12,17 @@ from flax import linen as nn
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import processes, sharding
+from lraqvit_jax.options.quant import Quantizer
+from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.records import LayerPlan, Plan
 from lraqvit_jax.quant import between, mixed, quantize
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.evaluate import other_params
-from lraqvit_jax.training import fit as training
 from lraqvit_jax.training import qat
+from lraqvit_jax.training.fit import fit
 from lraqvit_jax.training.losses import logits_kl
+from lraqvit_jax.training.objective import Objective
 from lraqvit_jax.weights import artifacts
 
 Seen = Mapping[str, Mapping[str, np.ndarray]]
@@ -37,25 +40,25 @@ class Calibrated:
 
 
 def run(ws: Workspace) -> None:
-    options = ws.config["quant"]
-    missing = [name for name in options["methods"] if not ws.has(name)]
+    options = ws.config.quant
+    missing = [name for name in options.methods if not ws.has(name)]
     if not missing:
         return
-    source = calibrated(ws, ws.load(options["source"], "merge"))
+    source = calibrated(ws, ws.load(options.source, "merge"))
     for name in missing:
-        method = options["methods"][name]
+        method = options.methods[name]
         result = make(ws, source, ws.plan, method, name)
         _save_surfaces(ws, name, result.alphas, source.seen)
         scaled = f", {len(result.alphas)} of {len(result.errors)} products scaled" if result.alphas else ""
-        granularity = method["granularity"] or options["granularity"]
-        tuned = f", tuned for {method['tuning_steps']} steps" if method["tuning_steps"] else ""
+        granularity = method.granularity or options.granularity
+        tuned = f", tuned for {method.tuning_steps} steps" if method.tuning_steps else ""
         error = np.mean(list(result.errors.values()))
         ws.save(
             name,
             result.params,
             result.plan,
-            parent=options["source"],
-            notes=f"{method['method']}, {granularity}{scaled}, mean product error {error:.2%}{tuned}",
+            parent=options.source,
+            notes=f"{method.method}, {granularity}{scaled}, mean product error {error:.2%}{tuned}",
             calibration=source.drawn,
             errors=result.errors,
         )
@@ -63,7 +66,7 @@ def run(ws: Workspace) -> None:
 
 def calibrated(ws: Workspace, source: artifacts.Artifact) -> Calibrated:
     """Runs a float model on the calibration images; says on stderr where they tell too little."""
-    batches, drawn = ws.calibration(ws.config["quant"]["calibration_images"])
+    batches, drawn = ws.calibration(ws.config.quant.calibration_images)
     batches = list(batches)
     seen = statistics.inputs(source.model, source.params, ws.spec.layers, batches, ws.mesh)
     for warning in degenerate(seen):
@@ -93,14 +96,14 @@ def degenerate(seen: Seen) -> list[str]:
     return found
 
 
-def make(ws: Workspace, source: Calibrated, plan: Plan, method: Mapping[str, Any], name: str) -> quantize.Quantized:
+def make(ws: Workspace, source: Calibrated, plan: Plan, method: Quantizer, name: str) -> quantize.Quantized:
     """One integer model.
 
     Args:
         ws: configuration and data; its teacher for fine-tuning.
         source: what is quantized.
         plan: with the layers to be quantized so.
-        method: fields of `config.METHOD`.
+        method: how.
         name: of the run, where there is fine-tuning.
 
     Raises:
@@ -110,29 +113,31 @@ def make(ws: Workspace, source: Calibrated, plan: Plan, method: Mapping[str, Any
     check(plan, ws.spec.layers)
     params = artifacts.host(source.params)
     layers = list(ws.spec.layers)
-    if method["budget_mb"]:
+    if method.budget_mb:
         found = mixed.divergences(
             _measure(ws, source),
-            between.apply(method["between"], quantize.products(params, plan, layers, source.seen)),
-            method["rounding"],
+            between.apply(method.between, quantize.products(params, plan, layers, source.seen)),
+            method.rounding,
         )
         rest = 4 * other_params(params, plan)
-        if method["method"] != "naive":  # What it may store to divide inputs by counts; `quantize` sets it as it is.
+        if method.method != "naive":  # What it may store to divide inputs by counts; `quantize` sets it as it is.
             unfolded = [info.path for info in layers if plan[info.path].form == "quantized" and not info.norm]
             plan |= {path: dataclasses.replace(plan[path], smoothed=True) for path in unfolded}
-        plan = mixed.allocate(plan, layers, found, 1e6 * method["budget_mb"] - rest)
+        plan = mixed.allocate(plan, layers, found, 1e6 * method.budget_mb - rest)
     made = quantize.quantize(params, plan, layers, source.seen, method)
-    return tune(ws, made, method, name) if method["tuning_steps"] else made
+    return tune(ws, made, method, name) if method.tuning_steps else made
 
 
-def with_options(path: str, layer: LayerPlan, method: Mapping[str, Any]) -> LayerPlan:
+def with_options(path: str, layer: LayerPlan, method: Quantizer) -> LayerPlan:
     """A quantized layer of the plan with what a method sets otherwise."""
     if layer.form != "quantized":
         return layer
-    fields = {name: method[name] for name in ("granularity", "bits", "weight_bits", "group") if method[name]}
-    if method["attention"] and path.endswith("/qkv"):
-        fields["attention"] = method["attention"]
-    return dataclasses.replace(layer, asymmetric=method["asymmetric"] or layer.asymmetric, **fields)
+    fields = {
+        name: getattr(method, name) for name in ("granularity", "bits", "weight_bits", "group") if getattr(method, name)
+    }
+    if method.attention and path.endswith("/qkv"):
+        fields["attention"] = method.attention
+    return dataclasses.replace(layer, asymmetric=method.asymmetric or layer.asymmetric, **fields)
 
 
 def _measure(ws: Workspace, source: Calibrated) -> Any:
@@ -157,27 +162,23 @@ def _measure(ws: Workspace, source: Calibrated) -> Any:
     return measure
 
 
-def tune(ws: Workspace, made: quantize.Quantized, method: Mapping[str, Any], name: str) -> quantize.Quantized:
+def tune(ws: Workspace, made: quantize.Quantized, method: Quantizer, name: str) -> quantize.Quantized:
     """Trains scales, clipping and, where `tuning_rate` is above 0, all else of a quantized model; see `quant.qat`."""
-    size, rate, scale_rate = ws.preprocess.size, method["tuning_rate"], method["scale_rate"]
+    size, rate, scale_rate = ws.preprocess.size, method.tuning_rate, method.scale_rate
     student = ws.create(made.plan, arithmetic="train")
     start = qat.start(made.params, made.plan, ws.spec.layers)
     placed = sharding.put(start, sharding.abstract_params(student, size, ws.mesh))
-    teacher = ws.load("dense", "teacher", dtype=ws.config["dtype"])
+    teacher = ws.load("dense", "teacher", dtype=ws.config.dtype)
     paths = trees.flatten(start)
-    objective = training.Objective(
+    objective = Objective(
         student,
         teacher.model,
-        alpha=method["alpha"],
-        beta=method["beta"],
-        gamma=method["gamma"],
-        normalized=True,
+        method.distillation,
         freeze=tuple(path for path in paths if path.endswith("/smooth") or not (rate or qat.learned_scale(path))),
         scale_ratio=scale_rate / rate if rate else 1.0,
     )
-    fields = {**ws.config["optimizer"], "learning_rate": rate or scale_rate, "weight_decay": 0.0}
-    recipe = training.recipe(fields, method["tuning_steps"])
-    params, checkpoints = training.fit(ws, name, objective, recipe, placed, teacher.params)
+    recipe = Recipe.of(ws.config.optimizer, method.tuning_steps, learning_rate=rate or scale_rate, weight_decay=0.0)
+    params, checkpoints = fit(ws, name, objective, recipe, placed, teacher.params)
     checkpoints.delete()
     finished, plan = qat.finish(artifacts.host(params), made.plan)
     return made._replace(params=finished, plan=plan)

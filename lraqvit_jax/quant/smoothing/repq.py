@@ -6,11 +6,11 @@ and bias, makes one scale and one centre serve all channels. Other products stay
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.quant.quantize import Product
 
 SMALLEST = 1e-8
@@ -18,14 +18,14 @@ CONSTANT = 1e-3
 """A channel with a smaller share of the mean range counts as constant: it has no say in the common centre."""
 
 
-def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def smooth(products: Mapping[str, Product], options: Quantizer) -> dict[str, np.ndarray]:
     """`s_c / mean(s)` of every product after a LayerNorm."""
     del options
     scales = {key: _channels(product)[0] for key, product in products.items() if product.after_norm}
     return {key: np.asarray(scale / scale.mean(), np.float32) for key, scale in scales.items()}
 
 
-def shift(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def shift(products: Mapping[str, Product], options: Quantizer) -> dict[str, np.ndarray]:
     """What is taken from each channel so that after the division all have one centre."""
     del options
     found = {}

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant.between import fake_kernel
 from lraqvit_jax.quant.fake_quant import ends, fake_quant_input
@@ -133,7 +134,7 @@ def chosen(products: Mapping[str, Product]) -> list[str]:
     return [key for key, error in errors.items() if error < mean]
 
 
-def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def smooth(products: Mapping[str, Product], options: Quantizer, grid: bool = True) -> dict[str, np.ndarray]:
     """Alpha for every product that Eq. 13 selects; products of one shape are optimized together.
 
     Args:
@@ -144,15 +145,15 @@ def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[
         UserError: unknown penalty or selection.
     """
     for name, known in (("penalty", PENALTIES), ("select", ("below_mean", "all"))):
-        if options[name] not in known:
-            raise UserError(f"quant {name} is {options[name]!r}; {nearest(options[name], known)}")
-    keys = list(products) if options["select"] == "all" else chosen(products)
+        if getattr(options, name) not in known:
+            raise UserError(f"quant {name} is {getattr(options, name)!r}; {nearest(getattr(options, name), known)}")
+    keys = list(products) if options.select == "all" else chosen(products)
     groups: dict[Any, list[str]] = {}
     for key in keys:
         product = products[key]
         groups.setdefault((product.x.shape, product.kernel.shape, product.layer), []).append(key)
     alphas: dict[str, np.ndarray] = {}
-    rest = (options["penalty"], options["iterations"], options["learning_rate"], options.get("grid", True))
+    rest = (options.penalty, options.iterations, options.learning_rate, grid)
     for (_, _, layer), members in console.progress(groups.items(), "wads", "group of layers"):
         run = jax.jit(jax.vmap(lambda x, kernel, layer=layer: optimize(x, kernel, layer, *rest)))
         stacked = (np.stack([getattr(products[key], name) for key in members]) for name in ("x", "kernel"))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lraqvit_jax import config
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan.cost import layer_cost
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import between, qarray, quantize
@@ -39,7 +39,7 @@ def quantized(rng, granularity, fields, **options):
     float_plan = small.float_plan(one)
     params, batch = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, batch)
-    result = quantize.quantize(params, one, small.LAYERS, seen, {**config.METHOD, **options})
+    result = quantize.quantize(params, one, small.LAYERS, seen, Quantizer(**options))
     return result, params, batch
 
 
@@ -299,4 +299,4 @@ def test_calibration_inputs_that_say_too_little_are_named(rng):
 )
 def test_an_unknown_choice_is_named_with_the_nearest(field, value, says):
     with pytest.raises(UserError, match=says):
-        quantize.check({**config.METHOD, field: value})
+        quantize.check(Quantizer(**{field: value}))

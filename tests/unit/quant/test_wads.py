@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lraqvit_jax import config
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan
 from lraqvit_jax.quant import qarray, quantize
 from lraqvit_jax.quant.quantize import Product
 from lraqvit_jax.quant.smoothing import smoothquant, wads
 from tests.unit import small
 
-OPTIONS = {**config.METHOD, "penalty": "printed", "select": "all", "iterations": 40}
+OPTIONS = Quantizer(penalty="printed", select="all", iterations=40)
 AXES = {"per_tensor": (0, 1, 2), "per_token": (0, 2), "per_token_dynamic": 2}
 CHANNELS = 24
 
