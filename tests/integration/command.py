@@ -5,7 +5,6 @@
 
 import atexit
 import functools
-import importlib
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -59,7 +58,7 @@ def _child(
     for number, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / stream, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     if "tests.integration.preloaded" not in sys.modules:
-        importlib.import_module("tests.integration.preloaded")  # Says why it was not.
+        raise ImportError("the process whose fork this is has not imported everything; preloaded.py says why not")
     os.environ |= variables
     os.chdir(cwd)
     sys.path.insert(0, cwd)

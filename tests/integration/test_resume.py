@@ -50,6 +50,8 @@ KILLS = [
     AFTER_STEP.format(run="rb_lra_kd", step=5),
     BEFORE_ROW.format(name="int8_wads"),
 ]
+FROM_NOTHING = 5
+"""The kill of a process that is no fork: it restores, decomposes and trains under another seed of Python's hashes."""
 
 
 def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -83,7 +85,7 @@ def quiet(tmp_path_factory):
 def test_killed_again_and_again_ends_bit_identical(tmp_path, quiet):
     killed = tmp_path / "killed"
     for index, prelude in enumerate(KILLS):
-        how = command.run if index else command.real  # Once as a user's shell starts it.
+        how = command.real if index == FROM_NOTHING else command.run
         assert command.digits(killed, *command.FAST, prelude=prelude, how=how).returncode == -signal.SIGKILL
     command.digits(killed, *command.FAST, check=True)
 
