@@ -1,5 +1,6 @@
 """What a command says, and how much of it: on the first process, in colour on a terminal that wants it."""
 
+import functools
 import os
 import sys
 import threading
@@ -67,6 +68,12 @@ def warn(text: str, everywhere: bool = False) -> None:
     """Warns on stderr; from every process, if it says something else on each or they have not met yet."""
     if everywhere or _said["speaks"]:
         print(f"{paint('warning:', YELLOW, sys.stderr)} {text}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warns, if this process did not say the same before."""
+    warn(text)
 
 
 def error(text: str) -> None:
