@@ -22,10 +22,10 @@ def find(name: str, files: Sequence[str], also: Sequence[str] = ()) -> pathlib.P
     """
     path = files_lib.locate(name)
     if path.is_dir():
-        found = next((path / file for file in files if (path / file).is_file()), None)
-        if found is None:
+        inside = next((path / file for file in files if (path / file).is_file()), None)
+        if inside is None:
             raise UserError(f"The directory {name} has none of {', '.join(files)}; name the weight file.")
-        return found
+        return inside
     if path.exists() or path.suffix in {".npz", ".safetensors"} | tensors.PICKLES or name.count("/") != 1:
         return path
     return _download(name, files, also)

@@ -94,8 +94,8 @@ def _unstacked(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     apart = {key: value for key, value in values.items() if not key.startswith(stacked)}
     for key, value in values.items():
         if key.startswith(stacked):
-            for index, one in enumerate(value):
-                apart[key.replace(stacked, f"Transformer/encoderblock_{index}/")] = one
+            for index, block in enumerate(value):
+                apart[key.replace(stacked, f"Transformer/encoderblock_{index}/")] = block
     return apart
 
 
