@@ -32,10 +32,10 @@ def main(model, *photos):
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own have no common class.
         fail(f"{model} cannot be read as an ONNX model ({str(error).splitlines()[0]}); name another file.")
-    said = session.get_modelmeta().custom_metadata_map
-    if "preprocess" not in said:
+    metadata = session.get_modelmeta().custom_metadata_map
+    if "preprocess" not in metadata:
         fail(f"{model} does not say how to prepare an image; name a file that lraqvit_jax has exported.")
-    preprocess, names = json.loads(said["preprocess"]), json.loads(said.get("class_names", "[]")) or []
+    preprocess, names = json.loads(metadata["preprocess"]), json.loads(metadata.get("class_names", "[]")) or []
     for photo in photos:
         try:
             image = prepare(ImageOps.exif_transpose(Image.open(photo)), **preprocess)

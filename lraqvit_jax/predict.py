@@ -24,14 +24,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def found(names: Iterable[str]) -> list[pathlib.Path]:
+def image_paths(names: Iterable[str]) -> list[pathlib.Path]:
     """The images: a folder stands for all that are in it or below; UserError where there is nothing."""
     from lraqvit_jax.data.sources import folder
 
     paths = []
     for name in names:
         path = files.locate(name)
-        inside = sorted(one for one in path.rglob("*") if folder.is_image(one)) if path.is_dir() else [path]
+        inside = sorted(file for file in path.rglob("*") if folder.is_image(file)) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"The folder {path} has no images; name another, or files.")
         paths += inside
@@ -41,7 +41,7 @@ def found(names: Iterable[str]) -> list[pathlib.Path]:
 def command(argv: Sequence[str]) -> None:
     """Prints the predictions."""
     options = parse(argv)
-    paths = found(options.images)
+    paths = image_paths(options.images)
     from lraqvit_jax.api import model as inference
 
     model = inference.load(options.workdir, options.name)

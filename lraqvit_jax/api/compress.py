@@ -89,8 +89,8 @@ def compress(
         raise UserError(f"bits is {bits!r}; give {', '.join(map(str, plan_lib.BITS))}, or 0 to stay in float32.")
     if quantizer not in config_lib.QUANTIZERS:
         raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
-    held = images if isinstance(images, str) else memory.Images(images)
-    source = held if isinstance(held, str) else memory.put(held)
+    data = images if isinstance(images, str) else memory.Images(images)  # which `put` does not keep alive
+    source = data if isinstance(data, str) else memory.put(data)
     chosen = _fields(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
     _set(chosen, fields or {})
     config = config_lib.parse(chosen)
@@ -130,10 +130,10 @@ def _fields(
 
 def _set(config: dict[str, Any], fields: Mapping[str, Any]) -> None:
     """Sets fields by their dotted names; UserError for one that does not exist."""
-    known = config_lib.leaves(config)
+    leaves = config_lib.leaves(config)
     for name, value in fields.items():
-        if name not in known:
-            raise UserError(f"The config has no field {name!r}; {nearest(name, known)}")
+        if name not in leaves:
+            raise UserError(f"The config has no field {name!r}; {nearest(name, leaves)}")
         *outer, last = name.split(".")
         tree = config
         for part in outer:
@@ -141,10 +141,10 @@ def _set(config: dict[str, Any], fields: Mapping[str, Any]) -> None:
         tree[last] = value
 
 
-def _names(given: Sequence[str], num_classes: int) -> list[str]:
-    if given and len(given) != num_classes:
-        raise UserError(f"There are {len(given):,} class_names for {num_classes:,} classes; give one for each.")
-    return names_lib.known(list(given), num_classes)
+def _names(names: Sequence[str], num_classes: int) -> list[str]:
+    if names and len(names) != num_classes:
+        raise UserError(f"There are {len(names):,} class_names for {num_classes:,} classes; give one for each.")
+    return names_lib.or_imagenet(list(names), num_classes)
 
 
 def _teacher(ws: Workspace, params: Mapping[str, Any]) -> None:
@@ -153,9 +153,9 @@ def _teacher(ws: Workspace, params: Mapping[str, Any]) -> None:
     abstract = sharding.abstract_params(ws.create(plan), ws.preprocess.size, ws.mesh)
     shapes = {path: leaf.shape for path, leaf in trees.flatten(abstract).items()}
     rules = {path: tensors.Rule((path,), np.asarray) for path in shapes}
-    given = tensors.convert(trees.flatten(params), rules, shapes)
-    tensors.check_finite(given, "params")
-    placed = sharding.put(given, abstract)
+    converted = tensors.convert(trees.flatten(params), rules, shapes)
+    tensors.check_finite(converted, "params")
+    placed = sharding.put(converted, abstract)
     if not ws.has("dense"):
         ws.save("dense", placed, plan, parent="", notes="given", weights={"source": "", "sha256": ""})
     elif fingerprint.of(placed) != fingerprint.of(ws.load("dense", "teacher").params):

@@ -47,7 +47,7 @@ class Model(artifacts.Artifact):
     @property
     def class_names(self) -> list[str]:
         """In the order of the logits; empty where they are not known."""
-        return class_names.known(self.meta["class_names"] or [], self.meta["num_classes"])
+        return class_names.or_imagenet(self.meta["class_names"] or [], self.meta["num_classes"])
 
     @property
     def size_mb(self) -> float:
@@ -153,24 +153,24 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
     Raises:
         UserError: there is no such directory or artefact, or it is damaged.
     """
-    found = artifacts.load_artifact(_path(files.locate(os.fspath(directory)), name), dtype=dtype)
-    return Model(found.model, found.params, found.preprocess, found.meta)
+    artifact = artifacts.load_artifact(_path(files.locate(os.fspath(directory)), name), dtype=dtype)
+    return Model(artifact.model, artifact.params, artifact.preprocess, artifact.meta)
 
 
 def _path(directory: pathlib.Path, name: str) -> pathlib.Path:
     """The artefact that `load` means."""
     if (directory / "meta").is_dir() and not name:
         return directory
-    known = sorted(path.parents[1].name for path in directory.glob("checkpoints/*/meta/metadata"))
-    if not known:
+    names = sorted(path.parents[1].name for path in directory.glob("checkpoints/*/meta/metadata"))
+    if not names:
         raise UserError(
             f"{directory} is no artefact and no work directory with one; name WORKDIR or WORKDIR/checkpoints/NAME."
         )
-    wanted = [name] if name else _preferred(directory)
-    chosen = next((one for one in wanted if one in known), "")
+    preferred = [name] if name else _preferred(directory)
+    chosen = next((candidate for candidate in preferred if candidate in names), "")
     if not chosen:
         what = f"no artefact {name!r}" if name else "several artefacts and none to prefer"
-        raise UserError(f"{directory} has {what}; name one of these: {', '.join(known)}.")
+        raise UserError(f"{directory} has {what}; name one of these: {', '.join(names)}.")
     return directory / "checkpoints" / chosen
 
 

@@ -17,11 +17,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
-        found, rest = self.parse_known_args(args, namespace)
+        parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             wrong = rest[0].partition("=")[0]
             raise UserError(f"{wrong} is no argument here; {nearest(wrong, self._option_string_actions)}")
-        return found
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:]}; --help lists what there is.")

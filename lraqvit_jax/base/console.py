@@ -1,5 +1,6 @@
 """What a command says, and how much of it: on the first process, in colour on a terminal that wants it."""
 
+import functools
 import os
 import sys
 import threading
@@ -16,21 +17,21 @@ DELAY = 2.0
 """Seconds of work from which on there is a bar, and between two looks of it."""
 LINE = 30.0
 """Likewise in a file, where each is a line."""
-_said = {"level": NORMAL, "speaks": True}
+_settings = {"level": NORMAL, "speaks": True}
 
 
 def set_level(level: int) -> None:
     """QUIET leaves results, warnings and errors; VERBOSE adds what `detail` is given."""
-    _said["level"] = level
+    _settings["level"] = level
 
 
 def level() -> int:
-    return _said["level"]
+    return _settings["level"]
 
 
 def speak(speaks: bool) -> None:
     """Whether this process prints: of several that do the same, one does."""
-    _said["speaks"] = speaks
+    _settings["speaks"] = speaks
 
 
 def paint(text: str, colour: str, stream: IO[str]) -> str:
@@ -42,7 +43,7 @@ def paint(text: str, colour: str, stream: IO[str]) -> str:
 
 def result(text: Any) -> None:
     """Prints what was asked for, however quiet."""
-    if _said["speaks"]:
+    if _settings["speaks"]:
         print(text, flush=True)
 
 
@@ -65,8 +66,14 @@ def detail(text: Any) -> None:
 
 def warn(text: str, everywhere: bool = False) -> None:
     """Warns on stderr; from every process, if it says something else on each or they have not met yet."""
-    if everywhere or _said["speaks"]:
+    if everywhere or _settings["speaks"]:
         print(f"{paint('warning:', YELLOW, sys.stderr)} {text}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warns, if this process did not say the same before."""
+    warn(text)
 
 
 def error(text: str) -> None:
@@ -94,7 +101,7 @@ class _Lines(tqdm):
 def bar(**options: Any) -> Any:
     """A progress bar of `tqdm` on stderr; on the first process, unless quiet."""
     kind, interval = (tqdm, DELAY) if _moves() else (_Lines, LINE)
-    return kind(**{"mininterval": interval, "disable": level() == QUIET or not _said["speaks"], **options})
+    return kind(**{"mininterval": interval, "disable": level() == QUIET or not _settings["speaks"], **options})
 
 
 def progress(items: Iterable[Any], name: str, unit: str, total: int | None = None) -> Iterator[Any]:

@@ -29,14 +29,14 @@ class Preempted(BaseException):
     """EX_TEMPFAIL of sysexits.h: run the same command again."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """Returns the tail of an error message: the nearest known name, and all of them where they are few."""
-    known = sorted(known)
-    close = difflib.get_close_matches(short(name), known, n=1)
+    names = sorted(names)
+    close = difflib.get_close_matches(short(name), names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else ""
-    if len(known) > FEW and close:
+    if len(names) > FEW and close:
         return hint
-    return f"{hint} Known: {', '.join(known)}.".strip()
+    return f"{hint} Known: {', '.join(names)}.".strip()
 
 
 def short(text: str, limit: int = 120) -> str:

@@ -41,12 +41,12 @@ def text(path: pathlib.Path, mend: str) -> str:
 def json_object(path: pathlib.Path, mend: str) -> dict[str, Any]:
     """The JSON object in a file; UserError, with `mend` at its end, for anything else."""
     try:
-        found = json.loads(text(path, mend))
+        parsed = json.loads(text(path, mend))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({short(str(error))}); {mend}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise UserError(f"{path} is no JSON object; {mend}.")
-    return found
+    return parsed
 
 
 def number(value: Any) -> bool:
@@ -68,10 +68,10 @@ def whole(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
-def check(found: Mapping[str, Any], kinds: Mapping[str, type], where: str, mend: str) -> None:
+def check(fields: Mapping[str, Any], kinds: Mapping[str, type], where: str, mend: str) -> None:
     """UserError, with `mend` at its end, where a field is missing or of another type; a float is any finite number."""
     for name, kind in kinds.items():
-        value = found.get(name)
+        value = fields.get(name)
         if not (number(value) if kind is float else isinstance(value, kind) and type(value) is not bool):
             raise UserError(f"{where} has {short(name)} = {short(repr(value))}, which is no {kind.__name__}; {mend}.")
 

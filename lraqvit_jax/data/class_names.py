@@ -12,7 +12,7 @@ IMAGENET = 1000
 MEND = "write one name a line, in the order of the logits"
 
 
-def known(names: Sequence[str], num_classes: int) -> list[str]:
+def or_imagenet(names: Sequence[str], num_classes: int) -> list[str]:
     """The names, or where there are none and the classes are as many as ImageNet-1k's, those."""
     return list(names) or (list(imagenet()) if num_classes == IMAGENET else [])
 
@@ -34,8 +34,8 @@ def read(name: str, num_classes: int) -> list[str]:
     Raises:
         UserError: there is no such file, or it has another number of names.
     """
-    found = [line.strip() for line in files.text(files.locate(name), MEND).rstrip().splitlines()]
-    if len(found) != (num_classes or len(found)) or not all(found):
-        there, wanted = sum(map(bool, found)), num_classes or len(found)
-        raise UserError(f"class_names names {name}, which has {there:,} names for {wanted:,} classes; {MEND}.")
-    return found
+    names = [line.strip() for line in files.text(files.locate(name), MEND).rstrip().splitlines()]
+    if len(names) != (num_classes or len(names)) or not all(names):
+        count, needed = sum(map(bool, names)), num_classes or len(names)
+        raise UserError(f"class_names names {name}, which has {count:,} names for {needed:,} classes; {MEND}.")
+    return names

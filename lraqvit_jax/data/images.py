@@ -26,7 +26,7 @@ MAX_BYTES = 2**28
 """Of a file. What is larger is not read."""
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**30 // 12
 """Width times height, 89 million. Pillow warns from here on and refuses twice that. A decoded image takes 4 bytes a
-pixel, and as much again while it is converted."""
+pixel, and up to three times that while it is turned or converted."""
 MAX_RATIO = 100
 """Of the longer side to the shorter, which `Preprocess` scales to the model's size."""
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -53,7 +53,7 @@ class BadImageError(UserError):
 def decode(content: bytes) -> Image.Image:
     """The RGB image of a file's content.
 
-    The size is checked before a pixel is decoded: beyond `content`, it takes at most 8 bytes for each of MAX_PIXELS.
+    The size is checked before a pixel is decoded: beyond `content`, it takes at most 12 bytes for each of MAX_PIXELS.
 
     Raises:
         ValueError: with the reason.

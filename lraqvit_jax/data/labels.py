@@ -73,7 +73,7 @@ def _text(path: pathlib.Path) -> str:
 def _delimiter(text: str) -> str:
     """Of the header's columns; the first line tells."""
     header = text.partition("\n")[0]
-    return next((one for one in ",;\t" if one in header), ",")
+    return next((letter for letter in ",;\t" if letter in header), ",")
 
 
 def _row(row: dict[str, str], where: str) -> tuple[str, int, str]:

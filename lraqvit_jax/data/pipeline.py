@@ -159,4 +159,4 @@ def _enough(batches: Iterator[Batch], source: Skipping, images: int) -> Iterator
         real += int(batch["mask"].sum())
         yield batch
     if 2 * real < images:
-        raise UserError(skip.most(source.role, images - real, images, source.listing))
+        raise UserError(skip.too_many(source.role, images - real, images, source.listing))

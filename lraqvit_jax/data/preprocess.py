@@ -41,8 +41,8 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
-            known = nearest(str(self.interpolation), INTERPOLATIONS)
-            raise UserError(f"preprocess.interpolation is {short(repr(self.interpolation))}; {known}")
+            hint = nearest(str(self.interpolation), INTERPOLATIONS)
+            raise UserError(f"preprocess.interpolation is {short(repr(self.interpolation))}; {hint}")
         if not files.number(self.crop_pct) or not 0 < self.crop_pct <= 1:
             raise UserError(f"preprocess.crop_pct is {short(repr(self.crop_pct))}; it is a share, in (0, 1].")
         if not isinstance(self.size, int | np.integer) or not 0 < self.size <= MAX_SIZE * self.crop_pct:

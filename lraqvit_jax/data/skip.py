@@ -73,7 +73,7 @@ class Skipping:
             self._bad += 1
             self._list(error)
             if self._bad >= MANY and 2 * self._bad > self._read:
-                raise UserError(most(self._role, self._bad, self._read, self._listing)) from error
+                raise UserError(too_many(self._role, self._bad, self._read, self._listing)) from error
 
     def _list(self, error: BadImageError) -> None:
         line = f"data.{self._role}\t{short(f'{error.where}/{error.name}', 1000)}\t{short(error.reason)}"
@@ -99,7 +99,7 @@ class Skipping:
         return self._role
 
 
-def most(role: str, bad: int, read: int, listing: pathlib.Path) -> str:
+def too_many(role: str, bad: int, read: int, listing: pathlib.Path) -> str:
     """The sentence for data that is not worth going on with."""
     return (
         f"{bad:,} of {read:,} images read from data.{role} are bad, more than half; {listing} says why: mend the data, "

@@ -35,11 +35,11 @@ class ModelSpec:
 @functools.cache
 def variants() -> dict[str, str]:
     """Returns the module of every known variant."""
-    found = {}
+    modules = {}
     for module in pkgutil.iter_modules(__path__):
         for name in getattr(importlib.import_module(f"{__name__}.{module.name}"), "VARIANTS", ()):
-            found[name] = module.name
-    return found
+            modules[name] = module.name
+    return modules
 
 
 def rematerialized(block: type[nn.Module], options: LinearOptions) -> type[nn.Module]:
@@ -56,7 +56,7 @@ def name_of(model: nn.Module) -> str:
         "norm_eps": "_eps{:.0e}",
         "depth": "_depth{}",
     }
-    known: Any = model
+    classifier: Any = model
     options = getattr(model, "options", LinearOptions())
     plan = {path: layer for path, layer in options.plan if layer.form == "dense"}
     for base in variants():
@@ -66,10 +66,8 @@ def name_of(model: nn.Module) -> str:
         if not set(changed) <= set(suffixes) or None in changed.values():
             continue
         name = base + "".join(suffixes[field].format(value) for field, value in changed.items())
-        if (
-            create(name, num_classes=known.num_classes, image_size=known.image_size, plan=plan, dtype=options.dtype)
-            == model
-        ):
+        sizes = {"num_classes": classifier.num_classes, "image_size": classifier.image_size}
+        if create(name, **sizes, plan=plan, dtype=options.dtype) == model:
             return name
     raise UserError(
         f"{type(model).__name__} is no dense model of lraqvit_jax.models; make it with weights.load or models.create."

@@ -64,7 +64,7 @@ class Run(NamedTuple):
     @property
     def class_names(self) -> Sequence[str]:
         """Of the artefacts, or ImageNet's for 1,000 classes; [] where none are known."""
-        known = (class_names.known(meta["class_names"], meta["num_classes"]) for meta in self.metas.values())
+        known = (class_names.or_imagenet(meta["class_names"], meta["num_classes"]) for meta in self.metas.values())
         return next(filter(None, known), [])
 
 

@@ -49,9 +49,9 @@ def load(source: str, *, num_classes: int = 0, image_size: int = 0) -> tuple[nn.
 
     Args and errors are those of `read`.
     """
-    found = read(source, num_classes=num_classes, image_size=image_size)
-    model = models.create(found.model, num_classes=found.num_classes, image_size=found.preprocess.size)
-    return model, found.params, found.preprocess
+    pretrained = read(source, num_classes=num_classes, image_size=image_size)
+    model = models.create(pretrained.model, num_classes=pretrained.num_classes, image_size=pretrained.preprocess.size)
+    return model, pretrained.params, pretrained.preprocess
 
 
 def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretrained:
@@ -71,19 +71,20 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
     kind, colon, name = source.partition(":")
     if not colon or kind not in kinds:
         raise UserError(f"weights is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}")
-    found = importlib.import_module(f"{sources.__name__}.{kind}").read(name)
-    found = found._replace(class_names=class_names.known(found.class_names, found.num_classes))
-    if image_size and image_size != found.preprocess.size:
-        found = _resized(found, image_size)
-    if num_classes and num_classes != found.num_classes:
-        found = _new_head(found, num_classes)
-    return found
+    pretrained = importlib.import_module(f"{sources.__name__}.{kind}").read(name)
+    names = class_names.or_imagenet(pretrained.class_names, pretrained.num_classes)
+    pretrained = pretrained._replace(class_names=names)
+    if image_size and image_size != pretrained.preprocess.size:
+        pretrained = _resized(pretrained, image_size)
+    if num_classes and num_classes != pretrained.num_classes:
+        pretrained = _new_head(pretrained, num_classes)
+    return pretrained
 
 
-def _resized(found: Pretrained, image_size: int) -> Pretrained:
-    model = models.create(found.model, num_classes=found.num_classes, image_size=image_size)
-    preprocess = dataclasses.replace(found.preprocess, size=image_size)
-    return found._replace(params=resize(found.params, model, image_size), preprocess=preprocess)
+def _resized(pretrained: Pretrained, image_size: int) -> Pretrained:
+    model = models.create(pretrained.model, num_classes=pretrained.num_classes, image_size=image_size)
+    preprocess = dataclasses.replace(pretrained.preprocess, size=image_size)
+    return pretrained._replace(params=resize(pretrained.params, model, image_size), preprocess=preprocess)
 
 
 def resize(params: Mapping[str, Any], model: nn.Module, image_size: int) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def resample(embedding: Float[np.ndarray, "1 old dim"], cells: int) -> Float[np.
     return np.concatenate([embedding[:, :prefix], np.asarray(scaled).reshape(1, new**2, -1)], axis=1)
 
 
-def _new_head(found: Pretrained, num_classes: int) -> Pretrained:
+def _new_head(pretrained: Pretrained, num_classes: int) -> Pretrained:
     params = {
         name: {
             "kernel": np.zeros((value["kernel"].shape[0], num_classes), np.float32),
@@ -124,6 +125,6 @@ def _new_head(found: Pretrained, num_classes: int) -> Pretrained:
         }
         if name.startswith("head")
         else value
-        for name, value in found.params.items()
+        for name, value in pretrained.params.items()
     }
-    return found._replace(params=params, num_classes=num_classes, class_names=[])
+    return pretrained._replace(params=params, num_classes=num_classes, class_names=[])

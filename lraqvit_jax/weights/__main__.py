@@ -29,25 +29,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("source", help="timm:..., huggingface:..., big_vision:... or artifact:...")
     parser.add_argument("--num_classes", type=int, default=0, help="0 keeps the head; another number makes a new one")
     parser.add_argument("--image_size", type=int, default=0, help="0 keeps the size; another resamples positions")
-    found = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     for name in ("num_classes", "image_size"):
-        if getattr(found, name) < 0:
-            raise UserError(f"--{name} is {getattr(found, name)}; give a positive number, or 0 to keep what there is.")
-    return found
+        if getattr(options, name) < 0:
+            raise UserError(
+                f"--{name} is {getattr(options, name)}; give a positive number, or 0 to keep what there is."
+            )
+    return options
 
 
-def describe(found: Pretrained) -> str:
+def describe(pretrained: Pretrained) -> str:
     """What is known of the weights, a line each."""
-    spec = models.spec(found.model, num_classes=found.num_classes, image_size=found.preprocess.size)
-    flat, pre = trees.flatten(found.params), found.preprocess
-    names = ", ".join(found.class_names[:NAMES] + ["..."] * (len(found.class_names) > NAMES))
+    spec = models.spec(pretrained.model, num_classes=pretrained.num_classes, image_size=pretrained.preprocess.size)
+    flat, pre = trees.flatten(pretrained.params), pretrained.preprocess
+    names = ", ".join(pretrained.class_names[:NAMES] + ["..."] * (len(pretrained.class_names) > NAMES))
     flops = total_cost(dense(spec.layers), spec.layers).flops
     lines = {
-        "source": found.source,
-        "sha256": found.sha256,
-        "model": f"{found.model}, {spec.blocks} blocks",
+        "source": pretrained.source,
+        "sha256": pretrained.sha256,
+        "model": f"{pretrained.model}, {spec.blocks} blocks",
         "image size": f"{pre.size} x {pre.size}",
-        "classes": f"{found.num_classes}{': ' if names else ''}{names}",
+        "classes": f"{pretrained.num_classes}{': ' if names else ''}{names}",
         "preprocess": f"crop {pre.crop_pct:.3g}, {pre.interpolation}, mean {_row(pre.mean)}, std {_row(pre.std)}",
         "parameters": f"{sum(np.size(value) for value in flat.values()) / 1e6:.3f} M in {len(flat)} tensors",
         "linear layers": f"{flops / 1e9:.3f} GFLOPs an image, 2 for a multiply-accumulate",
@@ -90,8 +92,8 @@ def _natural(path: str) -> list[tuple[str, int]]:
 def command(argv: Sequence[str]) -> None:
     """Prints what is known."""
     options = parse(argv)
-    found = weights.read(options.source, num_classes=options.num_classes, image_size=options.image_size)
-    print(f"{describe(found)}\n\n{table(found.params)}")
+    pretrained = weights.read(options.source, num_classes=options.num_classes, image_size=options.image_size)
+    print(f"{describe(pretrained)}\n\n{table(pretrained.params)}")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         if not path.is_file():
             raise UserError(f"The weight file {path} does not exist; correct the path.")
-        found = readers[path.suffix](path)
-        return {name: _plain(name, value) for name, value in found.items()}
+        arrays = readers[path.suffix](path)
+        return {name: _plain(name, value) for name, value in arrays.items()}
     except UserError:
         raise
     except Exception as error:  # Of hostile bytes the readers raise a dozen kinds.

@@ -52,7 +52,7 @@ class Unlabelled:
         return {"image": self._source[index]["image"], "label": -1}
 
 
-class Some:
+class Spread:
     """So many examples of a source, evenly spread over it."""
 
     def __init__(self, source: Source, count: int) -> None:
@@ -112,8 +112,8 @@ def load(source: str, role: str, data_dir: str = "") -> Source:
 @functools.lru_cache(maxsize=8)
 def _load_one(source: str, role: str, data_dir: str) -> Source:
     match = re.fullmatch(r"(.+)\?(\w+=.*)", source)
-    plain, given = match.groups() if match else (source, "")
-    options = dict(one.partition("=")[::2] for one in given.split("&")) if given else {}
+    plain, query = match.groups() if match else (source, "")
+    options = dict(option.partition("=")[::2] for option in query.split("&")) if query else {}
     kinds = [module.name for module in pkgutil.iter_modules(__path__)]
     kind, colon, name = plain.partition(":")
     if not colon or kind not in kinds:
@@ -123,12 +123,12 @@ def _load_one(source: str, role: str, data_dir: str) -> Source:
     count = options.pop("images", None)
     if options not in ({}, {"labels": "none"}) or (count is not None and not re.fullmatch("[0-9]{1,12}", count)):
         raise UserError(
-            f"data.{role} has the option {given!r}; write ?labels=none, ?images=500, both with & between, or nothing."
+            f"data.{role} has the option {query!r}; write ?labels=none, ?images=500, both with & between, or nothing."
         )
     if options and role == "eval":
         raise UserError(f"data.eval is {source!r}: without labels there is nothing to measure; leave the option out.")
-    found: Source = importlib.import_module(f"{__name__}.{kind}").load(name, role, data_dir)
-    if count is not None and not 0 < int(count) <= len(found):
-        raise UserError(f"data.{role} asks for {int(count):,} images of {plain}, which has {len(found):,}.")
-    found = found if count is None else Some(found, int(count))
-    return Unlabelled(found) if options else found
+    opened: Source = importlib.import_module(f"{__name__}.{kind}").load(name, role, data_dir)
+    if count is not None and not 0 < int(count) <= len(opened):
+        raise UserError(f"data.{role} asks for {int(count):,} images of {plain}, which has {len(opened):,}.")
+    opened = opened if count is None else Spread(opened, int(count))
+    return Unlabelled(opened) if options else opened

@@ -52,8 +52,8 @@ def load(name: str, role: str, data_dir: str = "") -> Arrays:
     order = np.random.default_rng(0).permutation(len(images))
     rank_in_class = np.empty(len(images), np.int64)
     for label in range(10):
-        mine = order[labels[order] == label]
-        rank_in_class[mine] = np.arange(len(mine))
+        of_class = order[labels[order] == label]
+        rank_in_class[of_class] = np.arange(len(of_class))
     order = order[np.argsort(rank_in_class[order], kind="stable")]
     chosen = np.sort(order[:held_out] if role == "eval" else order[held_out:])
     return Arrays(images[chosen], labels[chosen])

@@ -26,9 +26,9 @@ class Images:
     """Image files with labels (-1 where they have none), read when asked for."""
 
     def __init__(
-        self, where: str, files: list[str], found: list[int], names: list[str], read: Callable[[str], bytes]
+        self, where: str, files: list[str], labels: list[int], names: list[str], read: Callable[[str], bytes]
     ) -> None:
-        self.where, self.files, self.labels, self.class_names, self._read = where, files, found, names, read
+        self.where, self.files, self.labels, self.class_names, self._read = where, files, labels, names, read
 
     def __len__(self) -> int:
         return len(self.files)
@@ -64,26 +64,26 @@ def load(name: str, role: str, data_dir: str = "") -> Images:
             f"The folder {name!r} has train/ but none of {', '.join(SPLITS[role])} for data.{role}; add one."
         )
     root = splits[0] if splits else root
-    found = _classes(root) or _unlabelled(root)
-    if not found:
+    opened = _classes(root) or _unlabelled(root)
+    if not opened:
         raise UserError(f"The folder {str(root)!r} has no images, in class-named sub-folders or without; add them.")
-    if role == "eval" and not found.class_names:
+    if role == "eval" and not opened.class_names:
         raise UserError(
             f"data.eval names the folder {str(root)!r}, whose images have no labels to measure with; put them into "
             "class-named sub-folders, or add labels.csv."
         )
-    return found
+    return opened
 
 
 def _classes(root: pathlib.Path) -> Images | None:
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    files, found = [], []
+    files, file_labels = [], []
     for label, name in enumerate(names):
         for path in sorted((root / name).rglob("*")):
             if is_image(path):
                 files.append(str(path.relative_to(root)))
-                found.append(label)
-    return _images(root, files, found, names) if files else None
+                file_labels.append(label)
+    return _images(root, files, file_labels, names) if files else None
 
 
 def _unlabelled(root: pathlib.Path) -> Images | None:
@@ -95,8 +95,8 @@ def is_image(path: pathlib.Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _images(root: pathlib.Path, files: list[str], found: list[int], names: list[str]) -> Images:
-    return Images(str(root), files, found, names, functools.partial(read_file, root))
+def _images(root: pathlib.Path, files: list[str], file_labels: list[int], names: list[str]) -> Images:
+    return Images(str(root), files, file_labels, names, functools.partial(read_file, root))
 
 
 def read_file(folder: pathlib.Path, name: str) -> bytes:
@@ -112,8 +112,8 @@ def read_file(folder: pathlib.Path, name: str) -> bytes:
 def _labelled(root: pathlib.Path) -> Images:
     table = root / "labels.csv"
     rows = labels.read(table)
-    read, known = _reader(root)
-    missing = [file for file in rows.files if file not in known]
+    read, present = _reader(root)
+    missing = [file for file in rows.files if file not in present]
     if missing:
         raise UserError(
             f"{table} names {short(missing[0])!r} and {len(missing) - 1} more files that are not there; mend it."
@@ -128,8 +128,8 @@ def _reader(root: pathlib.Path) -> tuple[Callable[[str], bytes], set[str]]:
     if path.is_file():
         archive = Archive(path)
         return archive, archive.names
-    known = {str(file.relative_to(folder)).replace(os.sep, "/") for file in folder.rglob("*") if file.is_file()}
-    return functools.partial(read_file, folder), known
+    names = {str(file.relative_to(folder)).replace(os.sep, "/") for file in folder.rglob("*") if file.is_file()}
+    return functools.partial(read_file, folder), names
 
 
 class Archive:

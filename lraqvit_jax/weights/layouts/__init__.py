@@ -31,7 +31,7 @@ PATCH_EMBED = {
 
 def find(values: Mapping[str, np.ndarray], source: str) -> Any:
     """The module whose family these tensors are; UserError if none."""
-    modules = [importlib.import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     for module in modules:
         if module.HALLMARK in values:
             return module

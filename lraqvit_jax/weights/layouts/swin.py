@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.models import swin
 from lraqvit_jax.weights import layouts
@@ -49,6 +50,11 @@ def architecture(values: Mapping[str, np.ndarray], name: str, source: str, image
             suffix += "" if window == fields["window_size"] else f"_window{window}"
             numbers = [int(number) for number in re.findall(r"_(\d{2,4})(?![0-9a-z])", name)]  # not "_22k"
             size = image_size or (numbers[-1] if numbers else TRAINED_SIZES.get(window, 0))
+            if size and not image_size and not numbers:
+                console.warn_once(
+                    f"{source} does not tell its image size. Assumed is that of the published models with windows of "
+                    f"{window}: {size}. If that is wrong, add it to the file's name, such as _{size}."
+                )
             if not size:
                 raise UserError(f"{source} does not tell its image size; add it to the file's name, such as _224.")
             return variant + suffix, size

@@ -15,6 +15,8 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.weights import Pretrained, tensors
 from lraqvit_jax.weights.sources import timm
 
+USUAL = {"crop_pct": 0.875, "interpolation": "bilinear"}
+"""Of big_vision's resize_small(256)|central_crop(224). Models fine-tuned at other sizes often see the whole image."""
 LEFT_OUT = ("opt/", "chrono/", "extra/")
 """Optimizer state and the like that a training checkpoint also holds."""
 NAMES = (
@@ -41,12 +43,20 @@ def read(name: str) -> Pretrained:
         UserError: missing or broken file, a classifier that is none of ours, tensors that do not fit it.
     """
     path = files.locate(name)
-    card = {"crop_pct": 0.875, "interpolation": "bilinear", **timm.HALF}
     try:
         values = rename(tensors.read(path), f"big_vision:{name}")
     except (ValueError, IndexError, TypeError) as error:  # of shapes that no kernel of a ViT has
         raise UserError(f"big_vision:{name} has tensors that no ViT has ({error}); name another file.") from error
-    return timm.from_tensors(values, "vit", f"big_vision:{name}", tensors.sha256(path), card, suffix="_tanh")
+    return timm.from_tensors(
+        values,
+        "vit",
+        f"big_vision:{name}",
+        tensors.sha256(path),
+        timm.HALF,  # value_range(-1, 1), in every configuration of both repositories
+        suffix="_tanh",
+        usual=USUAL,
+        mend="set data.crop_pct",
+    )
 
 
 def rename(values: Mapping[str, np.ndarray], source: str = "") -> dict[str, np.ndarray]:
@@ -84,8 +94,8 @@ def _unstacked(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     apart = {key: value for key, value in values.items() if not key.startswith(stacked)}
     for key, value in values.items():
         if key.startswith(stacked):
-            for index, one in enumerate(value):
-                apart[key.replace(stacked, f"Transformer/encoderblock_{index}/")] = one
+            for index, block in enumerate(value):
+                apart[key.replace(stacked, f"Transformer/encoderblock_{index}/")] = block
     return apart
 
 

@@ -4,6 +4,7 @@ Names are translated to timm's, and the rest is `weights.timm`.
 """
 
 import functools
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ GELUS = {"gelu": "", "gelu_new": "_tanh", "gelu_pytorch_tanh": "_tanh", "gelu_fa
 """Suffix of our model for each activation."""
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Interpolation by PIL's number."""
+USUAL = {"crop_pct": 1.0, "interpolation": "bicubic"}
+WHITE = 255
+"""What pixels are divided by, in transformers' processors as here."""
 NAMES = (
     (r"^(vit|deit|swin)\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -54,15 +58,25 @@ def read(name: str) -> Pretrained:
     Raises:
         UserError: missing files, another model type, an activation or epsilon that our models do not have.
     """
-    path = hub.find(name, ("model.safetensors",))
+    path = hub.find(name, ("model.safetensors",), ("preprocessor_config.json",))
     config = _json(path.parent / "config.json")
     suffix = _suffix(config, name)
     values = rename(tensors.read(path), bool(config.get("qkv_bias", True)))
     preprocessor = path.parent / "preprocessor_config.json"
-    fields = _json(preprocessor) if preprocessor.is_file() else {}
-    card = _card(fields) | ({"input_size": [_side(config["image_size"])]} if config.get("image_size") else {})
-    found = timm.from_tensors(values, config["model_type"], f"huggingface:{name}", tensors.sha256(path), card, suffix)
-    return found._replace(class_names=_class_names(config.get("id2label"), found.num_classes))
+    card = _card(_json(preprocessor)) if preprocessor.is_file() else {}
+    if config.get("image_size"):
+        card["input_size"] = [_side(config["image_size"])]
+    pretrained = timm.from_tensors(
+        values,
+        config["model_type"],
+        f"huggingface:{name}",
+        tensors.sha256(path),
+        card,
+        suffix,
+        usual=USUAL,
+        mend="put preprocessor_config.json beside it",
+    )
+    return pretrained._replace(class_names=_class_names(config.get("id2label"), pretrained.num_classes))
 
 
 def _class_names(labels: Any, count: int) -> list[str]:
@@ -101,15 +115,30 @@ def _join(renamed: dict[str, np.ndarray], stem: str, end: str) -> None:
 
 
 def _card(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm's card would say, from preprocessor_config.json."""
-    resample = fields.get("resample", 3)
-    interpolation = RESAMPLE.get(resample, "bicubic") if isinstance(resample, int) else "bicubic"
-    card: dict[str, Any] = {"crop_pct": 1.0, "interpolation": interpolation}
+    """What timm's card would say, from preprocessor_config.json.
+
+    Raises:
+        UserError: it asks for what `Preprocess` does not do.
+    """
+    card: dict[str, Any] = {"crop_pct": 1.0, "mean": fields.get("image_mean"), "std": fields.get("image_std")}
+    resample = fields.get("resample")
+    if resample is not None:
+        if type(resample) is not int or resample not in RESAMPLE:
+            raise UserError(f"preprocessor_config.json has resample {short(repr(resample))}, of {RESAMPLE} none.")
+        card["interpolation"] = RESAMPLE[resample]
     size, crop = _side(fields.get("size")), _side(fields.get("crop_size"))
     if fields.get("do_center_crop"):
-        card["crop_pct"] = crop / size if 0 < crop <= size else 0.9
-    if "image_mean" in fields and "image_std" in fields:
-        card |= {"mean": fields["image_mean"], "std": fields["image_std"]}
+        if not 0 < crop <= size:
+            raise UserError(f"preprocessor_config.json crops {crop} pixels out of {size}; correct crop_size and size.")
+        card["crop_pct"] = crop / size
+    factor = fields.get("rescale_factor", 1 / WHITE)
+    if not fields.get("do_rescale", True) or not files.number(factor) or not math.isclose(factor * WHITE, 1):
+        raise UserError(
+            "preprocessor_config.json does not scale pixels by 1/255 (do_rescale, rescale_factor), as is done here; "
+            "name other weights."
+        )
+    if not fields.get("do_normalize", True):
+        card |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     return card
 
 

@@ -8,6 +8,7 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import pipeline, sources
 from lraqvit_jax.data.augment import parse
 from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.data.sources import memory
 
 
 def write(folder, *names):
@@ -116,3 +117,25 @@ def test_the_pipeline_reads_them(tmp_path):
     source = sources.load(joined, "train")
     batches = pipeline.training(source, Preprocess(8), parse(""), batch_size=len(source), seed=0)
     assert np.bincount(next(batches)["label"] + 1)[0] == 2
+
+
+def test_images_in_memory_are_one_or_several_and_are_told_apart(rng, tmp_path):
+    batch = rng.integers(0, 256, (3, 5, 6, 4), np.uint8)
+    write(tmp_path, "a.png")
+    for images, count in (
+        (batch, 3),
+        (batch[..., :1], 3),
+        (batch[0], 1),
+        (batch[0, ..., 0], 1),
+        (Image.fromarray(batch[0]), 1),
+        (tmp_path / "a.png", 1),
+        ([*batch, tmp_path / "a.png", Image.new("P", (4, 4))], 5),
+    ):
+        assert len(memory.Images(images)) == count
+    for index, pixels in enumerate(batch):
+        assert np.array_equal(memory.Images(batch)[index]["image"], Image.fromarray(pixels).convert("RGB"))
+    red, blue = (Image.new("P", (4, 4)) for _ in range(2))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    assert memory.Images(red).name != memory.Images(blue).name
+    assert memory.Images(batch).name == memory.Images(batch.copy()).name

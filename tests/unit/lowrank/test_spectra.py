@@ -1,6 +1,9 @@
 """The memory of spectra: the same bits as without it, whatever happens to its folder; threads that change nothing."""
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -12,6 +15,11 @@ from lraqvit_jax.lowrank import spectra, svd
 SHAPES = [(12, 7), (7, 12), (9, 9)]
 LIMIT_OF_THREE = 54_000
 """Bytes that hold the files of three 40 x 30 kernels."""
+
+
+def entries(folder):
+    """The files of spectra."""
+    return [path for path in folder.rglob("output.*") if path.is_file()]
 
 
 def same(one, other):
@@ -65,12 +73,17 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+def save(path, **arrays):
+    with path.open("wb") as file:  # np.savez would add a suffix to its name
+        np.savez(file, **arrays)
+
+
 def another_shape(path):
-    np.savez(path, left=np.zeros((2, 2)), values=np.zeros(2), right=np.zeros((2, 3)))
+    save(path, left=np.zeros((2, 2)), values=np.zeros(2), right=np.zeros((2, 3)))
 
 
 def pickles(path):
-    np.savez(path, left=np.array([{}], dtype=object), values=np.zeros(2), right=np.zeros((2, 3)))
+    save(path, left=np.array([{}], dtype=object), values=np.zeros(2), right=np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize(
@@ -82,13 +95,13 @@ def pickles(path):
         lambda path: path.write_bytes(path.read_bytes()[:100]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("no archive"),
-        lambda path: np.savez(path, left=np.zeros((12, 7))),
+        lambda path: save(path, left=np.zeros((12, 7))),
     ],
 )
 def test_a_damaged_file_is_computed_again_and_replaced(rng, tmp_path, count, damage):
     kernel, memo = rng.standard_normal((12, 7)), spectra.Memo(tmp_path)
     want = memo(kernel)
-    (file,) = tmp_path.iterdir()
+    (file,) = entries(tmp_path)
     whole = file.read_bytes()
     damage(file)
     assert same(memo(kernel), want)
@@ -105,11 +118,15 @@ def test_a_folder_that_cannot_be_made_or_written_is_no_error(rng, tmp_path):
     assert same(blocked(kernel), svd.spectrum(kernel))
     memo = spectra.Memo(tmp_path / "svd")
     memo(kernel)
-    (file,) = memo.folder.iterdir()
+    (file,) = entries(memo.folder)
     file.unlink()
     file.mkdir()  # in its place, as unreadable as it is unwritable
     assert same(memo(kernel), svd.spectrum(kernel))
-    assert [one.name for one in memo.folder.iterdir()] == [file.name]
+    assert [one.name for one in file.parent.iterdir()] == [file.name]
+    shutil.rmtree(memo.folder)
+    memo.folder.write_text("")  # in the place of the folder, between two questions
+    assert same(memo(kernel), svd.spectrum(kernel))
+    assert same(spectra.Memo(memo.folder)(kernel), svd.spectrum(kernel))
 
 
 def test_what_was_not_used_for_longest_goes_first(rng, tmp_path, count):
@@ -117,13 +134,13 @@ def test_what_was_not_used_for_longest_goes_first(rng, tmp_path, count):
 
     def ask(index):
         """In a run of its own, by its clock an hour after the last."""
-        for file in tmp_path.iterdir():
-            os.utime(file, (0, file.stat().st_mtime - 3600))
+        for file in entries(tmp_path):
+            os.utime(file, (file.stat().st_atime - 3600, file.stat().st_mtime - 3600))
         spectra.Memo(tmp_path, LIMIT_OF_THREE)(kernels[index])
 
     for index in (0, 1, 2, 0, 3):
         ask(index)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(entries(tmp_path)) == 3
     assert count() == 4
     for index in (0, 2, 3):
         ask(index)
@@ -139,7 +156,7 @@ def test_a_run_that_needs_more_than_the_limit_finds_as_much_as_fits_the_next_tim
         for kernel in kernels:
             memo(kernel)
         assert count() == computed
-        assert len(list(tmp_path.iterdir())) == 3
+        assert len(entries(tmp_path)) == 3
 
 
 def test_threads_share_a_memory_that_is_always_full(rng, tmp_path):
@@ -149,7 +166,33 @@ def test_threads_share_a_memory_that_is_always_full(rng, tmp_path):
     kernels = [rng.standard_normal((40, 30)) for _ in range(6)] * 4
     for kernel, parts in zip(kernels, spectra.each(ask, kernels), strict=True):
         assert same(parts, svd.spectrum(kernel))
-    assert 1 <= len(list(tmp_path.iterdir())) <= 3
+    assert 1 <= len(entries(tmp_path)) <= 3
+
+
+def test_another_numpy_computes_it_again(rng, tmp_path, count, monkeypatch):
+    kernel = rng.standard_normal((12, 7))
+    spectra.Memo(tmp_path)(kernel)
+    monkeypatch.setattr(np, "__version__", "99.0")
+    spectra.Memo(tmp_path)(kernel)
+    assert count() == 2
+
+
+def test_processes_share_a_memory(rng, tmp_path):
+    """Another process finds the same bits and computes nothing."""
+    kernel = rng.standard_normal((12, 7))
+    code = f"""
+import numpy as np
+from lraqvit_jax.lowrank import spectra, svd
+spectra.Memo(spectra.pathlib.Path({str(tmp_path / "memory")!r}))
+svd.spectrum = None if {{again}} else svd.spectrum
+parts = spectra.Memo(spectra.pathlib.Path({str(tmp_path / "memory")!r}))(np.load({str(tmp_path / "kernel.npy")!r}))
+np.savez({str(tmp_path / "parts.npz")!r}, **parts._asdict())
+"""
+    np.save(tmp_path / "kernel.npy", kernel)
+    for again in (False, True):
+        subprocess.run([sys.executable, "-c", code.format(again=again)], check=True)
+        with np.load(tmp_path / "parts.npz") as parts:
+            assert same(svd.Spectrum(**parts), svd.spectrum(kernel))
 
 
 def test_where_the_memory_is(tmp_path, monkeypatch):

@@ -254,7 +254,6 @@ def test_sizes_and_names_of_other_kinds_in_a_transformers_config():
     for size in ("224", [1.5], {"height": None}, 10**9, -1):
         with pytest.raises(UserError, match="size"):
             huggingface._card({"size": size})
-    assert huggingface._card({"resample": [3]})["interpolation"] == "bicubic"
     for labels in (["cat", "dog"], {"a": "cat", "b": "dog"}, {"0": "cat"}, None, 7):
         assert huggingface._class_names(labels, 2) == []
     assert huggingface._class_names({"1": "dog", "0": "cat"}, 2) == ["cat", "dog"]
