@@ -159,7 +159,7 @@ def _path(directory: pathlib.Path, name: str) -> pathlib.Path:
     """The artefact that `load` means."""
     if (directory / "meta").is_dir() and not name:
         return directory
-    known = sorted(path.parents[1].name for path in directory.glob("checkpoints/*/meta/metadata"))
+    known = artifacts.names(directory / "checkpoints")
     if not known:
         raise UserError(
             f"{directory} is no artefact and no work directory with one; name WORKDIR or WORKDIR/checkpoints/NAME."

@@ -67,7 +67,7 @@ class Workspace:
         return self.directory / "checkpoints" / name
 
     def has(self, name: str) -> bool:
-        return (self.path(name) / "meta" / "metadata").exists()
+        return artifacts.meta_file(self.path(name)) is not None
 
     def load(self, name: str, stage: str, **options: Any) -> Artifact:
         """Restores an artefact onto the mesh; UserError that names the stage to run where it is missing."""

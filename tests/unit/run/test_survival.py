@@ -112,6 +112,25 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, rng
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_reads_of_many_arrays_that_fail_together_say_nothing(tmp_path, capsys):
+    """What lists the arrays is lost: orbax reports the first that it cannot open, and does not wait for the others."""
+    batches = iter(grain.MapDataset.range(100).to_iter_dataset())
+    state = {f"w{index}": jnp.full((8, 8), index, jnp.float32) for index in range(200)}
+    where = sharding.replicated(sharding.one_device())
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state)
+    kept = checkpoint.TrainCheckpoints(tmp_path, 1)
+    kept.save(1, state, batches)
+    kept.close()
+    for file in (tmp_path / "1" / "state" / "d").iterdir():
+        file.unlink()
+    for _ in range(8):
+        assert checkpoint.TrainCheckpoints(tmp_path, 1).restore(abstract, batches) is None
+        gc.collect()
+        (tmp_path / "damaged.1").rename(tmp_path / "1")
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["warning:"] * 8
+
+
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_artefact_is_refused_by_name(tmp_path, rng, damage):
     found, _ = artifact(rng, "vit_pico", 8)
