@@ -58,7 +58,7 @@ def hold(directory: pathlib.Path) -> Iterator[None]:
             beat.join()
             with contextlib.suppress(OSError):
                 os.truncate(path, 0)
-                if made and [one.name for one in directory.iterdir()] == [path.name]:
+                if made and [entry.name for entry in directory.iterdir()] == [path.name]:
                     path.unlink()
                     directory.rmdir()
 
@@ -77,10 +77,10 @@ def _lock(file: Any) -> bool | None:
 def _read(path: pathlib.Path) -> dict[str, Any]:
     """Who wrote the lock last; {} where nobody is named."""
     try:
-        found = json.loads(path.read_text())
+        holder = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _write(path: pathlib.Path, beats: int) -> None:

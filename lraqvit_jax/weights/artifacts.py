@@ -167,6 +167,6 @@ def host(params: Any) -> Any:
     """The parameters as NumPy arrays, whole on this host; every process must ask."""
 
     def whole(leaf: Any) -> np.ndarray:
-        return np.asarray(leaf) if sharding.is_here(leaf) else multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf) if sharding.is_local(leaf) else multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(whole, params)

@@ -38,7 +38,7 @@ def test_a_fingerprint_is_the_sum_in_python_and_the_same_on_any_mesh(rng, dtype)
     spread = jax.device_put(array, NamedSharding(mesh.devices, PartitionSpec(("data", "fsdp"), None, "tensor")))
     want = reference(np.asarray(array))
     assert fingerprint.of({"x": array}) == fingerprint.of({"x": spread}) == {"['x']": want}
-    assert int(fingerprint._spread(spread)) == want  # as several machines compute it
+    assert int(fingerprint._of_sharded(spread)) == want  # as several machines compute it
 
 
 def test_a_fingerprint_of_many_words(monkeypatch):
