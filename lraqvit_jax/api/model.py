@@ -161,7 +161,7 @@ def _path(directory: pathlib.Path, name: str) -> pathlib.Path:
     """The artefact that `load` means."""
     if (directory / "meta").is_dir() and not name:
         return directory
-    names = sorted(path.parents[1].name for path in directory.glob("checkpoints/*/meta/metadata"))
+    names = artifacts.names(directory / "checkpoints")
     if not names:
         raise UserError(
             f"{directory} is no artefact and no work directory with one; name WORKDIR or WORKDIR/checkpoints/NAME."

@@ -1,7 +1,10 @@
 """Reads that nobody waits for any more.
 
-Where one array of a checkpoint cannot be read, orbax closes its event loop and leaves the other reads as they are. Each
-would print a traceback of its own, at whatever moment Python collects it or the disk answers.
+Orbax (0.12.8, by its V1 API as by V0) runs a load in an event loop of its own. Where one array cannot be read, it
+closes that loop and leaves the other reads as they are, on purpose: asyncio's way to cancel what is left is not safe
+with several threads (its `asyncio_utils._run_sync_via_new_loop`). Each read would print a traceback of its own, at
+whatever moment Python collects it or the disk answers: hundreds for a model of some hundred arrays, and among them the
+one sentence that tells the user what to do.
 """
 
 import asyncio
@@ -21,9 +24,9 @@ def reads() -> Iterator[None]:
     try:
         yield
     except Exception:  # Answers come late: the hook stays.
-        for found in gc.get_objects():
-            if issubclass(type(found), asyncio.Future) and found.get_loop().is_closed():  # isinstance asks proxies.
-                _end(found)
+        for future in gc.get_objects():
+            if issubclass(type(future), asyncio.Future) and future.get_loop().is_closed():  # isinstance asks proxies.
+                _end(future)
         raise
     sys.unraisablehook = hook
 
@@ -33,13 +36,13 @@ def is_late_answer(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
-def _end(left: "asyncio.Future[Any]") -> None:
+def _end(future: "asyncio.Future[Any]") -> None:
     with contextlib.suppress(BaseException):  # What closing a coroutine raises in it is the traceback in question.
-        if left.done():
-            left.exception()  # asyncio prints one that was never asked for.
-        elif isinstance(left, asyncio.Task):
-            left._log_destroy_pending = False  # type: ignore[attr-defined]  # As asyncio.gather does.
-            left.get_coro().close()
+        if future.done():
+            future.exception()  # asyncio prints one that was never asked for.
+        elif isinstance(future, asyncio.Task):
+            future._log_destroy_pending = False  # type: ignore[attr-defined]  # As asyncio.gather does.
+            future.get_coro().close()
 
 
 def _without_late_answers(hook: Any) -> Any:

@@ -42,5 +42,5 @@ class Moments(NamedTuple):
 def of(x: Float[np.ndarray, "tokens m"], gradients: Float[np.ndarray, "tokens n"] | None = None) -> Moments:
     """The moments of inputs at hand, and of gradients at the outputs."""
     x = np.asarray(x, np.float64)
-    found = Moments(x.T @ x / len(x), x.mean(0), np.abs(x).mean(0))
-    return found if gradients is None else found._replace(gradient=gradients.T @ gradients / len(gradients))
+    gradient = None if gradients is None else gradients.T @ gradients / len(gradients)
+    return Moments(x.T @ x / len(x), x.mean(0), np.abs(x).mean(0), gradient=gradient)

@@ -30,10 +30,10 @@ def _observer(model: nn.Module, layers: Iterable[LinearInfo], observe: Observe, 
 
     def run(params: Any, batch: Any) -> dict[str, dict[str, Any]]:
         _, seen = model.apply({"params": params}, batch["image"], mutable=["calibration"])
-        found = {path: trees.get(seen["calibration"], path) for path in paths}
+        inputs = {path: trees.get(seen["calibration"], path) for path in paths}
         return {
             path: {name: observe(name, value, batch["mask"]) for name, value in values.items()}
-            for path, values in found.items()
+            for path, values in inputs.items()
         }
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))
@@ -75,12 +75,12 @@ def moments(
             key = (jax.random.fold_in(jax.random.key(seed), index),) if gradients else ()
             for path, values in run(params, placed, *key).items():
                 _add(totals[path], values["x"])
-    found = {}
+    moments_of = {}
     for layer in layers:
         gradient = totals[layer.path].pop("gradient", None)
         means = {name: total / (images * layer.tokens) for name, total in totals[layer.path].items()}
-        found[layer.path] = Moments(**means, gradient=None if gradient is None else gradient / images)
-    return found
+        moments_of[layer.path] = Moments(**means, gradient=None if gradient is None else gradient / images)
+    return moments_of
 
 
 def _sums(x: Float[Array, "batch *tokens m"], mask: Bool[Array, " batch"]) -> dict[str, jax.Array]:
@@ -139,11 +139,11 @@ def _gradients(model: nn.Module, layers: Iterable[LinearInfo], mesh: Mesh) -> Ca
 
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         slopes, seen = jax.grad(projected, has_aux=True)(nothing)
-        found = {}
+        sums = {}
         for path in paths:
             g = _rows(slopes[path], mask)
-            found[path] = {"x": {**_sums(trees.get(seen, path)["x"], mask), "gradient": _gram(g, g)}}
-        return found
+            sums[path] = {"x": {**_sums(trees.get(seen, path)["x"], mask), "gradient": _gram(g, g)}}
+        return sums
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
@@ -177,20 +177,20 @@ def sequential(
             placed = sharding.put_batch(batch, mesh)
             masks.append(placed["mask"])
             dense.append(start(params, placed["image"]))
-        own, images = list(dense), sum(int(jnp.sum(mask)) for mask in masks)
+        compressed, images = list(dense), sum(int(jnp.sum(mask)) for mask in masks)
         chain: Any = model.chain()
         for where, module in progress(chain, "sequential", "block"):
             before = after = trees.get(params, where)
             for path in [path for path in infos if path.startswith(f"{where}/")]:
                 name = path.removeprefix(f"{where}/")
                 totals: dict[str, np.ndarray] = {}
-                for x, t, mask in zip(own, dense, masks, strict=True):
+                for x, t, mask in zip(compressed, dense, masks, strict=True):
                     _add(totals, _cross_sums(module, name, whole)(after, before, x, t, mask))
                 tokens = images * infos[path].tokens
                 layer = solve(path, Moments(**{key: total / tokens for key, total in totals.items()}))
                 after = trees.replace(after, {name: jax.device_put(layer, whole)})
             step = _apply(module, rows)
-            own, dense = [step(after, x) for x in own], [step(before, t) for t in dense]
+            compressed, dense = [step(after, x) for x in compressed], [step(before, t) for t in dense]
 
 
 @functools.lru_cache(maxsize=32)

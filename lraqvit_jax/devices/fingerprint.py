@@ -19,7 +19,7 @@ CHUNK = 2**20
 
 
 @jax.jit
-def _spread(array: jax.Array) -> jax.Array:
+def _of_sharded(array: jax.Array) -> jax.Array:
     """Of an array that lies on several machines, where it lies."""
     words = jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
     place = jnp.zeros((), jnp.uint32)
@@ -30,7 +30,7 @@ def _spread(array: jax.Array) -> jax.Array:
     return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 
 
-def _here(array: np.ndarray) -> int:
+def _of_local(array: np.ndarray) -> int:
     """Of an array on this machine: nothing to compile."""
     words = np.ascontiguousarray(array).reshape(-1).view(WORDS[array.itemsize])
     odd, total = np.arange(1, 2 * CHUNK, 2, dtype=np.uint32), 0
@@ -44,13 +44,13 @@ def _here(array: np.ndarray) -> int:
 def of(tree: Any) -> dict[str, int]:
     """{path: number} of every array of a tree of 8, 16 and 32-bit arrays, on any mesh; every process must ask."""
 
-    def one(leaf: Any) -> int:
-        return _here(np.asarray(leaf)) if sharding.is_here(leaf) else int(_spread(leaf))
+    def number(leaf: Any) -> int:
+        return _of_local(np.asarray(leaf)) if sharding.is_local(leaf) else int(_of_sharded(leaf))
 
-    return {jax.tree_util.keystr(path): one(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {jax.tree_util.keystr(path): number(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def different(tree: Any, wanted: Mapping[str, int]) -> str:
-    """Where a tree is not what `wanted` is of, the path of the first array that is not; "" where it is."""
-    found = of(tree)
-    return next((path for path in sorted({*found, *wanted}) if found.get(path) != wanted.get(path)), "")
+def different(tree: Any, written: Mapping[str, int]) -> str:
+    """The path of the first array of a tree that is not that of which `written` is the fingerprint; "" if all are."""
+    present = of(tree)
+    return next((path for path in sorted({*present, *written}) if present.get(path) != written.get(path)), "")

@@ -46,7 +46,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
                 jax.distributed.initialize(coordinator, count, index, initialization_timeout=timeout)
             else:
                 jax.distributed.initialize(initialization_timeout=timeout)
-        console.speak(first())
+        console.speak(is_primary_process())
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"This process cannot join the others ({reason(error)}); on a machine that is no TPU pod, SLURM or "
@@ -65,8 +65,8 @@ def _waiting(what: str) -> Iterator[None]:
         )
         os._exit(2)
 
-    said = threading.Timer(SILENCE, lambda: console.warn(f"this process still waits for {what}.", True))
-    timers = [said, threading.Timer(PATIENCE, give_up)]
+    warning = threading.Timer(SILENCE, lambda: console.warn(f"this process still waits for {what}.", True))
+    timers = [warning, threading.Timer(PATIENCE, give_up)]
     for timer in timers:
         timer.daemon = True
         timer.start()
@@ -77,7 +77,7 @@ def _waiting(what: str) -> Iterator[None]:
             timer.cancel()
 
 
-def first() -> bool:
+def is_primary_process() -> bool:
     """Whether this is the process that writes and prints."""
     return jax.process_index() == 0
 
@@ -95,14 +95,13 @@ def together(action: Callable[[], Result]) -> Result:
         result = action()
     except UserError as error:
         sentence = str(error).encode()[:SENTENCE]
-    told = multihost_utils.process_allgather(np.frombuffer(sentence.ljust(SENTENCE, b"\0"), np.uint8))
-    met = [(index, bytes(one).rstrip(b"\0").decode(errors="ignore")) for index, one in enumerate(told)]
-    for index, text in met:
-        if text:
+    sentences = multihost_utils.process_allgather(np.frombuffer(sentence.ljust(SENTENCE, b"\0"), np.uint8))
+    for index, padded in enumerate(sentences):
+        if text := bytes(padded).rstrip(b"\0").decode(errors="ignore"):
             raise UserError(text if index == 0 else f"Process {index}: {text}")
     return result  # type: ignore[return-value]
 
 
 def once(action: Callable[[], Any]) -> None:
     """Does `action` on the first process, and waits for it on the others; its mistake is raised by all."""
-    together(lambda: action() if first() else None)
+    together(lambda: action() if is_primary_process() else None)

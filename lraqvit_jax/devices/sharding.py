@@ -65,10 +65,10 @@ def check_rules(rules: Mapping[str, Sequence[str]]) -> None:
                 raise UserError(f"sharding.{name} names {axis!r}, which is no axis of the mesh; {nearest(axis, AXES)}")
             if list(axes).count(axis) > 1:
                 raise UserError(f"sharding.{name} names {axis!r} twice; name each axis of the mesh once.")
-    for one, other in TOGETHER:
-        if both := sorted(set(rules.get(one, ())) & set(rules.get(other, ()))):
+    for name, other in TOGETHER:
+        if both := sorted(set(rules.get(name, ())) & set(rules.get(other, ()))):
             raise UserError(
-                f"sharding.{one} and sharding.{other} both use the mesh axis {both[0]!r}, and some arrays have both; "
+                f"sharding.{name} and sharding.{other} both use the mesh axis {both[0]!r}, and some arrays have both; "
                 "take it out of one of them."
             )
 
@@ -91,11 +91,11 @@ def make_mesh(
     check_rules(rules)
     devices = list(jax.devices()) if devices is None else list(devices)
     shape = [sizes[axis] for axis in AXES]
-    known = int(np.prod([size for size in shape if size != -1]))
-    if shape.count(-1) > 1 or known <= 0 or len(devices) % known or (-1 not in shape and known != len(devices)):
+    fixed = int(np.prod([size for size in shape if size != -1]))
+    if shape.count(-1) > 1 or fixed <= 0 or len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
         text = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
         raise UserError(f"The mesh {text} does not fit {len(devices)} devices; its sizes must multiply to that number.")
-    shape = [len(devices) // known if size == -1 else size for size in shape]
+    shape = [len(devices) // fixed if size == -1 else size for size in shape]
     made = jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
     return Mesh(made, _frozen(rules))
 
@@ -114,7 +114,7 @@ def _frozen(rules: Mapping[str, Sequence[str]]) -> tuple[tuple[str, tuple[str, .
 
 
 def one_device() -> Mesh:
-    """A mesh of this host's first device."""
+    """A mesh of the first device of this process."""
     return make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
 
 
@@ -141,7 +141,7 @@ def _flax(mesh: Mesh) -> list[tuple[str, tuple[str, ...] | None]]:
     return [(name, axes or None) for name, axes in mesh.rules]
 
 
-def is_here(leaf: Any) -> bool:
+def is_local(leaf: Any) -> bool:
     """Whether this process has all of an array."""
     return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
 

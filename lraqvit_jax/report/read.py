@@ -107,8 +107,8 @@ def named(runs: Sequence[Run], paths: Sequence[pathlib.Path]) -> list[Run]:
 
 
 def _metas(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
-    paths = sorted((directory / "checkpoints").glob("*/meta/metadata"))
-    return {path.parent.parent.name: artifacts.read_meta(path.parent.parent) for path in paths}
+    folder = directory / "checkpoints"
+    return {name: artifacts.read_meta(folder / name) for name in artifacts.names(folder)}
 
 
 def _layers(metas: Mapping[str, Mapping[str, Any]], plan: Plan) -> tuple[LinearInfo, ...]:

@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 import grain
-import orbax.checkpoint as ocp
+from orbax.checkpoint import v1 as ocp
 
 from lraqvit_jax.base import abandoned, console
 from lraqvit_jax.base.errors import UserError, reason
@@ -26,23 +26,37 @@ class TrainCheckpoints:
     def __init__(self, directory: pathlib.Path, every: int) -> None:
         self.directory = directory.absolute()
         self._every = every
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._saving: ocp.AsyncResponse[bool] | None = None
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            context=artifacts.json_items("data", "fingerprint"),
+            preservation_policy=ocp.training.preservation_policies.LatestN(2),
+            cleanup_tmp_directories=True,
+        )
 
     def due(self, step: int) -> bool:
         return self._every > 0 and step % self._every == 0
 
     def save(self, step: int, state: Any, batches: grain.DatasetIterator) -> None:
+        """Copies the state and writes it while training goes on; raises what went wrong with the one before."""
+        self._wait()
         position = batches.get_state()
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(position),
-            fingerprint=ocp.args.JsonSave({**fingerprint.of(state), "data": _sum(position)}),
-        )
-        self._manager.save(step, args=items, force=True)
+        items = {
+            "state": state,
+            "data": position,
+            "fingerprint": {**fingerprint.of(state), "data": _sum(position)},
+        }
+        self._saving = self._checkpointer.save_checkpointables_async(step, items, force=True)
+
+    def _wait(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        """The newest step; None if there is none."""
+        newest = self._checkpointer.latest
+        return newest.step if newest else None
 
     def restore(self, abstract: Any, batches: grain.DatasetIterator) -> Any:
         """Restores the newest state that is whole and moves `batches` to its position; None if there is none.
@@ -50,29 +64,30 @@ class TrainCheckpoints:
         Warns on stderr of one that cannot be read, and puts it aside: what hinders may be the disk or the memory of the
         moment, and a checkpoint is not deleted for that.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for checkpoint in reversed(self._checkpointer.checkpoints):
             try:
-                return processes.together(functools.partial(self._read, step, abstract, batches))
+                return processes.together(functools.partial(self._read, checkpoint.step, abstract, batches))
             except UserError as error:
-                self._put_aside(step, str(error))
+                self._put_aside(checkpoint.step, str(error))
         return None
 
     def _read(self, step: int, abstract: Any, batches: grain.DatasetIterator) -> Any:
         """One checkpoint; UserError with the reason where it cannot be read."""
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(), fingerprint=ocp.args.JsonRestore()
-        )
         try:
-            with abandoned.reads():
-                restored = self._manager.restore(step, args=items)
-            wanted = dict(restored["fingerprint"])
-            if wanted.pop("data") != _sum(restored["data"]):
+            position, written = self._item(step, "data"), dict(self._item(step, "fingerprint"))
+            if written.pop("data") != _sum(position):
                 raise ValueError("the position of the data is not what was written")
-            artifacts.check(restored["state"], wanted)
-            batches.set_state(restored["data"])
+            state = self._item(step, "state", abstract)
+            artifacts.check(state, written)
+            batches.set_state(position)
         except Exception as error:  # A damaged file can go wrong in any way.
             raise UserError(reason(error)) from error
-        return restored["state"]
+        return state
+
+    def _item(self, step: int, name: str, abstract: Any = None) -> Any:
+        """One item of a checkpoint. Of several, orbax would not await those behind one that cannot be read."""
+        with abandoned.reads():
+            return self._checkpointer.load_checkpointables(step, {name: abstract})[name]
 
     def _put_aside(self, step: int, why: str) -> None:
         """Renames a checkpoint to one that is not looked for."""
@@ -85,11 +100,14 @@ class TrainCheckpoints:
             console.warn(f"the checkpoint {folder} is damaged ({why}); it is now {aside.name}.")
 
         processes.once(move)
-        self._manager.reload()
+        self._checkpointer.reload()
 
     def close(self) -> None:
         """Waits until what was saved is whole on disk."""
-        self._manager.close()
+        try:
+            self._wait()
+        finally:
+            self._checkpointer.close()
 
     def delete(self) -> None:
         """Forgets the run, once its artefact is written."""

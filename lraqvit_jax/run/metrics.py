@@ -43,7 +43,7 @@ class MetricsLog:
 
     def __init__(self, path: pathlib.Path, run: str, step: int, events: bool = False) -> None:
         """With `events`, writes also `tensorboard/RUN/` beside the file."""
-        self._path, self._run, self._writes, self._events = path, run, processes.first(), None
+        self._path, self._run, self._writes, self._events = path, run, processes.is_primary_process(), None
         if not self._writes:
             return
         if events:

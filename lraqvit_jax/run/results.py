@@ -19,19 +19,19 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
     path = directory / "results.json"
     if not path.exists():
         return {"schema": SCHEMA, "model": "", "rows": []}
-    table = files.json_object(path, MEND)
-    if not isinstance(rows := table.get("rows"), list) or not all(isinstance(row, dict) for row in rows):
+    results = files.json_object(path, MEND)
+    if not isinstance(rows := results.get("rows"), list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} has no list of rows; {MEND}.")
     for row in rows:
         files.check(row, ROW, str(path), MEND)
-    return table
+    return results
 
 
 def add(directory: pathlib.Path, model: str, row: dict[str, Any], order: list[str]) -> None:
     """Adds a row, or replaces the one of its name; rows stand in `order`."""
-    rows = {entry["name"]: entry for entry in read(directory)["rows"]} | {row["name"]: row}
+    rows = {present["name"]: present for present in read(directory)["rows"]} | {row["name"]: row}
     rank = {name: index for index, name in enumerate(order)}
-    listed = sorted(rows.values(), key=lambda entry: rank.get(entry["name"], len(rank)))
+    listed = sorted(rows.values(), key=lambda row: rank.get(row["name"], len(rank)))
     text = json.dumps({"schema": SCHEMA, "model": model, "rows": listed}, indent=1)
     files.write_atomically(directory / "results.json", text + "\n")
 

@@ -197,5 +197,5 @@ def surfaces(alphas: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
 def _save_surfaces(ws: Workspace, name: str, alphas: Mapping[str, Any], seen: Seen) -> None:
     """Writes `surfaces` to report/activations-NAME.npz."""
     found = surfaces(alphas, seen)
-    if found and processes.first():
+    if found and processes.is_primary_process():
         files.write_arrays(ws.directory / "report" / f"activations-{name}.npz", found)

@@ -1,8 +1,8 @@
 """Artefacts, on orbax: models that a stage has finished.
 
-An artefact is a directory with `params/` (an orbax tree) and `meta/metadata` (JSON: everything needed to rebuild the
-model and to know where it came from). Orbax writes beside it and renames, so an artefact is whole or absent; that it
-still is what was written, its fingerprint says when it is read.
+An artefact is a directory with `params/` (an orbax tree) and `meta/` (JSON: everything needed to rebuild the model and
+to know where it came from). Orbax writes beside it and renames, so an artefact is whole or absent; that it still is
+what was written, its fingerprint says when it is read.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
 
 from lraqvit_jax import models
 from lraqvit_jax.base import abandoned, files
@@ -29,6 +29,8 @@ from lraqvit_jax.plan.records import LayerPlan
 
 META = {"name": str, "model": str, "num_classes": int, "class_names": list, "preprocess": dict, "plan": dict}
 """What every artefact says of itself, and more."""
+META_FILES = ("data.json", "metadata")
+"""Names of the file in `meta/`: as orbax's V1 API gives it, and as its V0 API did, which wrote older artefacts."""
 MAX_CLASSES = 2**24
 MEND = "delete the artefact and run the stage that makes it"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -69,11 +71,19 @@ def versions() -> dict[str, str]:
 
 def save_artifact(directory: pathlib.Path, params: Any, meta: dict[str, Any]) -> None:
     """Writes an artefact, atomically. `meta["plan"]` holds the plan as JSON."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        params = jax.tree.map(_saved, params)
-        meta = {**meta, "fingerprint": fingerprint.of(params)}
-        items = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
-        checkpointer.save(directory.absolute(), items)
+    params = jax.tree.map(_saved, params)
+    meta = {**meta, "fingerprint": fingerprint.of(params)}
+    with json_items("meta"):
+        ocp.save_checkpointables(directory.absolute(), {"params": params, "meta": meta})
+
+
+def json_items(*names: str) -> ocp.Context:
+    """Settings of orbax in which the items of these names are JSON: a dict would be taken for a tree of arrays."""
+    context = ocp.Context()
+    context.checkpointables.registry = ocp.handlers.local_registry()
+    for name in names:
+        context.checkpointables.registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
+    return context
 
 
 def _saved(leaf: Any) -> Any:
@@ -84,13 +94,23 @@ def _saved(leaf: Any) -> Any:
 
 def exists(directory: pathlib.Path) -> bool:
     """Whether there is a whole artefact."""
-    return (directory / "meta" / "metadata").exists()
+    return meta_file(directory) is not None
+
+
+def meta_file(directory: pathlib.Path) -> pathlib.Path | None:
+    """The file in which an artefact says what it is; None where there is no artefact."""
+    return next((path for name in META_FILES if (path := directory / "meta" / name).is_file()), None)
+
+
+def names(directory: pathlib.Path) -> list[str]:
+    """The artefacts in a directory, such as WORKDIR/checkpoints, sorted."""
+    return sorted(path.name for path in directory.glob("*") if exists(path))
 
 
 def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     """Reads what an artefact says of itself; UserError if there is none."""
-    path = directory / "meta" / "metadata"
-    if not path.is_file():
+    path = meta_file(directory)
+    if path is None:
         raise UserError(f"There is no whole artefact in {directory}; run the stage that makes it.")
     meta = files.json_object(path, MEND)
     files.check(meta, META, str(path), MEND)
@@ -103,10 +123,9 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
 
 def set_class_names(directory: pathlib.Path, names: list[str]) -> None:
     """Gives an artefact other names of classes, where it has not these already."""
-    meta = read_meta(directory)
-    if meta["class_names"] != names:
-        text = json.dumps({**meta, "class_names": names})
-        files.write_atomically(directory / "meta" / "metadata", text)
+    meta, path = read_meta(directory), meta_file(directory)
+    if path and meta["class_names"] != names:
+        files.write_atomically(path, json.dumps({**meta, "class_names": names}))
 
 
 def build(meta: dict[str, Any], dtype: str = "float32", arithmetic: str = "integer") -> nn.Module:
@@ -141,20 +160,20 @@ def load_artifact(
     model = build(meta, dtype, arithmetic)
     abstract = sharding.abstract_params(model, meta["preprocess"]["size"], mesh)
     try:
-        with abandoned.reads(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(directory, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
-        check(restored["params"], meta.get("fingerprint"))
+        with abandoned.reads():
+            params = ocp.load(directory, abstract, checkpointable_name="params")
+        check(params, meta.get("fingerprint"))
     except Exception as error:  # A damaged file can go wrong in any way.
         raise UserError(
             f"The artefact {directory} is damaged ({reason(error)}); delete that folder, and run "
             "the stage that makes it again."
         ) from error
-    return Artifact(model, restored["params"], preprocess.from_json(meta["preprocess"]), meta)
+    return Artifact(model, params, preprocess.from_json(meta["preprocess"]), meta)
 
 
-def check(tree: Any, wanted: Any) -> None:
-    """Raises ValueError where arrays are not those that were written; an older version wrote no fingerprint."""
-    if wanted and (path := fingerprint.different(tree, wanted)):
+def check(tree: Any, written: Any) -> None:
+    """Raises ValueError where arrays are not those whose fingerprint was written; an older version wrote none."""
+    if written and (path := fingerprint.different(tree, written)):
         raise ValueError(f"{path} is not what was written")
 
 
@@ -162,6 +181,6 @@ def host(params: Any) -> Any:
     """The parameters as NumPy arrays, whole on this host; every process must ask."""
 
     def whole(leaf: Any) -> np.ndarray:
-        return np.asarray(leaf) if sharding.is_here(leaf) else multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf) if sharding.is_local(leaf) else multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(whole, params)

@@ -6,6 +6,7 @@ import pytest
 
 from lraqvit_jax.config import parse
 from lraqvit_jax.run import opening
+from lraqvit_jax.weights import artifacts
 from tests.integration import command
 
 STAGES = "--stages=teacher,factorize,export"
@@ -47,8 +48,7 @@ def test_other_class_names_reach_artefacts_and_files(made, tmp_path):
     field = f"--config.class_names={tmp_path / 'names.txt'}"
     command.digits(made, *FIELDS, CPU, field, "--stages=export", check=True)
     assert card(made)["class_names"] == names
-    meta = json.loads((made / "checkpoints" / "lra" / "meta" / "metadata").read_text())
-    assert meta["class_names"] == names
+    assert artifacts.read_meta(made / "checkpoints" / "lra")["class_names"] == names
     refused = command.digits(made, *FIELDS, CPU, "--stages=export")
     assert refused.returncode == 2
     assert "class names" in refused.stderr

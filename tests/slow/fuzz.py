@@ -282,7 +282,7 @@ def readers(where: pathlib.Path) -> dict[str, Reader]:
             [b'{"run": "a", "step": 1, "loss": 2.5}\n{"run": "a", "step": 2, "loss": 2.5}\n'],
             0.03,
         ),
-        "meta": Reader(file("artifact/meta/metadata", meta), [META], 0.03, True),
+        "meta": Reader(file("artifact/meta/data.json", meta), [META], 0.03, True),
         "latency.json": Reader(file("latency.json", table), [LATENCY], 0.05, True),
         "preprocess": Reader(
             file("preprocess.json", lambda path: preprocess.from_json(preprocess.files.json_object(path, "mend it"))),

@@ -68,11 +68,11 @@ def test_without_low_rank_the_integers_are_close_to_the_model(params, photos):
 
 def test_a_second_call_in_the_work_directory_finds_everything_there(made, params, photos):
     folder, first = made
-    times = {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/meta/metadata")}
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/meta/*")}
     options = {"preprocess": PREPROCESS, "budget": 0.6, "workdir": folder, **OPTIONS}
     again = lraqvit_jax.compress(small.model(), params, [one.copy() for one in photos], **options)
     np.testing.assert_array_equal(again.logits(photos), first.logits(photos))
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/meta/metadata")} == times
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/meta/*")} == times
     with pytest.raises(UserError, match=r"data\.train was 'memory:"):
         lraqvit_jax.compress(small.model(), params, photos[1:], **options)
     with pytest.raises(UserError, match="belongs to other params"):

@@ -3,6 +3,7 @@
 import gc
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def test_a_fingerprint_is_the_sum_in_python_and_the_same_on_any_mesh(rng, dtype)
     spread = jax.device_put(array, NamedSharding(mesh.devices, PartitionSpec(("data", "fsdp"), None, "tensor")))
     want = reference(np.asarray(array))
     assert fingerprint.of({"x": array}) == fingerprint.of({"x": spread}) == {"['x']": want}
-    assert int(fingerprint._spread(spread)) == want  # as several machines compute it
+    assert int(fingerprint._of_sharded(spread)) == want  # as several machines compute it
 
 
 def test_a_fingerprint_of_many_words(monkeypatch):
@@ -109,6 +110,50 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, rng
     again.save(2, restored, fresh)
     again.close()
     assert sorted(file.name for file in (tmp_path / "run.training").iterdir()) == ["1", "2", "damaged.2"]
+
+
+def test_what_orbax_wrote_by_its_v0_api_is_read(tmp_path):
+    """tests/golden/orbax_v0: an artefact and a checkpoint, written by the last version that used that API."""
+    old = shutil.copytree(pathlib.Path(__file__).parents[2] / "golden" / "orbax_v0", tmp_path / "old")
+    read = artifacts.load_artifact(old / "int8")
+    assert artifacts.names(old) == ["int8"]
+    assert {layer.form for layer in read.plan.values()} == {"quantized"}
+    for leaf in jax.tree.leaves(read.params):
+        np.testing.assert_array_equal(np.ravel(leaf), np.arange(leaf.size) % 127)
+
+    where = sharding.replicated(sharding.one_device())
+    abstract = {
+        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=where),
+        "w": jax.ShapeDtypeStruct((2, 3), jnp.float32, sharding=where),
+    }
+    batches = iter(grain.MapDataset.range(100).to_iter_dataset())
+    kept = checkpoint.TrainCheckpoints(old / "run.training", 1)
+    state = kept.restore(abstract, batches)
+    np.testing.assert_array_equal(state["w"], np.arange(6.0).reshape(2, 3))
+    assert (int(state["step"]), next(batches)) == (1, 1)
+    for step in (2, 3):
+        kept.save(step, state, batches)
+    kept.close()
+    assert sorted(path.name for path in (old / "run.training").iterdir()) == ["2", "3"]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_reads_of_many_arrays_that_fail_together_say_nothing(tmp_path, capsys):
+    """What lists the arrays is lost: orbax reports the first that it cannot open, and does not wait for the others."""
+    batches = iter(grain.MapDataset.range(100).to_iter_dataset())
+    state = {f"w{index}": jnp.full((8, 8), index, jnp.float32) for index in range(200)}
+    where = sharding.replicated(sharding.one_device())
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state)
+    kept = checkpoint.TrainCheckpoints(tmp_path, 1)
+    kept.save(1, state, batches)
+    kept.close()
+    for file in (tmp_path / "1" / "state" / "d").iterdir():
+        file.unlink()
+    for _ in range(8):
+        assert checkpoint.TrainCheckpoints(tmp_path, 1).restore(abstract, batches) is None
+        gc.collect()
+        (tmp_path / "damaged.1").rename(tmp_path / "1")
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["warning:"] * 8
 
 
 @pytest.mark.usefixtures("nothing_left")
