@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.plan.records import PACKED, LayerPlan, LinearInfo, Plan, layer_cost
-from lraqvit_jax.quant import qarray, quantize
+from lraqvit_jax.quant import quantize
 
 WIDEST = 8
 Divergences = dict[str, dict[int, float]]
@@ -41,9 +41,7 @@ def divergences(
             for part, product in pair.items():
                 kernel, rows = jnp.asarray(product.kernel), jnp.asarray(product.x).reshape(-1, product.x.shape[-1])
                 layer = dataclasses.replace(product.layer, weight_bits=bits)
-                array = round_kernel(kernel, rows, rows @ kernel, layer)
-                values = qarray.dequantize_kernel(array, bits, layer.group, len(kernel))
-                changes[f"{path}/{names[part]}"] = values
+                changes[f"{path}/{names[part]}"] = round_kernel(kernel, rows, rows @ kernel, layer).dequantize()
             found[path][bits] = max(measure(changes), found[path][min(found[path])])
     return found
 

@@ -183,7 +183,7 @@ def _quantize_layer(
         rounded = on_grid(x, grid, layer.bits)
         rows = (-1, x.shape[-1])
         array = rounding(kernel, rounded.reshape(rows), wanted.reshape(-1, kernel.shape[1]), layer)
-        weights[names[part]] = dict(array)
+        weights[names[part]] = array.stored()
         if layer.granularity != "per_token_dynamic":
             weights[f"{part}_scale"] = grid.scale
             weights |= {} if grid.center is None else {f"{part}_center": grid.center}
@@ -191,7 +191,7 @@ def _quantize_layer(
             weights["u"]["scale"] = weights["u"]["scale"] / alpha
         if grid.clip is not None:
             clips["clip_z" if part == "z" else "clip"] = grid.clip
-        put_out = rounded @ qarray.dequantize_kernel(array, layer.kernel_bits, layer.group, x.shape[-1])
+        put_out = rounded @ array.dequantize()
         errors[part] = float(jnp.linalg.norm(put_out - wanted) / jnp.maximum(jnp.linalg.norm(wanted), 1e-30))
     return weights, errors, clips
 

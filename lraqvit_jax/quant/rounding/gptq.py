@@ -82,4 +82,4 @@ def solve(
     values = np.empty_like(codes, dtype=np.int8)
     values[order] = codes
     packed = qarray.pack(jnp.asarray(values), layer.kernel_bits)
-    return QArray(qvalue=packed, scale=jnp.asarray(scale, jnp.float32))
+    return QArray(packed, jnp.asarray(scale, jnp.float32), layer.kernel_bits, layer.group, m).check()

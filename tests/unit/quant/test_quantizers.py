@@ -69,8 +69,8 @@ def correlated(rng, rows=400, m=24, n=10):
     return rng.standard_normal((rows, m)) @ mix, 0.1 * rng.standard_normal((m, n))
 
 
-def output_error(rounded, kernel, array, layer):
-    found = np.asarray(qarray.dequantize_kernel(array, layer.kernel_bits, layer.group, len(kernel)), np.float64)
+def output_error(rounded, kernel, array):
+    found = np.asarray(array.dequantize(), np.float64)
     return np.square(rounded @ (found - kernel)).sum()
 
 
@@ -93,11 +93,11 @@ def test_gptq_is_optimal_brain_surgery_row_by_row(rng, bits, group, m):
     array = gptq.round_kernel(kernel, rounded, None, layer)
     hessian = rounded.T @ rounded
     hessian += 0.01 * np.trace(hessian) / m * np.eye(m)
-    scale = np.asarray(qarray.each_row(array["scale"], m, group), np.float64) * np.ones_like(kernel)
+    scale = np.asarray(array.each_row(), np.float64) * np.ones_like(kernel)
     want = brain_surgeon(kernel, hessian, scale, qarray.qmax(bits))
-    assert np.mean(np.asarray(qarray.unpack(array["qvalue"], bits, m)) == want) > 0.99
+    assert np.mean(np.asarray(array.unpack()) == want) > 0.99
     plain = nearest.round_kernel(jnp.asarray(kernel, jnp.float32), None, None, layer)
-    assert output_error(rounded, kernel, array, layer) < 0.6 * output_error(rounded, kernel, plain, layer)
+    assert output_error(rounded, kernel, array) < 0.6 * output_error(rounded, kernel, plain)
 
 
 def test_scales_found_by_search_round_no_worse_than_those_of_the_largest_entries(rng):

@@ -240,7 +240,7 @@ def run(plan, params, batch):
 
 def unrounded(kernel, bits=8, group=0):
     scale = jnp.max(jnp.abs(kernel), axis=0) / qarray.qmax(bits)
-    return {"qvalue": kernel / scale, "scale": scale}
+    return qarray.QArray(kernel / scale, scale, bits, group, len(kernel))
 
 
 def as_float(result):
