@@ -9,6 +9,7 @@ import pytest
 
 from lraqvit_jax import config, lowrank
 from lraqvit_jax.calibration import moments
+from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan import records as plan
 from lraqvit_jax.quant import smoothing
 from lraqvit_jax.quant.quantize import Product
@@ -47,7 +48,7 @@ def test_a_quantizer_gives_positive_vectors_for_products_it_knows(rng, name):
         )
         for index, granularity in enumerate(plan.GRANULARITIES)
     }
-    alphas = module.smooth(products, {**config.METHOD, "iterations": 2})
+    alphas = module.smooth(products, Quantizer(iterations=2))
     assert set(alphas) <= set(products)
     for alpha in alphas.values():
         assert alpha.shape == (6,)

@@ -4,16 +4,15 @@ Its published code rounds without a straight-through gradient, so that only the 
 gradient goes through the rounding. 1,000 steps, cosine decay, the best alpha met, every product.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
 import numpy as np
 
-from lraqvit_jax.quant.quantize import Product
+from lraqvit_jax.options.quant import Quantizer
+from lraqvit_jax.quant.quantize import Products
 from lraqvit_jax.quant.smoothing import wads
 
 
-def smooth(products: Mapping[str, Product], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Alpha for every product."""
-    fixed = {"penalty": "none", "select": "all", "grid": False}
-    return wads.smooth(products, {**options, **fixed})
+def smooth(products: Products, options: Quantizer) -> dict[str, np.ndarray]:
+    """Alpha for every product, from 1 on."""
+    return wads.minimize(products, dataclasses.replace(options, penalty="none"), from_grid=False)

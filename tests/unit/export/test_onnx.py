@@ -12,10 +12,10 @@ import pytest
 from lraqvit_jax import models
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.calibration import observe as statistics
-from lraqvit_jax.config import METHOD
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.export import onnx as export
+from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import quantize
@@ -44,7 +44,7 @@ def artifact(rng, model, size, rank=0, fields=None, **method):
     if fields is not None:
         seen = statistics.inputs(made, params, layers, [{"image": images, "mask": np.ones(IMAGES, bool)}], small.MESH)
         plan = {path: dataclasses.replace(layer, form="quantized", bits=8, **fields) for path, layer in plan.items()}
-        params, plan, *_ = quantize.quantize(params, plan, list(layers), seen, {**METHOD, **method})
+        params, plan, *_ = quantize.quantize(params, plan, list(layers), seen, Quantizer(**method))
     record = Preprocess(size, crop_pct=0.8)
     meta = {"name": "one", "model": model, "num_classes": 10, "class_names": [], "plan": plan_lib.to_json(plan)}
     meta |= {"preprocess": record.to_json()}

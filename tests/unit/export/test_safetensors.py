@@ -11,11 +11,11 @@ import safetensors.numpy
 
 from lraqvit_jax import models, weights
 from lraqvit_jax.base import trees
-from lraqvit_jax.config import METHOD
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.export import safetensors as export
+from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import quantize
@@ -111,7 +111,7 @@ def quantized(rng, plan, method):
     float_plan = plan_lib.low_rank(plan)
     params, images = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, images)
-    made = quantize.quantize(params, plan, small.LAYERS, seen, {**METHOD, "method": method})
+    made = quantize.quantize(params, plan, small.LAYERS, seen, Quantizer(method=method))
     return artifact(made.plan, artifacts.host(made.params)), images
 
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lraqvit_jax import config
 from lraqvit_jax.base import trees
-from lraqvit_jax.plan.records import GRANULARITIES
+from lraqvit_jax.options.quant import GRANULARITIES, Quantizer
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import fake_codes, fake_quant, round_ste
 from lraqvit_jax.quant.quantize import quantize
@@ -87,7 +86,7 @@ def smoothed_model(rank, granularity):
     params, batch, seen = float_model(rank)
     plan = small.quantized_plan(rank, granularity)
     plan = {path: dataclasses.replace(layer, clip=0.98) for path, layer in plan.items()}
-    return quantize(params, plan, small.LAYERS, seen, {**config.METHOD, "method": "smoothquant"}), batch
+    return quantize(params, plan, small.LAYERS, seen, Quantizer(method="smoothquant")), batch
 
 
 @functools.cache

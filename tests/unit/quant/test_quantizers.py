@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lraqvit_jax import config
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.options.quant import BETWEEN, Quantizer
 from lraqvit_jax.plan import records as plan
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import between, qarray, quantize
@@ -20,7 +20,6 @@ from lraqvit_jax.quant.rounding import gptq, nearest, ridge
 from lraqvit_jax.quant.smoothing import repq
 from lraqvit_jax.stages.quantize import degenerate
 from tests.unit import small
-from tests.unit.quant.test_wads import as_float, unrounded
 
 FORMS = [
     ("per_tensor", {"weight_bits": 4}),
@@ -39,7 +38,7 @@ def quantized(rng, granularity, fields, **options):
     float_plan = small.float_plan(one)
     params, batch = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, batch)
-    result = quantize.quantize(params, one, small.LAYERS, seen, {**config.METHOD, **options})
+    result = quantize.quantize(params, one, small.LAYERS, seen, Quantizer(**options))
     return result, params, batch
 
 
@@ -193,26 +192,23 @@ def test_the_percentile_is_the_best_of_three(rng):
 # --- RepQ-ViT ---
 
 
-def test_repq_gives_all_channels_after_a_layer_norm_one_range_and_leaves_the_function(rng, monkeypatch):
+def test_repq_gives_all_channels_after_a_layer_norm_one_range(rng):
     x = (rng.standard_normal((4, 5, 8)) * np.geomspace(0.1, 10, 8) + rng.normal(0, 3, 8)).astype(np.float32)
-    product = Product(x, np.eye(8, dtype=np.float32), LayerPlan("quantized", 0, 8), after_norm=True)
-    other = product._replace(after_norm=False)
-    alphas, shifts = (function({"a:x": product, "b:x": other}, {}) for function in (repq.smooth, repq.shift))
+    product = Product(x, np.eye(8, dtype=np.float32), LayerPlan("quantized", 0, 8), after_norm=True, takes_shift=True)
+    other = product._replace(after_norm=False, takes_shift=False)
+    alphas, shifts = (function({"a:x": product, "b:x": other}, Quantizer()) for function in (repq.smooth, repq.shift))
     assert set(alphas) == set(shifts) == {"a:x"}
     moved = (x - shifts["a:x"]) / alphas["a:x"]
     for end in (moved.max((0, 1)), moved.min((0, 1))):
         np.testing.assert_allclose(end, end[0], rtol=1e-3, atol=1e-3 * np.ptp(moved))
-    # In a model, with the rounding of the kernels taken out.
-    monkeypatch.setattr(qarray, "quantize_kernel", unrounded)
-    result, params, batch = quantized(rng, "per_tensor", {"asymmetric": True}, method="repq")
-    for name in ("norm1", "norm2"):
-        before, after = (trees.get(one, f"blocks_0/{name}/bias") for one in (params, result.params))
-        assert np.abs(after - before).max() > 1e-2
-    float_plan = small.float_plan(result.plan)
-    exact = logits(float_plan, params, batch)
-    np.testing.assert_allclose(
-        logits(float_plan, as_float(result), batch), exact, rtol=0, atol=1e-5 * np.abs(exact).max()
-    )
+
+
+def test_repq_gives_channels_that_take_no_shift_one_range_about_zero(rng):
+    x = (rng.standard_normal((4, 5, 8)) * np.geomspace(0.1, 10, 8) + rng.normal(0, 3, 8)).astype(np.float32)
+    products = {"a:x": Product(x, np.eye(8, dtype=np.float32), LayerPlan("quantized", 0, 8), after_norm=True)}
+    assert repq.shift(products, Quantizer()) == {}
+    largest = np.abs(x / repq.smooth(products, Quantizer())["a:x"]).max((0, 1))
+    np.testing.assert_allclose(largest, largest[0], rtol=1e-5)
 
 
 # --- between the factors ---
@@ -247,7 +243,7 @@ def test_what_is_put_between_the_factors_leaves_their_product(rng, kind):
 
 def test_a_learned_rotation_is_better_than_its_starts(rng):
     products = pair(rng)
-    found = {kind: between.apply(kind, products) for kind in between.KINDS}
+    found = {kind: between.apply(kind, products) for kind in BETWEEN}
 
     def error(kind):
         first, second = found[kind]["fc:x"], found[kind]["fc:z"]
@@ -295,8 +291,11 @@ def test_calibration_inputs_that_say_too_little_are_named(rng):
         ("calibration", "percentil", "did you mean 'percentile'"),
         ("rounding", "gpt", "did you mean 'gptq'"),
         ("between", "hadamrd", "did you mean 'hadamard'"),
+        ("penalty", "print", "quant.penalty is 'print'; did you mean 'printed'"),
+        ("select", "some", "quant.select is 'some'"),
+        ("strength", 2.0, "from 0 to 1"),
     ],
 )
 def test_an_unknown_choice_is_named_with_the_nearest(field, value, says):
     with pytest.raises(UserError, match=says):
-        quantize.check({**config.METHOD, field: value})
+        quantize.check(Quantizer(**{field: value}))
