@@ -24,6 +24,7 @@ from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import fingerprint, sharding
 from lraqvit_jax.devices.sharding import Mesh
+from lraqvit_jax.options import quant
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run import lock, opening
 from lraqvit_jax.run.workspace import Workspace
@@ -85,8 +86,8 @@ def compress(
     """
     if not 0 < budget <= 1:
         raise UserError(f"budget is {budget}; give the share of parameters to keep, above 0 and at most 1.")
-    if bits not in (0, *plan_lib.BITS):
-        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, plan_lib.BITS))}, or 0 to stay in float32.")
+    if bits not in (0, *quant.BITS):
+        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, quant.BITS))}, or 0 to stay in float32.")
     if quantizer not in config_lib.QUANTIZERS:
         raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
     data = images if isinstance(images, str) else memory.Images(images)  # which `put` does not keep alive

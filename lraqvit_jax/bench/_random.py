@@ -113,4 +113,4 @@ def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str, bits: in
 def _round(kernels: Any, seen: Any, granularity: str, bits: int) -> tuple[Any, Any]:
     """All kernels on integers, and the scales of what they read; one program compiles faster than its parts."""
     scales = jax.tree.map(lambda x: qarray.input_scale(x, granularity), seen)
-    return jax.tree.map(lambda kernel: qarray.quantize_kernel(kernel, bits), kernels), scales
+    return jax.tree.map(lambda kernel: qarray.quantize_kernel(kernel, bits).stored(), kernels), scales

@@ -20,8 +20,9 @@ from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.bench.lowrank import Table
 from lraqvit_jax.config import Config
 from lraqvit_jax.devices import sharding
+from lraqvit_jax.options import quant
+from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.cost import total_cost
-from lraqvit_jax.plan.records import BITS, Plan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.report import figures
 from lraqvit_jax.run import opening, planning
@@ -60,28 +61,28 @@ def run(config: Config, workdir: str) -> None:
     teacher.run(ws)
     table = Table(ws.directory / "quant.json", KEYS)
     for source in grid.sources:
-        found = _load(ws, source)
+        exact = _load(ws, source)
         if not table.has((source, "float", "float", 0)):
-            table.add((source, "float", "float", 0), _row(ws, found, found.params, found.plan))
-        wanted: list[Any] = []
+            table.add((source, "float", "float", 0), _row(ws, exact, exact.params, exact.plan))
+        logits: list[Any] = []
         for seed in grid.seeds:
             cells = [(source, width, name, seed) for width, name in itertools.product(widths, methods)]
             cells = [cell for cell in cells if not table.has(cell)]
             if not cells:
                 continue
-            wanted = wanted or _logits(ws, found)
+            logits = logits or _logits(ws, exact)
             drawn = dataclasses.replace(ws, config=dataclasses.replace(ws.config, seed=seed))
-            calibrated = stage.calibrated(drawn, found)
-            plan = planning.quantized(ws.config, ws.spec, found.plan)
+            calibrated = stage.calibrated(drawn, exact)
+            plan = planning.quantized(ws.config, ws.spec, exact.plan)
             for cell in cells:
                 options = dataclasses.replace(methods[cell[2]], **widths[cell[1]])
                 started = time.perf_counter()
-                made = stage.make(drawn, calibrated, plan, options, "-".join(map(str, (found.name, *cell[1:]))))
-                row = {"seconds": round(time.perf_counter() - started, 1), "errors": made.errors}
+                result = stage.make(drawn, calibrated, plan, options, "-".join(map(str, (exact.name, *cell[1:]))))
+                row = {"seconds": round(time.perf_counter() - started, 1), "errors": result.errors}
                 row |= {"outliers": outliers(calibrated.seen)}
-                table.add(cell, _row(ws, found, made.params, made.plan, wanted) | row)
-                if made.alphas and seed == grid.seeds[0]:
-                    _draw_surfaces(ws, cell, stage.surfaces(made.alphas, calibrated.seen))
+                table.add(cell, _row(ws, exact, result.params, result.plan, logits) | row)
+                if result.alphas and seed == grid.seeds[0]:
+                    _draw_surfaces(ws, cell, stage.surfaces(result.alphas, calibrated.seen))
     print(text(table.rows))
     print(f"\n{table.path}")
     for path in _draw_errors(ws, table.rows):
@@ -89,9 +90,9 @@ def run(config: Config, workdir: str) -> None:
 
 
 def bits_of(width: str) -> dict[str, Any]:
-    """Fields of `Quantizer` for "w4a8", 4 bits for kernels and 8 for activations; UserError for anything else."""
+    """Fields of a `Quantizer` for "w4a8", 4 bits for kernels and 8 for activations; UserError for anything else."""
     weights, _, activations = width.removeprefix("w").partition("a")
-    if width != f"w{weights}a{activations}" or not {weights, activations} <= {str(bits) for bits in BITS}:
+    if width != f"w{weights}a{activations}" or not {weights, activations} <= {str(bits) for bits in quant.BITS}:
         raise UserError(f"quant_grid.widths has {width!r}; write w and a with 4, 6, 7 or 8 each, such as 'w4a8'.")
     return {"weight_bits": int(weights), "bits": int(activations)}
 
@@ -111,23 +112,23 @@ def text(rows: list[Row]) -> str:
     of the logits from its, which tells apart what accuracies on few images cannot. Megabytes."""
     lines = []
     for source in dict.fromkeys(row["source"] for row in rows):
-        mine = [row for row in rows if row["source"] == source]
-        whole = next(row for row in mine if row["width"] == "float")
-        widths = list(dict.fromkeys(row["width"] for row in mine if row["width"] != "float"))
+        of_source = [row for row in rows if row["source"] == source]
+        whole = next(row for row in of_source if row["width"] == "float")
+        widths = list(dict.fromkeys(row["width"] for row in of_source if row["width"] != "float"))
         lines += [f"{source}: top-1 {whole['top1']:.2f} on {whole['n_images']:,} images, {whole['size_mb']:.2f} MB", ""]
         for title, style, of in COLUMNS:
             lines.append(f"{title:<28}" + "".join(f"{width:>18}" for width in widths))
-            for name in dict.fromkeys(row["name"] for row in mine if row["width"] != "float"):
+            for name in dict.fromkeys(row["name"] for row in of_source if row["width"] != "float"):
                 line = f"{name:<28}"
                 for width in widths:
-                    found = [of(row, whole) for row in mine if (row["width"], row["name"]) == (width, name)]
-                    spread = f" +- {stats.stdev(found):{style[1:]}}" if len(found) > 1 else ""
-                    line += f"{stats.fmean(found):{style}}{spread}".rjust(18) if found else " " * 18
+                    values = [of(row, whole) for row in of_source if (row["width"], row["name"]) == (width, name)]
+                    spread = f" +- {stats.stdev(values):{style[1:]}}" if len(values) > 1 else ""
+                    line += f"{stats.fmean(values):{style}}{spread}".rjust(18) if values else " " * 18
                 lines.append(line.rstrip())
             lines.append("")
-        sizes = {width: [row["size_mb"] for row in mine if row["width"] == width] for width in widths}
+        sizes = {width: [row["size_mb"] for row in of_source if row["width"] == width] for width in widths}
         lines.append(f"{'MB':<28}" + "".join(f"{max(sizes[width]):>18.3f}" for width in widths))
-        loud: dict[str, float] = next((row["outliers"] for row in mine if "outliers" in row), {})
+        loud: dict[str, float] = next((row["outliers"] for row in of_source if "outliers" in row), {})
         named = ", ".join(f"{key} {ratio:.1f}" for key, ratio in loud.items())
         lines += ["", f"loudest token over the median one: {named}", ""]
     return "\n".join(lines).rstrip()
@@ -145,8 +146,8 @@ def _draw_errors(ws: Workspace, rows: list[Row]) -> list[pathlib.Path]:
     """The paper's Fig. 5: the error of every product by method, errors-SOURCE-WIDTH.svg for each model and width."""
     paths = []
     for source, width in dict.fromkeys((row["source"], row["width"]) for row in rows if "errors" in row):
-        mine = [row for row in rows if (row["source"], row["width"]) == (source, width)]
-        first = {row["name"]: row["errors"] for row in reversed(mine)}
+        cells = [row for row in rows if (row["source"], row["width"]) == (source, width)]
+        first = {row["name"]: row["errors"] for row in reversed(cells)}
         paths.append(ws.directory / f"errors-{_file_name(source, width)}.svg")
         files.write_atomically(paths[-1], figures.errors(dict(reversed(first.items()))))
     return paths
@@ -159,35 +160,35 @@ def _file_name(source: str, *rest: str) -> str:
 def _load(ws: Workspace, source: str) -> artifacts.Artifact:
     """An artefact by its name here, or by its path; float, of the same model."""
     path = ws.path(source) if ws.has(source) else pathlib.Path(source).expanduser()
-    found = artifacts.load_artifact(path, ws.mesh)
-    if any(layer.form not in ("dense", "low_rank") for layer in found.plan.values()):
+    exact = artifacts.load_artifact(path, ws.mesh)
+    if any(layer.form not in ("dense", "low_rank") for layer in exact.plan.values()):
         raise UserError(f"{path} is not a finished float model; name one that `merge` wrote, or dense.")
-    if found.meta["model"] != ws.model or found.meta["num_classes"] != ws.num_classes:
-        raise UserError(f"{path} is a {found.meta['model']}, and this work directory is for a {ws.model}.")
-    return found
+    if exact.meta["model"] != ws.model or exact.meta["num_classes"] != ws.num_classes:
+        raise UserError(f"{path} is a {exact.meta['model']}, and this work directory is for a {ws.model}.")
+    return exact
 
 
-def _logits(ws: Workspace, found: artifacts.Artifact) -> list[Any]:
+def _logits(ws: Workspace, exact: artifacts.Artifact) -> list[Any]:
     size = ws.config.eval_batch_size
     return evaluate.logits(
-        found.model, found.params, ws.source("eval"), found.preprocess, batch_size=size, mesh=ws.mesh
+        exact.model, exact.params, ws.source("eval"), exact.preprocess, batch_size=size, mesh=ws.mesh
     )
 
 
-def _row(ws: Workspace, found: artifacts.Artifact, params: Any, plan: Plan, wanted: Sequence[Any] = ()) -> Row:
-    model = models.create(ws.model, num_classes=ws.num_classes, image_size=found.preprocess.size, plan=plan)
-    abstract = sharding.abstract_params(model, found.preprocess.size, ws.mesh)
+def _row(ws: Workspace, exact: artifacts.Artifact, params: Any, plan: plan_lib.Plan, logits: Sequence[Any] = ()) -> Row:
+    model = models.create(ws.model, num_classes=ws.num_classes, image_size=exact.preprocess.size, plan=plan)
+    abstract = sharding.abstract_params(model, exact.preprocess.size, ws.mesh)
     score = evaluate.accuracy(
         model,
         sharding.put(params, abstract),
         ws.source("eval"),
-        found.preprocess,
+        exact.preprocess,
         batch_size=ws.config.eval_batch_size,
         mesh=ws.mesh,
-        other=wanted,
+        other=logits,
     )
     cost = total_cost(plan, ws.spec.layers)
-    rest = other_params(found.params, found.plan)
+    rest = other_params(exact.params, exact.plan)
     return {
         "params": cost.params + rest,
         "linear_gflops": cost.flops / 1e9,
@@ -195,4 +196,4 @@ def _row(ws: Workspace, found: artifacts.Artifact, params: Any, plan: Plan, want
         "top1": score.top1,
         "top5": score.top5,
         "n_images": score.images,
-    } | ({"kl": score.kl, "agreement": score.agreement} if wanted else {})
+    } | ({"kl": score.kl, "agreement": score.agreement} if logits else {})

@@ -9,7 +9,6 @@ The layer of query, key and value becomes three products with one input: nobody 
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int8
 from onnx import TensorProto
@@ -96,9 +95,9 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
     for name in names:
         part, ending = "z" if name == "v" else "x", name == names[-1]
         rows = graph.inputs[path] if name != "v" else layer.rank
-        values = np.asarray(qarray.unpack(jnp.asarray(weights[name]["qvalue"]), layer.kernel_bits, rows))
+        kernel = qarray.of(weights[name], layer.kernel_bits, layer.group, rows)
         factor = gamma if ending and gamma is not None else np.float32(1)
-        scale = np.asarray(weights[name]["scale"]) * factor
+        values, scale = np.asarray(kernel.unpack()), np.asarray(kernel.scale) * factor
         bias = weights["bias"] * factor if ending and "bias" in weights else None
         stored: Any = (weights.get(f"{part}_{one}") for one in ("scale", "center"))
         grid: Any = [one[order] if order is not None and np.ndim(one) else one for one in stored]

@@ -1,16 +1,14 @@
 """The quantized form: one product on integers, Eq. 11."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lraqvit_jax.plan.cost import packed_rows
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
-from lraqvit_jax.quant.fake_quant import codes_of, fake_codes
+from lraqvit_jax.quant.fake_quant import Latent, codes_of
+from lraqvit_jax.quant.qarray import QArray
 
 
 class InputGrid(NamedTuple):
@@ -31,7 +29,7 @@ class InputGrid(NamedTuple):
 
 def quantized_product(
     x: Float[Array, "... tokens m"],
-    kernel: Mapping[str, Array],
+    kernel: QArray | Latent,
     grid: InputGrid,
     layer: LayerPlan,
     arithmetic: str,
@@ -43,37 +41,33 @@ def quantized_product(
 
     Args:
         x: float activations.
-        kernel: integer kernel with its scales (`qarray.QArray`), already multiplied by `smooth`, or a float one with
-            its scales, {latent, scale}, to be rounded here.
+        kernel: already multiplied by `smooth`; in training a float one, to be rounded here.
         grid: of x.
-        layer: gives bits, group, and whether a dynamic grid is asymmetric.
+        layer: gives the bits of x, and whether a dynamic grid is asymmetric.
         arithmetic: see `models.linear.LinearOptions`.
     """
-    m, (scale, center, smooth, clip) = x.shape[-1], grid
-    if arithmetic == "train":
-        spread = qarray.each_row(kernel["scale"], m, layer.group)
-        values = fake_codes(kernel["latent"], spread, layer.kernel_bits)
-    else:
-        chex.assert_axis_dimension(kernel["qvalue"], 0, packed_rows(m, layer.kernel_bits))
-        values = qarray.unpack(kernel["qvalue"], layer.kernel_bits, m)
-    if scale is None:
-        x = x if smooth is None else x * (1 / smooth)
-        if layer.asymmetric:
-            scale, center = qarray.input_center(x, "per_token_dynamic", clip, layer.bits)
-        else:
-            scale = qarray.input_scale(x, "per_token_dynamic", clip, layer.bits)
-        smooth_scale, middle = scale, center
-    else:
-        smooth_scale = scale if smooth is None else scale * smooth
-        middle = center if center is None or smooth is None else center * smooth
+    if grid.scale is None:
+        x, grid = _dynamic(x, grid, layer)
+    scale, center, smooth = jnp.asarray(grid.scale), grid.center, grid.smooth
+    step, middle = (one if one is None or smooth is None else one * smooth for one in (scale, center))
     shifted = x if middle is None else x - middle
-    rounded = codes_of(arithmetic)(shifted, smooth_scale, layer.bits)
-    dot = qarray.integer_dot if arithmetic == "integer" else qarray.float_dot
-    rows = rounded.reshape(-1, m)
-    if layer.group:
-        total = qarray.scaled_dot(rows, values, kernel["scale"], layer.group, dot).reshape(*x.shape[:-1], -1) * scale
+    rows = codes_of(arithmetic)(shifted, step, layer.bits).reshape(-1, x.shape[-1])
+    values, dot = kernel.unpack(), qarray.integer_dot if arithmetic == "integer" else qarray.float_dot
+    if kernel.group:
+        total = qarray.scaled_dot(rows, values, kernel.scale, kernel.group, dot).reshape(*x.shape[:-1], -1) * scale
     else:
-        total = dot(rows, values).reshape(*x.shape[:-1], -1) * (scale * kernel["scale"])
+        total = dot(rows, values).reshape(*x.shape[:-1], -1) * (scale * kernel.scale)
     if center is None:
         return total
-    return total + center * qarray.scaled_dot(jnp.ones((1, m)), values, kernel["scale"], layer.group, dot)[0]
+    columns = qarray.scaled_dot(jnp.ones((1, x.shape[-1])), values, kernel.scale, kernel.group, dot)[0]
+    return total + center * columns
+
+
+def _dynamic(
+    x: Float[Array, "... tokens m"], grid: InputGrid, layer: LayerPlan
+) -> tuple[Float[Array, "... tokens m"], InputGrid]:
+    """x / smooth, and a grid for each of its tokens."""
+    x = x if grid.smooth is None else x * (1 / grid.smooth)
+    if layer.asymmetric:
+        return x, InputGrid(*qarray.input_center(x, "per_token_dynamic", grid.clip, layer.bits))
+    return x, InputGrid(qarray.input_scale(x, "per_token_dynamic", grid.clip, layer.bits))

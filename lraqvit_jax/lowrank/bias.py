@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lraqvit_jax.calibration.moments import Moments
-from lraqvit_jax.lowrank.svd import Pair
+from lraqvit_jax.forms.pair import Pair
 
 
 def bias_shift(kernel: Float[np.ndarray, "m n"], pair: Pair, moments: Moments) -> Float[np.ndarray, " n"]:

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.forms.pair import Pair
 from lraqvit_jax.lowrank import svd
-from lraqvit_jax.lowrank.svd import Pair
 
 Branch = Pair
 """du (m, r) and dv (r, n)."""

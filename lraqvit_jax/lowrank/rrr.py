@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from lraqvit_jax.calibration.moments import Moments
+from lraqvit_jax.forms.pair import Pair
 from lraqvit_jax.lowrank import whitened
-from lraqvit_jax.lowrank.svd import Pair
 
 STATISTICS = "sequential"
 CORRECTS_BIAS = True

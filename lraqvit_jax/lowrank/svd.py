@@ -6,12 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-
-class Pair(NamedTuple):
-    """`W ~= u @ v`: u (m, r) and v (r, n), float64. The paper's U1 is u, its V1 is v transposed."""
-
-    u: Float[np.ndarray, "m r"]
-    v: Float[np.ndarray, "r n"]
+from lraqvit_jax.forms.pair import Pair
 
 
 class Spectrum(NamedTuple):
@@ -38,7 +33,7 @@ def spectrum(kernel: Float[np.ndarray, "m n"]) -> Spectrum:
 def truncate(parts: Spectrum, rank: int) -> Pair:
     """Eq. 2-3: keeps `rank` singular triples, the square root of each value on both sides."""
     root = np.sqrt(parts.values[:rank])
-    return Pair(parts.left[:, :rank] * root, root[:, None] * parts.right[:rank])
+    return Pair(parts.left[:, :rank] * root, root[:, None] * parts.right[:rank]).check()
 
 
 def decompose(

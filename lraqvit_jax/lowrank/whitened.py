@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lraqvit_jax.calibration.moments import Moments
-from lraqvit_jax.lowrank.svd import Pair
+from lraqvit_jax.forms.pair import Pair
 
 STATISTICS = "inputs"
 CORRECTS_BIAS = False
@@ -84,4 +84,4 @@ def balance(pair: Pair) -> Pair:
     """
     up, down = np.linalg.norm(pair.u, axis=0), np.linalg.norm(pair.v, axis=1)
     scale = np.sqrt(np.where((up > 0) & (down > 0), down / np.where(up > 0, up, 1), 1))
-    return Pair(pair.u * scale, pair.v / scale[:, None])
+    return Pair(pair.u * scale, pair.v / scale[:, None]).check()

@@ -17,7 +17,7 @@ and bias (n,) in every form, where the layer has one.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +30,9 @@ from lraqvit_jax.forms.pair import low_rank, reparam
 from lraqvit_jax.forms.quantized import InputGrid, quantized_product
 from lraqvit_jax.plan.cost import packed_rows
 from lraqvit_jax.plan.records import DENSE, PACKED, LayerPlan
+from lraqvit_jax.quant import qarray
+from lraqvit_jax.quant.fake_quant import Latent
+from lraqvit_jax.quant.qarray import QArray
 
 FLOAT = {"dense": dense, "low_rank": low_rank, "reparam": reparam}
 """What a float form computes."""
@@ -112,7 +115,8 @@ class Linear(nn.Module):
         for name, (shape, axes) in self._factor_shapes(x.shape[-1], layer).items():
             part = "z" if name == "v" else "x"
             init = _latent_init if arithmetic == "train" else _qarray_init
-            kernel: Any = self.param(name, init(shape, axes, layer))
+            stored: Any = self.param(name, init(shape, axes, layer))
+            kernel = _kernel(stored, layer, shape[0])
             scale = center = None
             clip: Any = layer.clip_of(part)
             if layer.granularity != "per_token_dynamic":
@@ -143,6 +147,13 @@ class Linear(nn.Module):
         """Shows an activation to whoever collects calibration statistics; nothing otherwise."""
         if self.is_mutable_collection("calibration"):
             self.sow("calibration", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
+def _kernel(stored: Mapping[str, Array], layer: LayerPlan, rows: int) -> QArray | Latent:
+    """A quantized layer's kernel of its parameters, {qvalue, scale} or, in training, {latent, scale}."""
+    if "latent" in stored:
+        return Latent(stored["latent"], stored["scale"], layer.kernel_bits, layer.group)
+    return qarray.of(stored, layer.kernel_bits, layer.group, rows)
 
 
 Init = Callable[[jax.Array], dict]

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from lraqvit_jax.base.errors import UserError, nearest
-from lraqvit_jax.plan.records import ATTENTION, BITS, FORMS, GRANULARITIES, LayerPlan, LinearInfo, Plan
+from lraqvit_jax.options.quant import ATTENTION, BITS, GRANULARITIES
+from lraqvit_jax.plan.records import FORMS, LayerPlan, LinearInfo, Plan
 
 
 def check(plan: Plan, layers: Iterable[LinearInfo]) -> None:

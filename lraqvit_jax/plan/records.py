@@ -8,11 +8,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 FORMS = ("dense", "reparam", "low_rank", "quantized")
-BITS = (4, 6, 7, 8)
 PACKED = (4, 6)
 """Widths of kernels that are stored in fewer bytes than entries; 7 bits take a byte, as 8 do."""
-GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
-ATTENTION = ("float", "uniform", "log_sqrt2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +33,11 @@ class LinearInfo:
     kind: str
     norm: str = ""
     bias: bool = True
+
+    @property
+    def takes_shift(self) -> bool:
+        """Whether the norm may subtract a vector that the bias makes good."""
+        return bool(self.norm)
 
     @property
     def compressible(self) -> bool:

@@ -23,7 +23,6 @@ from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import fake_quant, fake_quant_input
 
-KINDS = ("none", "hadamard", "spectrum", "learned")
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Exponents p that "spectrum" tries: the rank channels keep s^(1 - p), the rows of v get s^p."""
 DAMPING = 1e-6
@@ -37,7 +36,7 @@ def apply(kind: str, products: Mapping[str, Any]) -> dict[str, Any]:
     """The products with M put between the factors of every pair.
 
     Args:
-        kind: one of KINDS.
+        kind: one of `options.quant.BETWEEN`.
         products: see `quantize.Product`; those of a pair are keyed "layer/path:x" and "layer/path:z".
     """
     turned = dict(products)
@@ -107,9 +106,9 @@ def spectrum(first: Any, second: Any) -> Float[np.ndarray, "r r"]:
     ]
     x, u = jnp.asarray(_rows(first.x)), np.asarray(first.kernel, np.float64)
     seen = fake_quant_input(x, first.layer)
-    wanted = x @ jnp.asarray(u @ v, jnp.float32)
+    target = x @ jnp.asarray(u @ v, jnp.float32)
     errors = [
-        float(_pair_error(seen, wanted, *(jnp.asarray(f, jnp.float32) for f in (u @ m, np.linalg.solve(m, v))), layer))
+        float(_pair_error(seen, target, *(jnp.asarray(f, jnp.float32) for f in (u @ m, np.linalg.solve(m, v))), layer))
         for m in candidates
     ]
     return candidates[int(np.argmin(errors))]
@@ -118,14 +117,14 @@ def spectrum(first: Any, second: Any) -> Float[np.ndarray, "r r"]:
 @functools.partial(jax.jit, static_argnames="layer")
 def _pair_error(
     seen: Float[Array, "rows m"],
-    wanted: Float[Array, "rows n"],
+    target: Float[Array, "rows n"],
     u: Float[Array, "m r"],
     v: Float[Array, "r n"],
     layer: LayerPlan,
 ) -> Float[Array, ""]:
     """Squared error of the quantized pair, its kernels rounded to nearest."""
     z = fake_quant_input(seen @ fake_kernel(u, layer), layer)
-    return jnp.sum(jnp.square(z @ fake_kernel(v, layer) - wanted))
+    return jnp.sum(jnp.square(z @ fake_kernel(v, layer) - target))
 
 
 def learn(
@@ -136,7 +135,7 @@ def learn(
     M is a diagonal matrix times an orthogonal one. The diagonal starts at 1 or at SmoothQuant's factors, the orthogonal
     matrix is the identity or `hadamard` times the Cayley transform of a skew-symmetric one that starts at 0.
     """
-    wanted, eye = x @ u @ v, jnp.eye(u.shape[1])
+    target, eye = x @ u @ v, jnp.eye(u.shape[1])
     seen = fake_quant_input(x, layer)
     z_max, v_max = jnp.max(jnp.abs(x @ u), 0), jnp.max(jnp.abs(v), 1)
     even = jnp.log(jnp.maximum(v_max, SMALLEST) / jnp.maximum(z_max, SMALLEST)) / 2
@@ -149,7 +148,7 @@ def learn(
 
     def loss(free: dict[str, Array], start: Array) -> Array:
         matrix, inverse = matrices(start, free)
-        return _pair_error(seen, wanted, u @ matrix, inverse @ v, layer)
+        return _pair_error(seen, target, u @ matrix, inverse @ v, layer)
 
     bases = jnp.stack([eye, jnp.asarray(hadamard(u.shape[1]), jnp.float32)] * 2)
     starts = {"turn": jnp.zeros((4, *eye.shape)), "scale": jnp.stack([0 * even, 0 * even, even, even])}

@@ -1,5 +1,6 @@
 """Straight-through fake quantization with a clipping range (LSQ gradient)."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -39,6 +40,28 @@ def fake_quant(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8
         bits: width of the grid.
     """
     return fake_codes(x, scale, bits) * scale
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """A float kernel in training, rounded wherever it is used: the differentiable twin of a `qarray.QArray`.
+
+    Attributes:
+        latent: the kernel.
+        scale: of its grid: (n,), or (groups, n) where `group` input channels share one.
+        bits: of the grid.
+        group: input channels that share a scale; 0 is all of them.
+    """
+
+    latent: Float[Array, "m n"]
+    scale: Float[Array, " n"] | Float[Array, "groups n"]
+    bits: int = dataclasses.field(metadata={"static": True})
+    group: int = dataclasses.field(metadata={"static": True})
+
+    def unpack(self) -> Float[Array, "m n"]:
+        """The integers, held in float."""
+        return fake_codes(self.latent, qarray.each_row(self.scale, len(self.latent), self.group), self.bits)
 
 
 def fake_quant_input(

@@ -15,7 +15,7 @@ from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.plan.cost import layer_cost
 from lraqvit_jax.plan.records import PACKED, LayerPlan, LinearInfo, Plan
-from lraqvit_jax.quant import qarray, quantize
+from lraqvit_jax.quant import quantize
 
 WIDEST = 8
 Divergences = dict[str, dict[int, float]]
@@ -29,33 +29,31 @@ def divergences(
     Args:
         measure: gives the divergence of the float model with the kernels at some paths replaced.
         products: of the float model.
-        rounding: of `Quantizer`.
+        rounding: field of a `Quantizer`.
     """
     round_kernel = quantize.choice("rounding", rounding).round_kernel
-    found: Divergences = {}
+    costs: Divergences = {}
     for path in console.progress(dict.fromkeys(key.rpartition(":")[0] for key in products), "widths", "layer"):
         pair = {part: products[key] for part in "xz" if (key := f"{path}:{part}") in products}
-        names = {"x": "u", "z": "v"} if len(pair) == 2 else {"x": "kernel"}
-        found[path] = {WIDEST: 0.0}
+        costs[path] = {WIDEST: 0.0}
         for bits in sorted(PACKED, reverse=True):
             changes = {}
             for part, product in pair.items():
                 kernel, rows = jnp.asarray(product.kernel), jnp.asarray(product.x).reshape(-1, product.x.shape[-1])
                 layer = dataclasses.replace(product.layer, weight_bits=bits)
                 array = round_kernel(kernel, rows, rows @ kernel, layer)
-                values = qarray.dequantize_kernel(array, bits, layer.group, len(kernel))
-                changes[f"{path}/{names[part]}"] = values
-            found[path][bits] = max(measure(changes), found[path][min(found[path])])
-    return found
+                changes[f"{path}/{quantize.kernel_names(layer)[part]}"] = array.dequantize()
+            costs[path][bits] = max(measure(changes), costs[path][min(costs[path])])
+    return costs
 
 
-def allocate(plan: Plan, layers: list[LinearInfo], found: Divergences, budget: float) -> dict[str, LayerPlan]:
+def allocate(plan: Plan, layers: list[LinearInfo], divergence: Divergences, budget: float) -> dict[str, LayerPlan]:
     """The plan with the bits of its kernels lowered until all its linear layers fit.
 
     Args:
         plan: with the layers that may be narrowed quantized.
         layers: the model's linear layers.
-        found: see `divergences`.
+        divergence: of each layer and width; see `divergences`.
         budget: bytes for the linear layers.
 
     Raises:
@@ -63,7 +61,8 @@ def allocate(plan: Plan, layers: list[LinearInfo], found: Divergences, budget: f
     """
     infos = {info.path: info for info in layers}
     chosen = {
-        path: dataclasses.replace(layer, weight_bits=WIDEST) if path in found else layer for path, layer in plan.items()
+        path: dataclasses.replace(layer, weight_bits=WIDEST) if path in divergence else layer
+        for path, layer in plan.items()
     }
 
     def size(path: str, bits: int) -> int:
@@ -73,7 +72,7 @@ def allocate(plan: Plan, layers: list[LinearInfo], found: Divergences, budget: f
     while total > budget:
         steps = [
             ((cost - costs[bits]) / (size(path, bits) - size(path, narrower)), path, narrower)
-            for path, costs in found.items()
+            for path, costs in divergence.items()
             for narrower, cost in costs.items()
             if size(path, narrower) < size(path, bits := chosen[path].weight_bits)
         ]

@@ -1,32 +1,105 @@
 """Symmetric integer arrays: `x ~= qvalue * scale`, with qvalue in [-qmax, qmax] and qmax = 2**(bits - 1) - 1.
 
 The grid leaves out -2**(bits - 1), so that a value and its negative round alike. Rounding is to nearest, ties to even.
-A quantized weight is a plain dict `{"qvalue", "scale"}`: int8 (m, n) with a float32 scale for each output channel (n,),
-or for each group of input channels and output channel (groups, n). Below 7 bits it is stored packed; see `pack`.
+A quantized kernel is a `QArray`; among a model's parameters, in memory and on disk, it is the plain dict
+`{"qvalue", "scale"}`, and the plan says the rest: `QArray.stored` and `of` lead from one to the other.
 
 An asymmetric grid of activations is a symmetric one about a centre c: `x ~= qvalue * scale + c`. Then
 `x W ~= scale * (qvalue @ W) + c * sum_j W_j`, what runtimes compute with a zero point of -c / scale.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
+from lraqvit_jax.plan.cost import packed_rows
 from lraqvit_jax.plan.records import PACKED
 
 SMALLEST = 2.0**-100
 """Ranges below this count as zero: their scale, or its reciprocal, would leave float32."""
 
 
-class QArray(TypedDict):
-    """An integer matrix, packed below 7 bits, with one scale for each output channel, or each group and channel."""
+def _static() -> Any:
+    return dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QArray:
+    """A kernel (m, n) of integers with its scales: a pytree of two arrays, all else static.
+
+    What always holds, and `check` looks after:
+
+    * qvalue is int8 (m, n), or below 7 bits uint8 (packed_rows(m, bits), n), packed as `pack` does it;
+    * every integer is in [-qmax(bits), qmax(bits)];
+    * scale is float32, one for each output channel, (n,), or for each group of input channels and output channel,
+      (ceil(m / group), n); each is above 0.
+
+    Attributes:
+        qvalue: the integers.
+        scale: what each is multiplied by.
+        bits: of the integers.
+        group: input channels that share a scale; 0 is all of them.
+        rows: m.
+    """
 
     qvalue: Int8[Array, "m n"] | UInt8[Array, "packed n"]
     scale: Float[Array, " n"] | Float[Array, "groups n"]
+    bits: int = _static()
+    group: int = _static()
+    rows: int = _static()
+
+    def check(self) -> "QArray":
+        """Itself. ValueError where an invariant does not hold; under `jit`, where there are no values yet, as far as
+        shapes and dtypes tell."""
+        columns = self.qvalue.shape[-1:]
+        shape, dtype = (packed_rows(self.rows, self.bits), *columns), "uint8" if self.bits in PACKED else "int8"
+        if (self.qvalue.shape, self.qvalue.dtype) != (shape, dtype):
+            given = f"{self.qvalue.dtype} {self.qvalue.shape}"
+            raise ValueError(f"{self.rows} rows of {self.bits} bits are {dtype} {shape}, and qvalue is {given}")
+        groups = (-(-self.rows // self.group), *columns) if self.group else columns
+        if (self.scale.shape, self.scale.dtype) != (groups, "float32"):
+            given = f"{self.scale.dtype} {self.scale.shape}"
+            raise ValueError(f"scales of {self.rows} rows in groups of {self.group} are float32 {groups}, not {given}")
+        if _has_values(self.qvalue) and _has_values(self.scale):
+            values, limit = np.asarray(self.unpack()), qmax(self.bits)
+            if values.size and (values.min() < -limit or values.max() > limit):
+                raise ValueError(f"integers of {self.bits} bits from {values.min()} to {values.max()} leave +-{limit}")
+            if not np.all(np.asarray(self.scale) > 0):
+                raise ValueError("a scale is not above 0")
+        return self
+
+    def unpack(self) -> Int8[Array, "m n"]:
+        """The integers, one a byte."""
+        return unpack(self.qvalue, self.bits, self.rows)
+
+    def each_row(self) -> Float[Array, " n"] | Float[Array, "m n"]:
+        """The scale of every entry, as it broadcasts."""
+        return each_row(self.scale, self.rows, self.group)
+
+    def dequantize(self) -> Float[Array, "m n"]:
+        """The kernel that it stands for."""
+        return self.unpack().astype(jnp.float32) * self.each_row()
+
+    def stored(self) -> dict[str, Array]:
+        """What a model has of it among its parameters; back by `of`."""
+        return {"qvalue": self.qvalue, "scale": self.scale}
+
+
+def of(stored: Mapping[str, Array], bits: int, group: int, rows: int) -> QArray:
+    """The kernel of which a model stores {qvalue, scale}, with what its plan says. ValueError where they do not fit."""
+    return QArray(stored["qvalue"], stored["scale"], bits, group, rows).check()
+
+
+def _has_values(x: Any) -> bool:
+    """Whether the entries can be looked at here: not while `jit` traces, nor where other processes hold some."""
+    return isinstance(x, np.ndarray) or (not isinstance(x, jax.core.Tracer) and x.is_fully_addressable)
 
 
 def qmax(bits: int) -> int:
@@ -72,19 +145,13 @@ def quantize_kernel(
 
     Args:
         kernel: float.
-        bits: one of `plan.BITS`.
+        bits: of the integers.
         group: how many input channels share a scale; 0 is all of them.
         scale: given, or by `kernel_scale`.
     """
     scale = kernel_scale(kernel, bits, group) if scale is None else scale
     rounded = codes(kernel, each_row(scale, len(kernel), group), bits).astype(jnp.int8)
-    return QArray(qvalue=pack(rounded, bits), scale=scale)
-
-
-def dequantize_kernel(kernel: QArray, bits: int = 8, group: int = 0, rows: int = 0) -> Float[Array, "m n"]:
-    """The kernel that a QArray stands for; `rows` is m, needed where it is packed."""
-    values = unpack(kernel["qvalue"], bits, rows)
-    return values.astype(jnp.float32) * each_row(kernel["scale"], len(values), group)
+    return QArray(pack(rounded, bits), scale, bits, group, len(kernel)).check()
 
 
 def pack(values: Int8[Array, "m n"], bits: int) -> Array:

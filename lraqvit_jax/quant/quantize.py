@@ -1,13 +1,15 @@
 """Turns a float model into an integer one: scales from calibration inputs, smoothing vectors folded where that is free.
 
 A product is one matrix product of the model, keyed "layer/path:x" (kernel, or u of a pair) or "layer/path:z" (v of a
-pair). Four choices make a quantized model, each a module of this package, or several, found by name:
+pair). Four choices make a quantized model; `Steps` are the functions that they name, each of a module found by name:
 
-* `method`: `smooth(products, options) -> {key: alpha}`, what divides the inputs and multiplies the kernel's rows, and
-  where there is a function `shift(products, options) -> {key: c}`, what is taken from the inputs before that;
+* `method`, of `smoothing/`: `smooth(products, options) -> {key: alpha}`, what divides the inputs and multiplies the
+  kernel's rows, and where there is a function `shift(products, options) -> {key: c}`, what is taken from the inputs
+  before that, of products that take a shift;
 * `between`: what is put between the factors of a pair and folded into both; see `between`;
-* `calibration`: `ranges(x, layer) -> Grid`, the grid of the activations;
-* `rounding`: `round_kernel(kernel, rounded, wanted, layer) -> QArray`, given what the product reads once it is rounded.
+* `calibration`, of `ranges/`: `ranges(x, layer) -> Grid`, the grid of the activations;
+* `rounding`, of `rounding/`: `round_kernel(kernel, rounded, target, layer) -> QArray`, given what the product reads
+  once it is rounded, and what it is to put out.
 
 The second factor is calibrated and rounded on what the quantized first factor puts out.
 """
@@ -15,7 +17,7 @@ The second factor is calibrated and rounded on what the quantized first factor p
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,18 +27,33 @@ from jaxtyping import Array, Float
 
 from lraqvit_jax.base import console, trees
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.options import records
 from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import between, qarray
 
 
 class Product(NamedTuple):
-    """One product to quantize: what it reads, by what it multiplies, how, and whether a LayerNorm comes before it."""
+    """One product to quantize: what it reads, by what it multiplies, how.
+
+    Attributes:
+        x: the inputs on the calibration images.
+        kernel: what multiplies them.
+        layer: of the plan, `clip` that of this product.
+        after_norm: whether a LayerNorm comes before it and takes a division of the inputs for nothing.
+        takes_shift: whether that LayerNorm and the layer's bias take a shift of the inputs as well.
+    """
 
     x: Float[np.ndarray, "images tokens m"]
     kernel: Float[np.ndarray, "m n"]
     layer: LayerPlan
     after_norm: bool = False
+    takes_shift: bool = False
+
+
+Products = Mapping[str, Product]
+Vectors = Mapping[str, Float[np.ndarray, " m"]]
+"""By product: what divides its inputs, or is taken from them."""
 
 
 class Grid(NamedTuple):
@@ -48,9 +65,18 @@ class Grid(NamedTuple):
     clip: float | None = None
 
 
+class Steps(NamedTuple):
+    """What makes a quantized model; see above."""
+
+    smooth: Callable[[Products, Quantizer], Vectors]
+    shift: Callable[[Products, Quantizer], Vectors]
+    ranges: Callable[[Array, LayerPlan], Grid]
+    round_kernel: Callable[[Array, Array, Array, LayerPlan], qarray.QArray]
+
+
 class Quantized(NamedTuple):
     """An integer model: its parameters and plan, the smoothing vector of every smoothed product, and the relative
-    error of every product, `||got - wanted|| / ||wanted||`, on the calibration images."""
+    error of every product, `||output - target|| / ||target||`, on the calibration images."""
 
     params: dict[str, Any]
     plan: dict[str, LayerPlan]
@@ -59,24 +85,39 @@ class Quantized(NamedTuple):
 
 
 FOLDERS = {"method": "smoothing", "calibration": "ranges", "rounding": "rounding"}
-"""Fields of `Quantizer` that name a module, and the folder of this package that has it."""
+"""Fields of a `Quantizer` that name a module, and the folder of this package that has it."""
 
 
 def choice(field: str, name: str) -> Any:
     """The module of that name; UserError if there is none."""
     folder = importlib.import_module(f"lraqvit_jax.quant.{FOLDERS[field]}")
-    known = [module.name for module in pkgutil.iter_modules(folder.__path__)]
-    if name not in known:
-        raise UserError(f"There is no quantization {field} {name!r}; {nearest(name, known)}")
+    names = [module.name for module in pkgutil.iter_modules(folder.__path__)]
+    if name not in names:
+        raise UserError(f"There is no quantization {field} {name!r}; {nearest(name, names)}")
     return importlib.import_module(f"{folder.__name__}.{name}")
 
 
 def check(options: Quantizer) -> None:
-    """Raises UserError for a name in the options of a method that is none."""
+    """Raises UserError for a name in the options that is none, or a number out of its bounds."""
     for field in FOLDERS:
         choice(field, getattr(options, field))
-    if options.between not in between.KINDS:
-        raise UserError(f"quant between is {options.between!r}; {nearest(options.between, between.KINDS)}")
+    records.parse(Quantizer, records.to_dict(options), "quant.")
+
+
+def steps_of(options: Quantizer) -> Steps:
+    """The functions that a quantizer's fields name."""
+    smoothing = choice("method", options.method)
+    return Steps(
+        smoothing.smooth,
+        getattr(smoothing, "shift", lambda products, options: {}),
+        choice("calibration", options.calibration).ranges,
+        choice("rounding", options.rounding).round_kernel,
+    )
+
+
+def kernel_names(layer: LayerPlan) -> dict[str, str]:
+    """The kernel of each product of a layer."""
+    return {"x": "u", "z": "v"} if layer.rank else {"x": "kernel"}
 
 
 def products(
@@ -88,20 +129,20 @@ def products(
         params: of the float model.
         plan: with form "quantized" where a layer is to be.
         layers: the model's linear layers.
-        seen: inputs of every product, from `statistics.inputs`.
+        seen: inputs of every product, from `calibration.observe.inputs`.
     """
-    found = {}
+    by_key = {}
     for info in layers:
         layer = plan[info.path]
-        if layer.form != "quantized":
-            continue
-        weights, values = trees.get(params, info.path), seen[info.path]
-        names = {"x": "u", "z": "v"} if layer.rank else {"x": "kernel"}
-        for name, kernel in names.items():
-            after_norm = name == "x" and bool(info.norm)
-            own = dataclasses.replace(layer, clip=layer.clip_of(name), clip_z=0.0)
-            found[f"{info.path}:{name}"] = Product(values[name], np.asarray(weights[kernel]), own, after_norm)
-    return found
+        if layer.form == "quantized":
+            weights = trees.get(params, info.path)
+            for part, kernel in kernel_names(layer).items():
+                x, first = seen[info.path][part], part == "x"
+                product_plan = dataclasses.replace(layer, clip=layer.clip_of(part), clip_z=0.0)
+                by_key[f"{info.path}:{part}"] = Product(
+                    x, np.asarray(weights[kernel]), product_plan, first and bool(info.norm), first and info.takes_shift
+                )
+    return by_key
 
 
 def quantize(
@@ -110,6 +151,7 @@ def quantize(
     layers: list[LinearInfo],
     seen: Mapping[str, Mapping[str, np.ndarray]],
     options: Quantizer,
+    steps: Steps | None = None,
 ) -> Quantized:
     """Quantizes a float model.
 
@@ -118,73 +160,78 @@ def quantize(
         plan: what to quantize and how.
         layers: the model's linear layers.
         seen: inputs of every product on the calibration images.
-        options: how.
+        options: of the method.
+        steps: other functions than those that the options name.
+
+    Raises:
+        UserError: a name in the options that is none.
     """
     check(options)
+    steps = steps or steps_of(options)
     turned = between.apply(options.between, products(params, plan, layers, seen))
-    method = choice("method", options.method)
-    alphas = method.smooth(turned, options)
-    shifts = method.shift(turned, options) if hasattr(method, "shift") else {}
-    changes, new_plan = {}, dict(plan)
-    errors: dict[str, float] = {}
+    alphas, shifts = dict(steps.smooth(turned, options)), steps.shift(turned, options)
+    changes, new_plan, errors = {}, dict(plan), dict[str, float]()
     for info in console.progress(layers, "quantize", "layer"):
-        layer = plan[info.path]
-        if layer.form != "quantized":
+        if plan[info.path].form != "quantized":
             continue
-        alpha, shift = (found.get(f"{info.path}:x") for found in (alphas, shifts))
-        if info.norm and (alpha is not None or shift is not None):
-            # A LayerNorm with one consumer takes both for nothing.
-            norm, divisor = trees.get(params, info.norm), 1 if alpha is None else alpha
-            moved = {"bias": norm["bias"] - (0 if shift is None else shift)}
-            changes[info.norm] = {key: value / divisor for key, value in (norm | moved).items()}
-        explicit = alpha is not None and not info.norm
-        pair = {part: turned[key] for part in "xz" if (key := f"{info.path}:{part}") in turned}
-        scaled = {part: alphas.get(f"{info.path}:{part}") for part in pair}
-        weights, found, clips = _quantize_layer(pair, scaled, shift, options)
-        errors |= {f"{info.path}:{part}": value for part, value in found.items()}
-        new_plan[info.path] = dataclasses.replace(layer, smoothed=explicit, **clips)
-        if explicit:
-            weights["smooth"] = jnp.asarray(alpha, jnp.float32)
-        if info.bias:
-            weights["bias"] = trees.get(params, info.path)["bias"]
-            if shift is not None:
-                weights["bias"] = weights["bias"] + shift @ np.asarray(_whole(trees.get(params, info.path)))
-        changes[info.path] = weights
+        keys = {part: f"{info.path}:{part}" for part in kernel_names(plan[info.path])}
+        alpha, shift = alphas.get(keys["x"]), shifts.get(keys["x"])
+        layer = _quantize_layer(
+            {part: turned[key] for part, key in keys.items()},
+            {part: alphas.get(key) for part, key in keys.items()},
+            shift,
+            steps,
+        )
+        errors |= {keys[part]: error for part, error in layer.errors.items()}
+        divides = alpha is not None and not info.norm
+        new_plan[info.path] = dataclasses.replace(plan[info.path], smoothed=divides, **layer.clips)
+        changes[info.path] = layer.weights | _bias(trees.get(params, info.path), info, shift)
+        if divides:
+            changes[info.path]["smooth"] = jnp.asarray(alpha, jnp.float32)
+        elif alpha is not None or shift is not None:
+            changes[info.norm] = _norm(trees.get(params, info.norm), alpha, shift)
     return Quantized(trees.replace(params, changes), new_plan, alphas, errors)
 
 
-def _whole(weights: Mapping[str, Any]) -> Any:
-    return weights["kernel"] if "kernel" in weights else weights["u"] @ weights["v"]
+def _norm(norm: Mapping[str, Any], alpha: np.ndarray | None, shift: np.ndarray | None) -> dict[str, Any]:
+    """A LayerNorm whose outputs are `(x - shift) / alpha`."""
+    moved = {**norm, "bias": norm["bias"] - (0 if shift is None else shift)}
+    return {name: value / (1 if alpha is None else alpha) for name, value in moved.items()}
+
+
+def _bias(weights: Mapping[str, Any], info: LinearInfo, shift: np.ndarray | None) -> dict[str, Any]:
+    """A layer's bias, where it has one, that makes good what is taken from its inputs."""
+    if not info.bias:
+        return {}
+    if shift is None:
+        return {"bias": weights["bias"]}
+    kernel = weights["kernel"] if "kernel" in weights else weights["u"] @ weights["v"]
+    return {"bias": weights["bias"] + shift @ np.asarray(kernel)}
+
+
+class _Layer(NamedTuple):
+    """A quantized layer: its kernels, scales and centres; by product, the relative error; and the plan's clipping."""
+
+    weights: dict[str, Any]
+    errors: dict[str, float]
+    clips: dict[str, Any]
 
 
 def _quantize_layer(
-    pair: Mapping[str, Product],
-    alphas: Mapping[str, np.ndarray | None],
-    shift: np.ndarray | None,
-    options: Quantizer,
-) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
-    """Kernels, scales and centres of one layer, the relative error of each product, and what clipping the plan is to
-    have. Between two factors, `1/alpha` folds into the scales of the first."""
-    weights: dict[str, Any] = {}
-    errors: dict[str, float] = {}
-    clips: dict[str, Any] = {}
-    ranges = choice("calibration", options.calibration).ranges
-    rounding = choice("rounding", options.rounding).round_kernel
-    names = {"x": "u", "z": "v"} if len(pair) == 2 else {"x": "kernel"}
-    put_out = None
-    for part, product in pair.items():
+    layer_products: Products, alphas: Mapping[str, np.ndarray | None], shift: np.ndarray | None, steps: Steps
+) -> _Layer:
+    """One layer, its products in turn. Between two factors, `1/alpha` folds into the scales of the first."""
+    weights, errors, clips, outputs = dict[str, Any](), dict[str, float](), dict[str, Any](), None
+    for part, product in layer_products.items():
         layer, alpha = product.layer, alphas[part]
         x, kernel = jnp.asarray(product.x), jnp.asarray(product.kernel, jnp.float32)
         x = x - shift if part == "x" and shift is not None else x
-        wanted = x @ kernel
-        x = x if put_out is None else put_out
+        target = x @ kernel
+        x = x if outputs is None else outputs
         if alpha is not None:
             x, kernel = x / alpha, kernel * alpha[:, None]
-        grid = ranges(x, layer)
-        rounded = on_grid(x, grid, layer.bits)
-        rows = (-1, x.shape[-1])
-        array = rounding(kernel, rounded.reshape(rows), wanted.reshape(-1, kernel.shape[1]), layer)
-        weights[names[part]] = dict(array)
+        array, grid, outputs = _quantize_product(x, kernel, target, layer, steps)
+        weights[kernel_names(layer)[part]] = array.stored()
         if layer.granularity != "per_token_dynamic":
             weights[f"{part}_scale"] = grid.scale
             weights |= {} if grid.center is None else {f"{part}_center": grid.center}
@@ -192,9 +239,22 @@ def _quantize_layer(
             weights["u"]["scale"] = weights["u"]["scale"] / alpha
         if grid.clip is not None:
             clips["clip_z" if part == "z" else "clip"] = grid.clip
-        put_out = rounded @ qarray.dequantize_kernel(array, layer.kernel_bits, layer.group, x.shape[-1])
-        errors[part] = float(jnp.linalg.norm(put_out - wanted) / jnp.maximum(jnp.linalg.norm(wanted), 1e-30))
-    return weights, errors, clips
+        errors[part] = float(jnp.linalg.norm(outputs - target) / jnp.maximum(jnp.linalg.norm(target), 1e-30))
+    return _Layer(weights, errors, clips)
+
+
+def _quantize_product(
+    x: Float[Array, "images tokens m"],
+    kernel: Float[Array, "m n"],
+    target: Float[Array, "images tokens n"],
+    layer: LayerPlan,
+    steps: Steps,
+) -> tuple[qarray.QArray, Grid, Float[Array, "images tokens n"]]:
+    """The rounded kernel, the grid of x, and what the product then puts out."""
+    grid = steps.ranges(x, layer)
+    rounded = on_grid(x, grid, layer.bits)
+    array = steps.round_kernel(kernel, rounded.reshape(-1, x.shape[-1]), target.reshape(-1, kernel.shape[1]), layer)
+    return array, grid, rounded @ array.dequantize()
 
 
 @jax.jit(static_argnames="bits")

@@ -14,15 +14,14 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import processes, sharding
 from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.options.training import Recipe
-from lraqvit_jax.plan.check import check
-from lraqvit_jax.plan.records import LayerPlan, Plan
+from lraqvit_jax.plan import check
+from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.quant import between, mixed, quantize
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.evaluate import other_params
+from lraqvit_jax.training import fit as training
 from lraqvit_jax.training import qat
-from lraqvit_jax.training.fit import fit
 from lraqvit_jax.training.losses import logits_kl
-from lraqvit_jax.training.objective import Objective
 from lraqvit_jax.weights import artifacts
 
 Seen = Mapping[str, Mapping[str, np.ndarray]]
@@ -41,27 +40,31 @@ class Calibrated:
 
 def run(ws: Workspace) -> None:
     options = ws.config.quant
-    missing = [name for name in options.methods if not ws.has(name)]
-    if not missing:
+    missing_rows = [name for name in options.methods if not ws.has(name)]
+    if not missing_rows:
         return
     source = calibrated(ws, ws.load(options.source, "merge"))
-    for name in missing:
+    for name in missing_rows:
         method = options.methods[name]
         result = make(ws, source, ws.plan, method, name)
         _save_surfaces(ws, name, result.alphas, source.seen)
-        scaled = f", {len(result.alphas)} of {len(result.errors)} products scaled" if result.alphas else ""
-        granularity = method.granularity or options.granularity
-        tuned = f", tuned for {method.tuning_steps} steps" if method.tuning_steps else ""
-        error = np.mean(list(result.errors.values()))
         ws.save(
             name,
             result.params,
             result.plan,
             parent=options.source,
-            notes=f"{method.method}, {granularity}{scaled}, mean product error {error:.2%}{tuned}",
+            notes=notes(method, method.granularity or options.granularity, result),
             calibration=source.drawn,
             errors=result.errors,
         )
+
+
+def notes(method: Quantizer, granularity: str, result: quantize.Quantized) -> str:
+    """What the table of results says of a quantized row."""
+    scaled = f", {len(result.alphas)} of {len(result.errors)} products scaled" if result.alphas else ""
+    tuned = f", tuned for {method.tuning_steps} steps" if method.tuning_steps else ""
+    error = np.mean(list(result.errors.values()))
+    return f"{method.method}, {granularity}{scaled}, mean product error {error:.2%}{tuned}"
 
 
 def calibrated(ws: Workspace, source: artifacts.Artifact) -> Calibrated:
@@ -80,23 +83,23 @@ def degenerate(seen: Seen) -> list[str]:
     constant = {key: int(np.sum(np.ptp(x, axis=(0, 1)) == 0)) for key, x in values.items()}
     constant = {key: count for key, count in constant.items() if count}
     few = {key: x.shape[0] * x.shape[1] for key, x in values.items() if x.shape[0] * x.shape[1] < x.shape[2]}
-    found = []
+    warnings = []
     if constant:
         key, count = max(constant.items(), key=lambda item: item[1])
-        found.append(
+        warnings.append(
             f"{sum(constant.values())} input channels in {len(constant)} products are constant on the calibration "
             f"images, {count} of {values[key].shape[2]} in {key}: nothing is known of their range."
         )
     if few:
         key, rows = next(iter(few.items()))
-        found.append(
+        warnings.append(
             f"{len(few)} products see fewer tokens than they have channels, such as {key} with {rows} for "
             f"{values[key].shape[2]}: more quant.calibration_images would tell more."
         )
-    return found
+    return warnings
 
 
-def make(ws: Workspace, source: Calibrated, plan: Plan, method: Quantizer, name: str) -> quantize.Quantized:
+def make(ws: Workspace, source: Calibrated, plan: plan_lib.Plan, method: Quantizer, name: str) -> quantize.Quantized:
     """One integer model.
 
     Args:
@@ -110,31 +113,38 @@ def make(ws: Workspace, source: Calibrated, plan: Plan, method: Quantizer, name:
         UserError: a plan that makes no sense, a budget that is too small.
     """
     plan = {path: with_options(path, layer, method) for path, layer in plan.items()}
-    check(plan, ws.spec.layers)
+    check.check(plan, ws.spec.layers)
     params = artifacts.host(source.params)
     layers = list(ws.spec.layers)
     if method.budget_mb:
-        found = mixed.divergences(
-            _measure(ws, source),
-            between.apply(method.between, quantize.products(params, plan, layers, source.seen)),
-            method.rounding,
-        )
-        rest = 4 * other_params(params, plan)
-        if method.method != "naive":  # What it may store to divide inputs by counts; `quantize` sets it as it is.
-            unfolded = [info.path for info in layers if plan[info.path].form == "quantized" and not info.norm]
-            plan |= {path: dataclasses.replace(plan[path], smoothed=True) for path in unfolded}
-        plan = mixed.allocate(plan, layers, found, 1e6 * method.budget_mb - rest)
-    made = quantize.quantize(params, plan, layers, source.seen, method)
-    return tune(ws, made, method, name) if method.tuning_steps else made
+        plan = _narrowed(ws, source, params, plan, method)
+    result = quantize.quantize(params, plan, layers, source.seen, method)
+    return tune(ws, result, method, name) if method.tuning_steps else result
 
 
-def with_options(path: str, layer: LayerPlan, method: Quantizer) -> LayerPlan:
+def _narrowed(
+    ws: Workspace, source: Calibrated, params: Any, plan: plan_lib.Plan, method: Quantizer
+) -> dict[str, plan_lib.LayerPlan]:
+    """The plan with the bits of its kernels chosen so that the model fits `budget_mb`."""
+    layers = list(ws.spec.layers)
+    divergences = mixed.divergences(
+        _measure(ws, source),
+        between.apply(method.between, quantize.products(params, plan, layers, source.seen)),
+        method.rounding,
+    )
+    rest, plan = 4 * other_params(params, plan), dict(plan)
+    if method.method != "naive":  # What it may store to divide inputs by counts; `quantize` sets it as it is.
+        unfolded = [info.path for info in layers if plan[info.path].form == "quantized" and not info.norm]
+        plan |= {path: dataclasses.replace(plan[path], smoothed=True) for path in unfolded}
+    return mixed.allocate(plan, layers, divergences, 1e6 * method.budget_mb - rest)
+
+
+def with_options(path: str, layer: plan_lib.LayerPlan, method: Quantizer) -> plan_lib.LayerPlan:
     """A quantized layer of the plan with what a method sets otherwise."""
     if layer.form != "quantized":
         return layer
-    fields = {
-        name: getattr(method, name) for name in ("granularity", "bits", "weight_bits", "group") if getattr(method, name)
-    }
+    names = ("granularity", "bits", "weight_bits", "group")
+    fields = {name: value for name in names if (value := getattr(method, name))}
     if method.attention and path.endswith("/qkv"):
         fields["attention"] = method.attention
     return dataclasses.replace(layer, asymmetric=method.asymmetric or layer.asymmetric, **fields)
@@ -144,58 +154,59 @@ def _measure(ws: Workspace, source: Calibrated) -> Any:
     """`changed kernels -> divergence of the logits` on the calibration images."""
 
     @jax.jit
-    def divergence(params: Any, batch: Any, wanted: Any) -> jax.Array:
+    def divergence(params: Any, batch: Any, exact: Any) -> jax.Array:
         logits: Any = source.model.apply({"params": params}, batch["image"])
-        return logits_kl(wanted, jnp.where(batch["mask"][:, None], logits, wanted))  # rows that are no image: 0
+        return logits_kl(exact, jnp.where(batch["mask"][:, None], logits, exact))  # rows that are no image: 0
 
     with sharding.use(ws.mesh):
         placed = [sharding.put_batch(batch, ws.mesh) for batch in source.batches]
-        wanted = [jax.jit(source.model.apply)({"params": source.params}, batch["image"]) for batch in placed]
+        exact = [jax.jit(source.model.apply)({"params": source.params}, batch["image"]) for batch in placed]
 
     def measure(changes: Mapping[str, Any]) -> float:
         like = {path: trees.get(source.params, path).sharding for path in changes}
         params = trees.replace(source.params, {path: jax.device_put(new, like[path]) for path, new in changes.items()})
         with sharding.use(ws.mesh):
-            parts = [divergence(params, *pair) for pair in zip(placed, wanted, strict=True)]
+            parts = [divergence(params, *pair) for pair in zip(placed, exact, strict=True)]
         return float(jnp.mean(jnp.stack(parts)))
 
     return measure
 
 
-def tune(ws: Workspace, made: quantize.Quantized, method: Quantizer, name: str) -> quantize.Quantized:
+def tune(ws: Workspace, result: quantize.Quantized, method: Quantizer, name: str) -> quantize.Quantized:
     """Trains scales, clipping and, where `tuning_rate` is above 0, all else of a quantized model; see `quant.qat`."""
     size, rate, scale_rate = ws.preprocess.size, method.tuning_rate, method.scale_rate
-    student = ws.create(made.plan, arithmetic="train")
-    start = qat.start(made.params, made.plan, ws.spec.layers)
+    student = ws.create(result.plan, arithmetic="train")
+    start = qat.start(result.params, result.plan, ws.spec.layers)
     placed = sharding.put(start, sharding.abstract_params(student, size, ws.mesh))
     teacher = ws.load("dense", "teacher", dtype=ws.config.dtype)
     paths = trees.flatten(start)
-    objective = Objective(
+    objective = training.Objective(
         student,
         teacher.model,
         method.distillation,
         freeze=tuple(path for path in paths if path.endswith("/smooth") or not (rate or qat.learned_scale(path))),
         scale_ratio=scale_rate / rate if rate else 1.0,
     )
-    recipe = Recipe.of(ws.config.optimizer, method.tuning_steps, learning_rate=rate or scale_rate, weight_decay=0.0)
-    params, checkpoints = fit(ws, name, objective, recipe, placed, teacher.params)
+    optimizer, first_rate = ws.config.optimizer, rate or scale_rate
+    recipe = Recipe.of(optimizer, method.tuning_steps, learning_rate=first_rate, weight_decay=0.0)
+    params, checkpoints = training.fit(ws, name, objective, recipe, placed, teacher.params)
     checkpoints.delete()
-    finished, plan = qat.finish(artifacts.host(params), made.plan)
-    return made._replace(params=finished, plan=plan)
+    finished, plan = qat.finish(artifacts.host(params), result.plan)
+    return result._replace(params=finished, plan=plan)
 
 
 def surfaces(alphas: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
     """Largest |x| and |x / alpha| by token and channel of every smoothed product, "KEY:before" and "KEY:after"."""
-    found = {}
+    largest = {}
     for key, alpha in alphas.items():
         path, _, part = key.rpartition(":")
-        found[f"{key}:before"] = np.abs(seen[path][part]).max(axis=0)
-        found[f"{key}:after"] = found[f"{key}:before"] / alpha
-    return found
+        largest[f"{key}:before"] = np.abs(seen[path][part]).max(axis=0)
+        largest[f"{key}:after"] = largest[f"{key}:before"] / alpha
+    return largest
 
 
 def _save_surfaces(ws: Workspace, name: str, alphas: Mapping[str, Any], seen: Seen) -> None:
     """Writes `surfaces` to report/activations-NAME.npz."""
-    found = surfaces(alphas, seen)
-    if found and processes.is_primary_process():
-        files.write_arrays(ws.directory / "report" / f"activations-{name}.npz", found)
+    largest = surfaces(alphas, seen)
+    if largest and processes.is_primary_process():
+        files.write_arrays(ws.directory / "report" / f"activations-{name}.npz", largest)

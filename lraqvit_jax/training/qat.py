@@ -43,8 +43,8 @@ def start(params: Any, plan: Plan, layers: Iterable[LinearInfo]) -> Any:
             weights = dict(trees.get(params, path))
             rows_of = {"u": info.features_in, "v": layer.rank} if layer.rank else {"kernel": info.features_in}
             for name, rows in rows_of.items():
-                latent = qarray.dequantize_kernel(weights[name], layer.kernel_bits, layer.group, rows)
-                weights[name] = {"latent": latent, "scale": weights[name]["scale"]}
+                kernel = qarray.of(weights[name], layer.kernel_bits, layer.group, rows)
+                weights[name] = {"latent": kernel.dequantize(), "scale": kernel.scale}
             if layer.granularity == "per_token_dynamic":
                 parts = ("x", "z") if layer.rank else ("x",)
                 weights |= {f"{part}_clip": jnp.float32(layer.clip_of(part)) for part in parts}
@@ -61,7 +61,7 @@ def finish(params: Any, plan: Plan) -> tuple[Any, dict[str, LayerPlan]]:
             for name in KERNELS:
                 if name in weights:
                     latent, scale = (jnp.asarray(weights[name][key]) for key in ("latent", "scale"))
-                    weights[name] = dict(qarray.quantize_kernel(latent, layer.kernel_bits, layer.group, scale))
+                    weights[name] = qarray.quantize_kernel(latent, layer.kernel_bits, layer.group, scale).stored()
             clips: dict[str, Any] = {
                 field: float(jnp.clip(weights.pop(name), SMALLEST, 1))
                 for field, name in (("clip", "x_clip"), ("clip_z", "z_clip"))

@@ -9,8 +9,9 @@ import pytest
 
 from lraqvit_jax import config, lowrank
 from lraqvit_jax.calibration import moments
+from lraqvit_jax.options import quant
 from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan
+from lraqvit_jax.plan import records as plan
 from lraqvit_jax.quant import smoothing
 from lraqvit_jax.quant.quantize import Product
 
@@ -43,10 +44,10 @@ def test_a_quantizer_gives_positive_vectors_for_products_it_knows(rng, name):
         f"layer_{index}:x": Product(
             rng.standard_normal((3, 4, 6)).astype(np.float32),
             rng.standard_normal((6, 5)).astype(np.float32),
-            LayerPlan("quantized", 0, 8, granularity=granularity),
+            plan.LayerPlan("quantized", 0, 8, granularity=granularity),
             after_norm=index == 0,
         )
-        for index, granularity in enumerate(GRANULARITIES)
+        for index, granularity in enumerate(quant.GRANULARITIES)
     }
     alphas = module.smooth(products, Quantizer(iterations=2))
     assert set(alphas) <= set(products)
@@ -60,11 +61,11 @@ def test_a_config_imports_fits_and_says_its_command(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config.parse(module.get_config().to_dict())
+    config.check(module.get_config().to_dict())
     assert f"--config configs/{path.name} --workdir" in module.__doc__
 
 
 def test_the_default_config_is_whole():
     fields = config.default()
     fields.data.update(train="embedded:digits", eval="embedded:digits")
-    config.parse(fields.to_dict())
+    config.check(fields.to_dict())

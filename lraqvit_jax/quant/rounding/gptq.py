@@ -19,14 +19,14 @@ BLOCK = 128
 
 
 def round_kernel(
-    kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], wanted: Float[Array, "rows n"], layer: LayerPlan
+    kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], target: Float[Array, "rows n"], layer: LayerPlan
 ) -> QArray:
     """Integers on the scales of `search_scale`, chosen row by row."""
-    del wanted
+    del target
     hessian = _hessian(rounded)
-    target = np.asarray(kernel, np.float64)
-    scale = search_scale(target, np.diag(hessian), layer)
-    return solve(target, hessian, scale, layer)
+    exact = np.asarray(kernel, np.float64)
+    scale = search_scale(exact, np.diag(hessian), layer)
+    return solve(exact, hessian, scale, layer)
 
 
 def _hessian(rounded: Float[Array, "rows m"]) -> Float[np.ndarray, "m m"]:
@@ -82,4 +82,4 @@ def solve(
     values = np.empty_like(codes, dtype=np.int8)
     values[order] = codes
     packed = qarray.pack(jnp.asarray(values), layer.kernel_bits)
-    return QArray(qvalue=packed, scale=jnp.asarray(scale, jnp.float32))
+    return QArray(packed, jnp.asarray(scale, jnp.float32), layer.kernel_bits, layer.group, m).check()

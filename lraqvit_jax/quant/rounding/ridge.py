@@ -17,21 +17,22 @@ STRENGTH = 0.03
 
 
 def round_kernel(
-    kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], wanted: Float[Array, "rows n"], layer: LayerPlan
+    kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], target: Float[Array, "rows n"], layer: LayerPlan
 ) -> QArray:
     """Integers of the corrected kernel."""
-    target = correct(np.asarray(kernel, np.float64), np.asarray(rounded, np.float64), np.asarray(wanted, np.float64))
-    return gptq.round_kernel(target, rounded, wanted, layer)  # type: ignore[arg-type]
+    arrays = (np.asarray(array, np.float64) for array in (kernel, rounded, target))
+    corrected = correct(*arrays)  # type: ignore[arg-type]
+    return gptq.round_kernel(corrected, rounded, target, layer)  # type: ignore[arg-type]
 
 
 def correct(
     kernel: Float[np.ndarray, "m n"],
     rounded: Float[np.ndarray, "rows m"],
-    wanted: Float[np.ndarray, "rows n"],
+    target: Float[np.ndarray, "rows n"],
     strength: float = STRENGTH,
 ) -> Float[np.ndarray, "m n"]:
     """`W + (X^T X + lambda)^-1 X^T (Y - X W)`."""
     second = rounded.T @ rounded
     mean = np.trace(second) / len(second)
     second[np.diag_indices(len(second))] += strength * mean if mean > 0 else 1.0
-    return kernel + np.linalg.solve(second, rounded.T @ (wanted - rounded @ kernel))
+    return kernel + np.linalg.solve(second, rounded.T @ (target - rounded @ kernel))

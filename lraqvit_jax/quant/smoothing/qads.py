@@ -5,15 +5,14 @@ gradient goes through the rounding. 1,000 steps, cosine decay, the best alpha me
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 
 from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.quant.quantize import Product
+from lraqvit_jax.quant.quantize import Products
 from lraqvit_jax.quant.smoothing import wads
 
 
-def smooth(products: Mapping[str, Product], options: Quantizer) -> dict[str, np.ndarray]:
-    """Alpha for every product."""
-    return wads.smooth(products, dataclasses.replace(options, penalty="none", select="all"), grid=False)
+def smooth(products: Products, options: Quantizer) -> dict[str, np.ndarray]:
+    """Alpha for every product, from 1 on."""
+    return wads.minimize(products, dataclasses.replace(options, penalty="none"), from_grid=False)

@@ -1,13 +1,11 @@
 """SmoothQuant (Xiao et al. 2023): moves part of the input channels' range into the weights."""
 
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.quant.quantize import Product
+from lraqvit_jax.quant.quantize import Products
 
 SMALLEST = 1e-5
 
@@ -20,8 +18,8 @@ def factors(
     return jnp.exp(log - jnp.mean(log))
 
 
-def smooth(products: Mapping[str, Product], options: Quantizer) -> dict[str, np.ndarray]:
-    """`factors` for every product, at strength `options.strength`."""
+def smooth(products: Products, options: Quantizer) -> dict[str, np.ndarray]:
+    """`factors` for every product, at the strength of the options."""
     return {
         key: np.asarray(
             factors(

@@ -16,7 +16,7 @@ from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.export import onnx as export
 from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.plan.files import to_json
+from lraqvit_jax.plan import files
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.weights import artifacts
@@ -46,7 +46,7 @@ def artifact(rng, model, size, rank=0, fields=None, **method):
         plan = {path: dataclasses.replace(layer, form="quantized", bits=8, **fields) for path, layer in plan.items()}
         params, plan, *_ = quantize.quantize(params, plan, list(layers), seen, Quantizer(**method))
     record = Preprocess(size, crop_pct=0.8)
-    meta = {"name": "one", "model": model, "num_classes": 10, "class_names": [], "plan": to_json(plan)}
+    meta = {"name": "one", "model": model, "num_classes": 10, "class_names": [], "plan": files.to_json(plan)}
     meta |= {"preprocess": record.to_json()}
     return artifacts.Artifact(artifacts.build(meta), params, record, meta), images
 
@@ -134,6 +134,6 @@ def test_bad_choices_are_named(rng, tmp_path):
         export.export(one, tmp_path / "one.onnx", "neon")
     path = "blocks_0/attn/qkv"
     plan = {**one.plan, path: LayerPlan("quantized", bits=8, attention="uniform")}
-    odd = dataclasses.replace(one, meta={**one.meta, "plan": to_json(plan)})
+    odd = dataclasses.replace(one, meta={**one.meta, "plan": files.to_json(plan)})
     with pytest.raises(UserError, match="uniform attention products"):
         export.export(odd, tmp_path / "one.onnx")

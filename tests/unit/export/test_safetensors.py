@@ -15,10 +15,11 @@ from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.export import safetensors as export
+from lraqvit_jax.options import quant
 from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.plan.cost import total_cost
-from lraqvit_jax.plan.files import from_json, to_json
-from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan, dense, low_rank
+from lraqvit_jax.plan import files
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.stages.evaluate import other_params
 from lraqvit_jax.weights import artifacts
@@ -29,7 +30,7 @@ NAMES = [f"digit {digit}" for digit in range(10)]
 
 def artifact(plan, params, model="vit_pico", size=8):
     record = Preprocess(size, crop_pct=0.8)
-    meta = {"model": model, "num_classes": 10, "class_names": NAMES, "plan": to_json(plan)}
+    meta = {"model": model, "num_classes": 10, "class_names": NAMES, "plan": files.to_json(plan)}
     meta |= {"preprocess": record.to_json()}
     return artifacts.Artifact(artifacts.build(meta), params, record, meta)
 
@@ -58,7 +59,7 @@ def test_a_dense_artefact_is_a_timm_state_dict(rng, tmp_path, name, size):
     params = random_params(rng, name, size)
     layers = models.spec(name, num_classes=10, image_size=size).layers
     path = tmp_path / f"{name}_{size}.safetensors"
-    export.save(artifact(dense(layers), params, name, size), path)
+    export.save(artifact(plan_lib.dense(layers), params, name, size), path)
     found = weights.read(f"timm:{path}")
     assert (found.model, found.preprocess.size) == (name, size)
     got, want = trees.flatten(found.params), trees.flatten(params)
@@ -86,7 +87,7 @@ def test_timms_names_and_layouts(rng):
 def test_a_deit3_keeps_its_logits_in_timms_form_without_a_position_for_the_class_token(rng, tmp_path):
     layers = models.spec("deit3_tiny_patch8", num_classes=10, image_size=16).layers
     params = random_params(rng, "deit3_tiny_patch8", 16)
-    one = artifact(dense(layers), params, "deit3_tiny_patch8", 16)
+    one = artifact(plan_lib.dense(layers), params, "deit3_tiny_patch8", 16)
     path, images = tmp_path / "deit3_tiny_patch8_16.safetensors", rng.standard_normal((2, 16, 16, 3), np.float32)
     export.save(one, path)
     assert safetensors.numpy.load_file(path)["pos_embed"].shape == (1, 4, 192)
@@ -109,7 +110,7 @@ def test_pairs_are_two_linear_layers(rng, tmp_path, form):
 
 
 def quantized(rng, plan, method):
-    float_plan = low_rank(plan)
+    float_plan = plan_lib.low_rank(plan)
     params, images = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, images)
     made = quantize.quantize(params, plan, small.LAYERS, seen, Quantizer(method=method))
@@ -118,7 +119,7 @@ def quantized(rng, plan, method):
 
 @pytest.mark.parametrize("method", ["naive", "smoothquant"])
 @pytest.mark.parametrize("rank", [0, small.RANK], ids=["dense", "pairs"])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", quant.GRANULARITIES)
 def test_int8_layers_follow_the_documented_formula(rng, tmp_path, granularity, rank, method):
     plan = {
         path: LayerPlan("quantized", layer.rank, 8, granularity, clip=0.9)
@@ -174,7 +175,7 @@ def test_the_metadata_rebuilds_the_model(rng, tmp_path):
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     assert metadata["format"] == "lraqvit_jax 1"
-    assert from_json(json.loads(metadata["plan"])) == plan
+    assert files.from_json(json.loads(metadata["plan"])) == plan
     assert preprocess.from_json(json.loads(metadata["preprocess"])) == one.preprocess
     assert json.loads(metadata["class_names"]) == NAMES
     meta = {name: json.loads(metadata[name]) for name in ("plan", "preprocess", "num_classes")}

@@ -9,8 +9,8 @@ import pytest
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.forms import pair as forms
+from lraqvit_jax.forms.pair import Pair
 from lraqvit_jax.lowrank import reparam, svd
-from lraqvit_jax.lowrank.svd import Pair
 from lraqvit_jax.plan.records import low_rank
 from tests.unit import small
 

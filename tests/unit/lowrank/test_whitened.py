@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lraqvit_jax.calibration import moments
+from lraqvit_jax.forms.pair import Pair
 from lraqvit_jax.lowrank import svd, whitened
-from lraqvit_jax.lowrank.svd import Pair
 
 property_test = settings(max_examples=25, deadline=None, derandomize=True)
 cases = st.tuples(st.integers(3, 20), st.integers(3, 20), st.integers(0, 2**16)).flatmap(
@@ -36,7 +36,7 @@ def test_the_error_is_the_energy_of_the_dropped_singular_values_of_the_whitened_
     moment = x.T @ x / len(x)
     pair = whitened.decompose(kernel, rank, moments.of(x), damping=0.0)
     dropped = np.linalg.svd(np.linalg.cholesky(moment).T @ kernel, compute_uv=False)[rank:]
-    np.testing.assert_allclose(output_error(x, kernel, *pair), np.sum(dropped**2), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(output_error(x, kernel, pair.u, pair.v), np.sum(dropped**2), rtol=1e-6, atol=1e-12)
 
 
 @property_test
@@ -56,10 +56,11 @@ def test_no_other_pair_of_that_rank_has_nearer_outputs(case):
     (m, n, seed), rank = case
     rng, x, kernel = draw(m, n, seed)
     pair = whitened.decompose(kernel, rank, moments.of(x), damping=0.0)
-    error = output_error(x, kernel, *pair)
-    assert error <= output_error(x, kernel, *svd.decompose(kernel, rank)) * (1 + 1e-9)
+    error = output_error(x, kernel, pair.u, pair.v)
+    plain = svd.decompose(kernel, rank)
+    assert error <= output_error(x, kernel, plain.u, plain.v) * (1 + 1e-9)
     for size in (1e-3, 1e-1, 1):
-        other = [factor * (1 + size * rng.standard_normal(factor.shape)) for factor in pair]
+        other = [factor * (1 + size * rng.standard_normal(factor.shape)) for factor in (pair.u, pair.v)]
         assert output_error(x, kernel, *other) > error
     # The best second factor behind a random first one is least squares.
     u = rng.standard_normal((m, rank))
@@ -75,7 +76,8 @@ def test_white_inputs_give_the_truncated_svd(rng):
 
 def test_uneven_inputs_give_clearly_nearer_outputs_than_svd():
     _, x, kernel = draw(16, 12, 0)
-    errors = [output_error(x, kernel, *one.decompose(kernel, 4, moments.of(x))) for one in (svd, whitened)]
+    pairs = [module.decompose(kernel, 4, moments.of(x)) for module in (svd, whitened)]
+    errors = [output_error(x, kernel, pair.u, pair.v) for pair in pairs]
     assert errors[1] < 0.6 * errors[0]
 
 
@@ -98,14 +100,14 @@ def test_a_singular_or_slightly_indefinite_moment_still_gives_a_near_optimal_pai
         assert np.linalg.eigvalsh(moment)[0] < 0  # indefinite indeed
     pair = whitened.truncate(kernel, moment, 4)
     best = np.sum(np.linalg.svd(x @ kernel, compute_uv=False)[4:] ** 2) / len(x)
-    assert best <= output_error(x, kernel, *pair) <= best * (1.001 if wobble < 1e-5 else 1.05)
+    assert best <= output_error(x, kernel, pair.u, pair.v) <= best * (1.001 if wobble < 1e-5 else 1.05)
     # Nothing blows up along the directions that had no input.
     assert np.linalg.norm(pair.u @ pair.v) < 20 * np.linalg.norm(kernel)
 
 
 def test_a_moment_of_zero_still_gives_finite_factors(rng):
     pair = whitened.truncate(rng.standard_normal((6, 5)), np.zeros((6, 6)), 2)
-    assert all(np.isfinite(factor).all() for factor in pair)
+    assert all(np.isfinite(factor).all() for factor in (pair.u, pair.v))
 
 
 def test_balancing_keeps_the_product_and_equalizes_the_norms(rng):
@@ -119,10 +121,10 @@ def test_balancing_leaves_dead_rank_channels_finite(rng):
     pair = Pair(rng.standard_normal((9, 3)) * [0, 1, 1], rng.standard_normal((3, 7)) * [[1], [0], [1]])
     even = whitened.balance(pair)
     np.testing.assert_allclose(even.u @ even.v, pair.u @ pair.v, rtol=1e-12)
-    assert all(np.isfinite(factor).all() for factor in even)
+    assert all(np.isfinite(factor).all() for factor in (even.u, even.v))
 
 
 def test_decompositions_come_out_balanced():
     _, x, kernel = draw(16, 12, 1)
-    u, v = whitened.decompose(kernel, 5, moments.of(x))
-    np.testing.assert_allclose(np.linalg.norm(u, axis=0), np.linalg.norm(v, axis=1), rtol=1e-9)
+    pair = whitened.decompose(kernel, 5, moments.of(x))
+    np.testing.assert_allclose(np.linalg.norm(pair.u, axis=0), np.linalg.norm(pair.v, axis=1), rtol=1e-9)

@@ -13,8 +13,9 @@ from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.models.linear import Linear, LinearOptions
+from lraqvit_jax.options.quant import GRANULARITIES
 from lraqvit_jax.plan.cost import layer_cost
-from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan
+from lraqvit_jax.plan.records import LayerPlan
 from tests.unit import small
 
 M, N, RANK = 24, 16, 5

@@ -2,7 +2,8 @@
 
 from hypothesis import strategies as st
 
-from lraqvit_jax.plan.records import BITS, GRANULARITIES, LayerPlan, LinearInfo
+from lraqvit_jax.options.quant import BITS, GRANULARITIES
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 
 clips = st.floats(0.01, 1)
 infos = st.builds(

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.models.linear import Linear, LinearOptions
+from lraqvit_jax.options.quant import ATTENTION, BITS, GRANULARITIES
 from lraqvit_jax.plan.check import check, check_layer
-from lraqvit_jax.plan.records import ATTENTION, BITS, FORMS, GRANULARITIES, LayerPlan, LinearInfo, dense
+from lraqvit_jax.plan.records import FORMS, LayerPlan, LinearInfo, dense
 from tests.unit import small
 from tests.unit.plan import plans
 

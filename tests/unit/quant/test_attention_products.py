@@ -8,8 +8,9 @@ import pytest
 
 from lraqvit_jax import models
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.options.quant import ATTENTION
 from lraqvit_jax.plan.check import check
-from lraqvit_jax.plan.records import ATTENTION, LayerPlan
+from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import attention
 from tests.unit import small
 from tests.unit.quant.test_quantizers import quantized

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from lraqvit_jax.base import trees
-from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.plan.records import GRANULARITIES
+from lraqvit_jax.options.quant import GRANULARITIES, Quantizer
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import fake_codes, fake_quant, round_ste
 from lraqvit_jax.quant.quantize import quantize

@@ -1,5 +1,7 @@
 """Integer arrays against NumPy, and against qwix where the two grids are meant to agree."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from qwix._src.core.qarray import quantize_with_scale_zero_point
 
 from lraqvit_jax.plan.cost import packed_rows
 from lraqvit_jax.quant import qarray
+from lraqvit_jax.quant.qarray import QArray
 
 property_test = settings(max_examples=30, deadline=None, derandomize=True)
 # One shape, so that each function compiles once.
@@ -19,14 +22,14 @@ kernels = arrays(np.float32, (12, 7), elements=st.floats(-(2.0**60), 2.0**60, wi
     lambda kernel: np.where(np.abs(kernel) < 2.0**-60, np.float32(0), kernel)
 )
 quantize = jax.jit(qarray.quantize_kernel)
-dequantize = jax.jit(qarray.dequantize_kernel)
+dequantize = jax.jit(QArray.dequantize)
 
 
 @property_test
 @given(kernels)
 def test_values_stay_on_the_symmetric_grid_and_within_half_a_step(kernel):
     array = quantize(kernel)
-    values, scale = np.asarray(array["qvalue"]), np.asarray(array["scale"], np.float64)
+    values, scale = np.asarray(array.qvalue), np.asarray(array.scale, np.float64)
     assert values.dtype == np.int8
     assert values.min() >= -127  # never -128
     assert scale.shape == (7,)
@@ -37,7 +40,7 @@ def test_values_stay_on_the_symmetric_grid_and_within_half_a_step(kernel):
 @property_test
 @given(kernels)
 def test_the_largest_entry_of_each_channel_is_the_end_of_the_grid(kernel):
-    values = np.asarray(quantize(kernel)["qvalue"], np.int32)
+    values = np.asarray(quantize(kernel).qvalue, np.int32)
     assert np.array_equal(np.abs(values).max(0), np.where(kernel.any(0), 127, 0))
 
 
@@ -45,15 +48,15 @@ def test_the_largest_entry_of_each_channel_is_the_end_of_the_grid(kernel):
 @given(kernels)
 def test_a_kernel_and_its_negative_round_alike(kernel):
     one, other = quantize(kernel), quantize(-kernel)
-    assert np.array_equal(np.asarray(one["qvalue"]), -np.asarray(other["qvalue"]))
-    assert np.array_equal(np.asarray(one["scale"]), np.asarray(other["scale"]))
+    assert np.array_equal(np.asarray(one.qvalue), -np.asarray(other.qvalue))
+    assert np.array_equal(np.asarray(one.scale), np.asarray(other.scale))
 
 
 def test_zero_channels_have_scale_one(rng):
     kernel = rng.standard_normal((6, 4)).astype(np.float32) * [1, 0, 1, 0]
     array = quantize(kernel)
-    assert np.asarray(array["scale"])[[1, 3]].tolist() == [1, 1]
-    assert not np.asarray(array["qvalue"])[:, [1, 3]].any()
+    assert np.asarray(array.scale)[[1, 3]].tolist() == [1, 1]
+    assert not np.asarray(array.qvalue)[:, [1, 3]].any()
     for granularity in ("per_tensor", "per_token", "per_token_dynamic"):
         assert np.all(np.asarray(qarray.input_scale(jnp.zeros((2, 3, 4)), granularity)) == 1)
 
@@ -76,7 +79,7 @@ def test_rounding_is_to_nearest_with_ties_to_even():
 def test_narrower_grids_are_symmetric_too(rng, bits, limit):
     assert qarray.qmax(bits) == limit
     array = qarray.quantize_kernel(rng.standard_normal((50, 6)).astype(np.float32), bits)
-    values = np.asarray(qarray.unpack(array["qvalue"], bits, 50), np.int32)
+    values = np.asarray(array.unpack(), np.int32)
     assert np.abs(values).max() == limit
 
 
@@ -91,18 +94,91 @@ def test_packing_keeps_every_value_in_as_many_bytes_as_bits_need(rng, bits, rows
     np.testing.assert_array_equal(qarray.unpack(packed, bits, rows), values)
 
 
+@st.composite
+def integers(draw):
+    """Integers of some width with scales, packed: all that a kernel may be."""
+    bits, rows, group = draw(st.sampled_from([(4, 7, 0), (4, 10, 4), (6, 10, 0), (6, 5, 8), (7, 5, 0), (8, 9, 3)]))
+    limit, shape = qarray.qmax(bits), (-(-rows // group), 3) if group else (3,)
+    values = draw(arrays(np.int8, (rows, 3), elements=st.integers(-limit, limit)))
+    scale = draw(arrays(np.float32, shape, elements=st.floats(2.0**-60, 2.0**60, width=32)))
+    return values, QArray(qarray.pack(jnp.asarray(values), bits), jnp.asarray(scale), bits, group, rows)
+
+
+@property_test
+@given(integers())
+def test_a_kernel_comes_back_from_its_bytes_and_from_what_a_model_stores(kernel):
+    values, array = kernel
+    np.testing.assert_array_equal(array.unpack(), values)
+    back = qarray.of(array.stored(), array.bits, array.group, array.rows)
+    np.testing.assert_array_equal(back.qvalue, array.qvalue)
+    np.testing.assert_array_equal(back.scale, array.scale)
+    step = np.repeat(array.scale, array.group, 0)[: array.rows] if array.group else np.asarray(array.scale)
+    np.testing.assert_array_equal(array.dequantize(), values * step)
+
+
+@property_test
+@given(integers())
+def test_a_kernel_is_a_tree_of_two_arrays_that_keeps_the_rest(kernel):
+    _, array = kernel
+    assert len(jax.tree.leaves(array)) == 2
+    doubled = jax.tree.map(lambda leaf: leaf * 2, array)
+    assert (doubled.bits, doubled.group, doubled.rows) == (array.bits, array.group, array.rows)
+    np.testing.assert_array_equal(doubled.scale, 2 * np.asarray(array.scale))
+    flat, shape = jax.tree.flatten(array)
+    assert jax.tree.unflatten(shape, flat).check() is not array
+
+
+def test_a_compiled_function_takes_and_gives_kernels(rng):
+    array = qarray.quantize_kernel(rng.standard_normal((10, 3)).astype(np.float32), 6, 4)
+    louder = jax.jit(lambda kernel: dataclasses.replace(kernel, scale=3 * kernel.scale).check())(array)
+    assert (louder.bits, louder.group, louder.rows) == (6, 4, 10)
+    np.testing.assert_allclose(louder.dequantize(), 3 * np.asarray(array.dequantize()), rtol=1e-6)
+
+
+BROKEN = {
+    "too few rows": {"rows": 11},
+    "rows packed that are not": {"bits": 6},
+    "floats": {"qvalue": jnp.zeros((10, 3))},
+    "one scale": {"scale": jnp.ones(())},
+    "scales of groups": {"scale": jnp.ones((2, 3))},
+    "groups without scales": {"group": 4},
+    "scales of other columns": {"scale": jnp.ones(4)},
+    "half precision": {"scale": jnp.ones(3, jnp.bfloat16)},
+    "the end that a symmetric grid has not": {"qvalue": jnp.full((10, 3), -128, jnp.int8)},
+    "too wide for its bits": {"bits": 7},
+    "a scale of zero": {"scale": jnp.asarray([1.0, 0.0, 1.0])},
+    "a negative scale": {"scale": jnp.asarray([1.0, 1.0, -1.0])},
+    "no number": {"scale": jnp.asarray([1.0, jnp.nan, 1.0])},
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+def test_what_breaks_an_invariant_is_refused(change):
+    array = QArray(jnp.full((10, 3), 127, jnp.int8), jnp.ones(3), 8, 0, 10).check()
+    with pytest.raises(ValueError, match=r"rows|integers|scale"):
+        dataclasses.replace(array, **change).check()
+
+
+def test_a_stored_kernel_of_another_shape_is_refused_even_while_it_is_traced():
+    stored = qarray.quantize_kernel(jnp.ones((10, 3)), 4).stored()
+    read = jax.jit(qarray.of, static_argnums=(1, 2, 3))
+    assert read(stored, 4, 0, 10).unpack().shape == (10, 3)
+    with pytest.raises(ValueError, match="12 rows of 4 bits"):
+        read(stored, 4, 0, 12)
+
+
 @pytest.mark.parametrize(("rows", "group"), [(12, 4), (10, 4), (5, 8)])
 def test_groups_of_input_channels_have_scales_of_their_own(rng, rows, group):
     kernel = (rng.standard_normal((rows, 6)) * np.geomspace(0.1, 10, rows)[:, None]).astype(np.float32)
     array = qarray.quantize_kernel(kernel, 4, group)
     parts = [kernel[start : start + group] for start in range(0, rows, group)]
-    np.testing.assert_allclose(array["scale"], np.stack([np.abs(part).max(0) / 7 for part in parts]), rtol=1e-6)
-    steps = np.repeat(array["scale"], group, 0)[:rows]
-    found = qarray.dequantize_kernel(array, 4, group, rows)
+    np.testing.assert_allclose(array.scale, np.stack([np.abs(part).max(0) / 7 for part in parts]), rtol=1e-6)
+    steps = np.repeat(array.scale, group, 0)[:rows]
+    found = array.dequantize()
     assert np.all(np.abs(found - kernel) <= steps * 0.5001)
     x = rng.integers(-127, 128, (9, rows)).astype(np.float32)
     for dot in (qarray.integer_dot, qarray.float_dot):
-        got = qarray.scaled_dot(x, qarray.unpack(array["qvalue"], 4, rows), array["scale"], group, dot)
+        got = qarray.scaled_dot(x, array.unpack(), array.scale, group, dot)
         np.testing.assert_allclose(got, x @ np.asarray(found, np.float64), rtol=1e-5, atol=1e-4)
 
 
@@ -135,16 +211,16 @@ def test_codes_are_qwixs_on_the_same_scales(rng):
     """qwix spreads max |w| over 127.5 steps and so reaches -128; given our scales it rounds to our codes."""
     kernel = jnp.asarray(rng.standard_normal((64, 48)).astype(np.float32))
     ours = quantize(kernel)
-    theirs = quantize_with_scale_zero_point(kernel, jnp.int8, ours["scale"][None], None)
-    assert np.array_equal(np.asarray(ours["qvalue"]), np.asarray(theirs.qvalue))
+    theirs = quantize_with_scale_zero_point(kernel, jnp.int8, ours.scale[None], None)
+    assert np.array_equal(np.asarray(ours.qvalue), np.asarray(theirs.qvalue))
 
 
 def test_per_channel_int8_agrees_with_qwix_but_for_the_asymmetric_end(rng):
     kernel = jnp.asarray(rng.standard_normal((64, 48)).astype(np.float32))
     ours, theirs = quantize(kernel), qwix.quantize(kernel, jnp.int8, channelwise_axes=[1])
     assert np.asarray(theirs.qvalue).min() == -128  # what ours leaves out
-    np.testing.assert_allclose(np.asarray(ours["scale"]) * 127, np.asarray(theirs.scale)[0] * 127.5, rtol=1e-6)
-    apart = np.abs(np.asarray(ours["qvalue"], np.int32) - np.asarray(theirs.qvalue, np.int32))
+    np.testing.assert_allclose(np.asarray(ours.scale) * 127, np.asarray(theirs.scale)[0] * 127.5, rtol=1e-6)
+    apart = np.abs(np.asarray(ours.qvalue, np.int32) - np.asarray(theirs.qvalue, np.int32))
     assert apart.max() == 1
     errors = [float(jnp.linalg.norm(one - kernel)) for one in (dequantize(ours), qwix.dequantize(theirs))]
     assert abs(errors[0] / errors[1] - 1) < 0.02

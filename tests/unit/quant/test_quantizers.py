@@ -9,8 +9,8 @@ import pytest
 
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.plan.cost import layer_cost
+from lraqvit_jax.options.quant import BETWEEN, Quantizer
+from lraqvit_jax.plan import cost
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import between, qarray, quantize
 from lraqvit_jax.quant.fake_quant import fake_quant_input
@@ -20,7 +20,6 @@ from lraqvit_jax.quant.rounding import gptq, nearest, ridge
 from lraqvit_jax.quant.smoothing import repq
 from lraqvit_jax.stages.quantize import degenerate
 from tests.unit import small
-from tests.unit.quant.test_wads import as_float, unrounded
 
 FORMS = [
     ("per_tensor", {"weight_bits": 4}),
@@ -58,7 +57,7 @@ def test_every_form_runs_on_integers_as_its_float_twin_says_in_as_many_bytes_as_
     assert 1e-5 < error < {8: 0.05, 6: 0.2, 4: 1.0}[coarse]
     for info in small.LAYERS:
         stored = sum(leaf.nbytes for leaf in jax.tree.leaves(trees.get(result.params, info.path)))
-        assert layer_cost(info, result.plan[info.path]).bytes == stored, info.path
+        assert cost.layer_cost(info, result.plan[info.path]).bytes == stored, info.path
 
 
 # --- rounding ---
@@ -69,8 +68,8 @@ def correlated(rng, rows=400, m=24, n=10):
     return rng.standard_normal((rows, m)) @ mix, 0.1 * rng.standard_normal((m, n))
 
 
-def output_error(rounded, kernel, array, layer):
-    found = np.asarray(qarray.dequantize_kernel(array, layer.kernel_bits, layer.group, len(kernel)), np.float64)
+def output_error(rounded, kernel, array):
+    found = np.asarray(array.dequantize(), np.float64)
     return np.square(rounded @ (found - kernel)).sum()
 
 
@@ -93,11 +92,11 @@ def test_gptq_is_optimal_brain_surgery_row_by_row(rng, bits, group, m):
     array = gptq.round_kernel(kernel, rounded, None, layer)
     hessian = rounded.T @ rounded
     hessian += 0.01 * np.trace(hessian) / m * np.eye(m)
-    scale = np.asarray(qarray.each_row(array["scale"], m, group), np.float64) * np.ones_like(kernel)
+    scale = np.asarray(array.each_row(), np.float64) * np.ones_like(kernel)
     want = brain_surgeon(kernel, hessian, scale, qarray.qmax(bits))
-    assert np.mean(np.asarray(qarray.unpack(array["qvalue"], bits, m)) == want) > 0.99
+    assert np.mean(np.asarray(array.unpack()) == want) > 0.99
     plain = nearest.round_kernel(jnp.asarray(kernel, jnp.float32), None, None, layer)
-    assert output_error(rounded, kernel, array, layer) < 0.6 * output_error(rounded, kernel, plain, layer)
+    assert output_error(rounded, kernel, array) < 0.6 * output_error(rounded, kernel, plain)
 
 
 def test_scales_found_by_search_round_no_worse_than_those_of_the_largest_entries(rng):
@@ -193,26 +192,23 @@ def test_the_percentile_is_the_best_of_three(rng):
 # --- RepQ-ViT ---
 
 
-def test_repq_gives_all_channels_after_a_layer_norm_one_range_and_leaves_the_function(rng, monkeypatch):
+def test_repq_gives_all_channels_after_a_layer_norm_one_range(rng):
     x = (rng.standard_normal((4, 5, 8)) * np.geomspace(0.1, 10, 8) + rng.normal(0, 3, 8)).astype(np.float32)
-    product = Product(x, np.eye(8, dtype=np.float32), LayerPlan("quantized", 0, 8), after_norm=True)
-    other = product._replace(after_norm=False)
-    alphas, shifts = (function({"a:x": product, "b:x": other}, {}) for function in (repq.smooth, repq.shift))
+    product = Product(x, np.eye(8, dtype=np.float32), LayerPlan("quantized", 0, 8), after_norm=True, takes_shift=True)
+    other = product._replace(after_norm=False, takes_shift=False)
+    alphas, shifts = (function({"a:x": product, "b:x": other}, Quantizer()) for function in (repq.smooth, repq.shift))
     assert set(alphas) == set(shifts) == {"a:x"}
     moved = (x - shifts["a:x"]) / alphas["a:x"]
     for end in (moved.max((0, 1)), moved.min((0, 1))):
         np.testing.assert_allclose(end, end[0], rtol=1e-3, atol=1e-3 * np.ptp(moved))
-    # In a model, with the rounding of the kernels taken out.
-    monkeypatch.setattr(qarray, "quantize_kernel", unrounded)
-    result, params, batch = quantized(rng, "per_tensor", {"asymmetric": True}, method="repq")
-    for name in ("norm1", "norm2"):
-        before, after = (trees.get(one, f"blocks_0/{name}/bias") for one in (params, result.params))
-        assert np.abs(after - before).max() > 1e-2
-    float_plan = small.float_plan(result.plan)
-    exact = logits(float_plan, params, batch)
-    np.testing.assert_allclose(
-        logits(float_plan, as_float(result), batch), exact, rtol=0, atol=1e-5 * np.abs(exact).max()
-    )
+
+
+def test_repq_gives_channels_that_take_no_shift_one_range_about_zero(rng):
+    x = (rng.standard_normal((4, 5, 8)) * np.geomspace(0.1, 10, 8) + rng.normal(0, 3, 8)).astype(np.float32)
+    products = {"a:x": Product(x, np.eye(8, dtype=np.float32), LayerPlan("quantized", 0, 8), after_norm=True)}
+    assert repq.shift(products, Quantizer()) == {}
+    largest = np.abs(x / repq.smooth(products, Quantizer())["a:x"]).max((0, 1))
+    np.testing.assert_allclose(largest, largest[0], rtol=1e-5)
 
 
 # --- between the factors ---
@@ -247,7 +243,7 @@ def test_what_is_put_between_the_factors_leaves_their_product(rng, kind):
 
 def test_a_learned_rotation_is_better_than_its_starts(rng):
     products = pair(rng)
-    found = {kind: between.apply(kind, products) for kind in between.KINDS}
+    found = {kind: between.apply(kind, products) for kind in BETWEEN}
 
     def error(kind):
         first, second = found[kind]["fc:x"], found[kind]["fc:z"]
@@ -295,6 +291,9 @@ def test_calibration_inputs_that_say_too_little_are_named(rng):
         ("calibration", "percentil", "did you mean 'percentile'"),
         ("rounding", "gpt", "did you mean 'gptq'"),
         ("between", "hadamrd", "did you mean 'hadamard'"),
+        ("penalty", "print", "quant.penalty is 'print'; did you mean 'printed'"),
+        ("select", "some", "quant.select is 'some'"),
+        ("strength", 2.0, "from 0 to 1"),
     ],
 )
 def test_an_unknown_choice_is_named_with_the_nearest(field, value, says):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from lraqvit_jax.base import trees
-from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.plan.records import GRANULARITIES, LayerPlan
-from lraqvit_jax.quant import qarray, quantize
+from lraqvit_jax.options.quant import GRANULARITIES, PENALTIES, Quantizer
+from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.quant import quantize
 from lraqvit_jax.quant.quantize import Product
 from lraqvit_jax.quant.smoothing import smoothquant, wads
 from tests.unit import small
+from tests.unit.quant.subjects import as_float, unrounded
 
 OPTIONS = Quantizer(penalty="printed", select="all", iterations=40)
 AXES = {"per_tensor": (0, 1, 2), "per_token": (0, 2), "per_token_dynamic": 2}
@@ -58,7 +58,7 @@ def objective(log_alpha, x, kernel, granularity, penalty, clip=1.0):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("penalty", wads.PENALTIES)
+@pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("clip", [1.0, 0.8])
 def test_the_objective_is_eq_14(rng, granularity, penalty, clip):
     x, kernel = outliers(rng)
@@ -72,8 +72,8 @@ def test_each_penalty_is_what_it_adds(rng):
     x, kernel = outliers(rng, loud=1)
     alpha = np.exp(rng.normal(0, 0.5, CHANNELS))
     x = 1e-3 * x
-    got = {p: float(objective(jnp.log(alpha), x, kernel, "per_tensor", p)) for p in wads.PENALTIES}
-    want = {p: eq_14(alpha, x, kernel, "per_tensor", p) for p in wads.PENALTIES}
+    got = {p: float(objective(jnp.log(alpha), x, kernel, "per_tensor", p)) for p in PENALTIES}
+    want = {p: eq_14(alpha, x, kernel, "per_tensor", p) for p in PENALTIES}
     for penalty in ("printed", "weight_error"):
         assert got[penalty] - got["none"] == pytest.approx(want[penalty] - want["none"], rel=1e-3)
     assert want["printed"] > 10 * want["weight_error"] > 0
@@ -100,7 +100,9 @@ def test_the_printed_penalty_does_see_a_common_factor(rng, factor):
 
 
 def minimize(x, kernel, granularity, penalty, **options):
-    alpha = wads.smooth({"fc:x": Product(x, kernel, int8(granularity))}, {**OPTIONS, "penalty": penalty, **options})
+    alpha = wads.smooth(
+        {"fc:x": Product(x, kernel, int8(granularity))}, dataclasses.replace(OPTIONS, penalty=penalty, **options)
+    )
     return alpha["fc:x"]
 
 
@@ -115,7 +117,7 @@ def normalized(alpha):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("penalty", wads.PENALTIES)
+@pytest.mark.parametrize("penalty", PENALTIES)
 def test_the_minimum_found_is_no_worse_than_any_start_and_better_than_naive(rng, granularity, penalty):
     x, kernel = outliers(rng)
     alpha = minimize(x, kernel, granularity, penalty)
@@ -150,9 +152,9 @@ def test_alpha_is_one_where_nothing_is_better():
 def test_products_of_one_shape_are_optimized_as_if_alone(rng):
     pairs = [outliers(rng, loud) for loud in (5, 40)]
     products = {f"layer{i}:x": Product(*pair, int8("per_token")) for i, pair in enumerate(pairs)}
-    together = wads.smooth(products, {**OPTIONS, "iterations": 5})
+    together = wads.smooth(products, dataclasses.replace(OPTIONS, iterations=5))
     for key, product in products.items():
-        alone = wads.smooth({key: product}, {**OPTIONS, "iterations": 5})[key]
+        alone = wads.smooth({key: product}, dataclasses.replace(OPTIONS, iterations=5))[key]
         np.testing.assert_allclose(together[key], alone, rtol=1e-3)
 
 
@@ -173,19 +175,13 @@ def test_only_products_that_round_better_than_the_mean_are_scaled(rng):
     below = {name for name, error in errors.items() if error < np.mean(list(errors.values()))}
     assert set(wads.chosen(products)) == below
     assert 0 < len(below) < 4
-    assert set(wads.smooth(products, {**OPTIONS, "select": "below_mean", "iterations": 1})) == below
+    assert set(wads.smooth(products, dataclasses.replace(OPTIONS, select="below_mean", iterations=1))) == below
 
 
 def test_equal_products_are_none_of_them_below_their_mean(rng):
     x, kernel = outliers(rng)
     products = {name: Product(x, kernel, int8("per_tensor")) for name in ("a", "b")}
-    assert wads.smooth(products, {**OPTIONS, "select": "below_mean"}) == {}
-
-
-@pytest.mark.parametrize(("field", "value"), [("penalty", "print"), ("select", "some")])
-def test_unknown_options_are_named(rng, field, value):
-    with pytest.raises(UserError, match=f"{field} is '{value}'"):
-        wads.smooth({"a": Product(*outliers(rng), int8("per_tensor"))}, {**OPTIONS, field: value})
+    assert wads.smooth(products, dataclasses.replace(OPTIONS, select="below_mean")) == {}
 
 
 # --- SmoothQuant ---
@@ -194,7 +190,7 @@ def test_unknown_options_are_named(rng, field, value):
 @pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
 def test_smoothquant_is_its_formula(rng, strength):
     x, kernel = outliers(rng)
-    alpha = smoothquant.smooth({"fc:x": Product(x, kernel, int8("per_tensor"))}, {"strength": strength})["fc:x"]
+    alpha = smoothquant.smooth({"fc:x": Product(x, kernel, int8("per_tensor"))}, Quantizer(strength=strength))["fc:x"]
     want = np.abs(x).max((0, 1)) ** strength / np.abs(kernel).max(1) ** (1 - strength)
     np.testing.assert_allclose(alpha, normalized(want), rtol=1e-5)
 
@@ -202,7 +198,7 @@ def test_smoothquant_is_its_formula(rng, strength):
 def test_smoothquant_stays_positive_on_dead_channels(rng):
     x, kernel = outliers(rng)
     x[..., 0], kernel[1] = 0, 0
-    alpha = smoothquant.smooth({"fc:x": Product(x, kernel, int8("per_tensor"))}, {"strength": 0.5})["fc:x"]
+    alpha = smoothquant.smooth({"fc:x": Product(x, kernel, int8("per_tensor"))}, Quantizer(strength=0.5))["fc:x"]
     assert np.isfinite(alpha).all()
     assert alpha.min() > 0
 
@@ -221,58 +217,35 @@ def with_granularity(plan, granularity):
     return {path: dataclasses.replace(layer, granularity=granularity) for path, layer in plan.items()}
 
 
-def planted(monkeypatch, choose):
-    """Makes `quantize` use `choose(key, channels)` as its smoothing vectors."""
+def planted(choose):
+    """The steps of OPTIONS with `choose(key, channels)` as smoothing vectors."""
 
-    class Planted:
-        @staticmethod
-        def smooth(products, options):
-            del options
-            return {key: choose(key, product.x.shape[-1]).astype(np.float32) for key, product in products.items()}
+    def smooth(products, options):
+        del options
+        return {key: choose(key, product.x.shape[-1]).astype(np.float32) for key, product in products.items()}
 
-    known = quantize.choice
-    monkeypatch.setattr(quantize, "choice", lambda field, name: Planted if name == "planted" else known(field, name))
+    return quantize.steps_of(OPTIONS)._replace(smooth=smooth)
 
 
 def run(plan, params, batch):
     return np.asarray(jax.jit(small.model(plan).apply)({"params": params}, batch))
 
 
-def unrounded(kernel, bits=8, group=0):
-    scale = jnp.max(jnp.abs(kernel), axis=0) / qarray.qmax(bits)
-    return {"qvalue": kernel / scale, "scale": scale}
-
-
-def as_float(result):
-    """Float parameters of the function that the quantized parameters stand for, had nothing been rounded."""
-    changes = {}
-    for path, layer in result.plan.items():
-        if layer.form == "quantized":
-            stored = trees.get(result.params, path)
-            names = ("u", "v") if layer.rank else ("kernel",)
-            weights = {name: np.asarray(stored[name]["qvalue"] * stored[name]["scale"]) for name in names}
-            if layer.smoothed:
-                weights[names[0]] = weights[names[0]] / stored["smooth"][:, None]
-            changes[path] = weights | {"bias": stored["bias"]}
-    return trees.replace(result.params, changes)
-
-
 @pytest.mark.parametrize("plan", [mixed_plan(), small.quantized_plan(small.RANK, "per_tensor")], ids=["mixed", "all"])
-def test_folding_leaves_the_float_function(rng, monkeypatch, plan):
+def test_folding_leaves_the_float_function(rng, plan):
     """With the rounding of the weights taken out, alphas of a wide range change nothing."""
     float_plan = small.float_plan(plan)
     params, batch = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, batch)
-    monkeypatch.setattr(qarray, "quantize_kernel", unrounded)
-    planted(monkeypatch, lambda key, channels: np.exp(rng.normal(0, 1, channels)))
-    result = quantize.quantize(params, plan, small.LAYERS, seen, {**OPTIONS, "method": "planted"})
+    steps = planted(lambda key, channels: np.exp(rng.normal(0, 1, channels)))._replace(round_kernel=unrounded)
+    result = quantize.quantize(params, plan, small.LAYERS, seen, OPTIONS, steps)
     assert set(result.alphas) == set(quantize.products(params, plan, small.LAYERS, seen))
     want, got = run(float_plan, params, batch), run(float_plan, as_float(result), batch)
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_a_power_of_two_for_all_channels_changes_not_one_bit(rng, monkeypatch, granularity):
+def test_a_power_of_two_for_all_channels_changes_not_one_bit(rng, granularity):
     """Then scaling is exact: codes stay, and every scale must take up exactly what the fold put elsewhere."""
     plan = with_granularity(mixed_plan(), granularity)
     float_plan = small.float_plan(plan)
@@ -280,8 +253,8 @@ def test_a_power_of_two_for_all_channels_changes_not_one_bit(rng, monkeypatch, g
     seen = small.seen(float_plan, params, batch)
     naive = quantize.quantize(params, plan, small.LAYERS, seen, OPTIONS)
     powers = {"qkv:x": 4.0, "fc1:x": 0.5, "fc1:z": 8.0, "fc2:x": 0.25}
-    planted(monkeypatch, lambda key, channels: np.full(channels, powers[key.split("/")[-1]]))
-    moved = quantize.quantize(params, plan, small.LAYERS, seen, {**OPTIONS, "method": "planted"})
+    steps = planted(lambda key, channels: np.full(channels, powers[key.split("/")[-1]]))
+    moved = quantize.quantize(params, plan, small.LAYERS, seen, OPTIONS, steps)
     assert np.array_equal(run(moved.plan, moved.params, batch), run(naive.plan, naive.params, batch))
     for info in small.LAYERS:
         layer = trees.get(moved.params, info.path)
@@ -318,7 +291,7 @@ def test_wads_undoes_planted_channel_outliers_in_a_whole_model(rng):
     errors, products = {}, {}
     for name in ("naive", "wads"):
         result = quantize.quantize(
-            params, plan, small.LAYERS, seen, {**OPTIONS, "method": name, "penalty": "weight_error"}
+            params, plan, small.LAYERS, seen, dataclasses.replace(OPTIONS, method=name, penalty="weight_error")
         )
         errors[name] = np.linalg.norm(run(result.plan, result.params, batch) - exact) / np.linalg.norm(exact)
         products[name] = result.errors
@@ -335,7 +308,7 @@ def test_product_errors_are_those_of_the_products(rng):
     float_plan = small.float_plan(plan)
     params, batch = small.params(float_plan, rng), small.images(rng)
     seen = small.seen(float_plan, params, batch)
-    result = quantize.quantize(params, plan, small.LAYERS, seen, {**OPTIONS, "method": "smoothquant"})
+    result = quantize.quantize(params, plan, small.LAYERS, seen, dataclasses.replace(OPTIONS, method="smoothquant"))
     products = quantize.products(params, plan, small.LAYERS, seen)
     assert set(result.errors) == set(products)
     put_out = {}

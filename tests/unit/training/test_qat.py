@@ -13,6 +13,7 @@ from lraqvit_jax.forms.quantized import InputGrid, quantized_product
 from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.quant.fake_quant import Latent
 from lraqvit_jax.training import loop as train
 from lraqvit_jax.training import qat
 from tests.unit import small
@@ -60,7 +61,7 @@ def test_scales_have_lsqs_gradient_in_a_whole_layer(rng):
 
     def out(scale):
         grid = InputGrid(scale=jnp.asarray(x_scale))
-        return quantized_product(jnp.asarray(x), {"latent": jnp.asarray(kernel), "scale": scale}, grid, layer, "train")
+        return quantized_product(jnp.asarray(x), Latent(jnp.asarray(kernel), scale, 4, 0), grid, layer, "train")
 
     slope = jax.grad(lambda scale: jnp.sum(out(scale) ** 2) / 2)(jnp.asarray(scale))
     ratio = kernel.astype(np.float64) / scale
