@@ -19,6 +19,7 @@ from lraqvit_jax.options import quant
 from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan import files
 from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.cost import total_cost
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.stages.evaluate import other_params
