@@ -23,11 +23,9 @@ import contextlib
 import functools
 import itertools
 import os
-import pathlib
 import re
 import runpy
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +35,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lraqvit_jax import config as config_lib
-from lraqvit_jax.base import abandoned, console
+from lraqvit_jax.base import console, startup
 from lraqvit_jax.base.errors import Preempted, UserError, nearest, storage
 from lraqvit_jax.config import Config
 from lraqvit_jax.plan import table
@@ -223,22 +221,6 @@ def _fields(argv: Sequence[str]) -> set[str]:
     return {f"config.{name}" for name in config_lib.leaves(config.to_dict())}
 
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Of glibc's malloc, as GLIBC_TUNABLES asks for them."""
-
-
-def _use_huge_pages() -> None:
-    """Starts this process over with huge pages for malloc, where Linux gives them only on request.
-
-    XLA's CPU backend maps its buffers anew at every step; page faults are a third of the time of a step on 2 cores.
-    glibc reads the setting when a process starts. A GLIBC_TUNABLES of the user's stands.
-    """
-    setting = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if "GLIBC_TUNABLES" not in os.environ and setting.is_file() and "[madvise]" in setting.read_text():
-        environment = os.environ | {"GLIBC_TUNABLES": HUGE_PAGES}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-
-
 def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str = __doc__) -> None:
     """Entry point: turns a user's mistake into one sentence and exit code 2.
 
@@ -246,8 +228,8 @@ def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str = __doc__
         command: what to run once the flags are parsed.
         teaches: what --help prints before the flags.
     """
-    _use_huge_pages()
-    _quiet_threads()
+    startup.use_huge_pages()
+    startup.quiet_threads()
     try:
         app.run(command, flags_parser=functools.partial(parse, teaches=teaches))
     except UserError as error:
@@ -263,25 +245,6 @@ def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str = __doc__
             raise
         traceback.print_exc()
         _stop("This is a defect of ours; please report it.", 1)
-
-
-def _quiet_threads() -> None:
-    """Leaves an error of the disk to the main thread, which says it in one sentence: threads that write checkpoints
-    would each print a traceback of it, and others of the event loop that it closes."""
-
-    def is_told_elsewhere(error: BaseException | None) -> bool:
-        return error is not None and (bool(storage(error)) or abandoned.is_late_answer(error))
-
-    def from_thread(args: threading.ExceptHookArgs) -> None:
-        if not is_told_elsewhere(args.exc_value):
-            threading.__excepthook__(args)
-
-    def unraisable(args: Any) -> None:
-        if not is_told_elsewhere(args.exc_value):
-            sys.__unraisablehook__(args)
-
-    threading.excepthook, sys.unraisablehook = from_thread, unraisable
-    logging.get_absl_handler().addFilter(lambda record: not (record.exc_info and is_told_elsewhere(record.exc_info[1])))
 
 
 def _joined() -> bool:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from typing import Any
 
-from lraqvit_jax.main import HUGE_PAGES
+from lraqvit_jax.base.startup import HUGE_PAGES
 
 
 class RuntimeFailedError(Exception):
