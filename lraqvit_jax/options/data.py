@@ -1,6 +1,7 @@
 """Images: where they come from, and how they are prepared."""
 
 import dataclasses
+from typing import Any
 
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.options.records import option
@@ -15,7 +16,16 @@ class DataOptions:
     calibration: str = ""  # "" is train
     data_dir: str = ""
     crop_pct: float = option(0.0, low=0, high=1)  # 0 keeps the weights'; 1 where the images are cropped already
+    interpolation: str = ""  # "" keeps the weights'
+    mean: tuple[float, ...] = ()  # of red, green and blue, subtracted from pixels in [0, 1]; () keeps the weights'
+    std: tuple[float, ...] = ()  # likewise, divides them
     on_bad_image: str = option("fail", choices=("fail", "skip"))  # for files that hold no image; see docs/data.md
+
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """What of the preparation of images is set otherwise than the weights have it."""
+        fields = {name: getattr(self, name) for name in ("crop_pct", "interpolation", "mean", "std")}
+        return {name: value for name, value in fields.items() if value}
 
     def source(self, role: str) -> str:
         """The data source for "train", "eval" or "calibration"; UserError where there is none."""

@@ -107,8 +107,7 @@ def _identity(config: Config, write: bool) -> Identity:
     if not (num_classes or names):
         raise UserError("The data names no classes; set num_classes.")
     prepare = pretrained.preprocess if pretrained else preprocess.from_json(dataclasses.asdict(config.preprocess))
-    if config.data.crop_pct:
-        prepare = dataclasses.replace(prepare, crop_pct=config.data.crop_pct)
+    prepare = preprocess.from_json({**prepare.to_json(), **config.data.preprocess})
     model = config.model or (pretrained.model if pretrained else "")
     if not model:
         raise UserError("The config names neither a model nor weights; set one of them.")

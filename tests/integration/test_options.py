@@ -8,6 +8,7 @@ from PIL import Image
 from configs import digits
 from lraqvit_jax import weights as loaders
 from lraqvit_jax.base import trees
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import parse
 from lraqvit_jax.run import metrics, opening
 from lraqvit_jax.weights import artifacts
@@ -48,6 +49,17 @@ def test_frozen_base_trains_the_branch_alone_and_teacher_forcing_another_loss(tm
     # With the teacher's input to every block, errors do not add up: the block loss is smaller from the first step.
     kd = [metrics.read(path / "metrics.jsonl")[6]["kd"] for path in (own, forced)]
     assert kd[1] < kd[0]
+
+
+def test_the_preparation_of_images_can_be_said(tmp_path):
+    config = digits.get_config()
+    config.data.update(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bicubic", crop_pct=0.5)
+    prepare = opening.open_workspace(parse(config.to_dict()), tmp_path, write=False).preprocess
+    assert (prepare.mean, prepare.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (prepare.interpolation, prepare.crop_pct, prepare.size) == ("bicubic", 0.5, 8)
+    config.data.mean = (0.1, 0.2)
+    with pytest.raises(UserError, match="mean"):
+        opening.open_workspace(parse(config.to_dict()), tmp_path, write=False)
 
 
 def test_epochs_count_images(tmp_path):

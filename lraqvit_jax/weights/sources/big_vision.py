@@ -55,7 +55,7 @@ def read(name: str) -> Pretrained:
         timm.HALF,  # value_range(-1, 1), in every configuration of both repositories
         suffix="_tanh",
         usual=USUAL,
-        mend="set data.crop_pct",
+        mend="set data.crop_pct and data.interpolation",
     )
 
 

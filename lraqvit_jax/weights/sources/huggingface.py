@@ -74,7 +74,7 @@ def read(name: str) -> Pretrained:
         card,
         suffix,
         usual=USUAL,
-        mend="put preprocessor_config.json beside it",
+        mend="put preprocessor_config.json beside it, or set data.mean, data.std, data.crop_pct and data.interpolation",
     )
     return pretrained._replace(class_names=_class_names(config.get("id2label"), pretrained.num_classes))
 

@@ -59,7 +59,7 @@ def from_tensors(
     card: Mapping[str, Any],
     suffix: str = "",
     usual: Mapping[str, Any] = USUAL,
-    mend: str = "put timm's config.json beside it",
+    mend: str = "put timm's config.json beside it, or set data.mean, data.std, data.crop_pct and data.interpolation",
 ) -> Pretrained:
     """Builds the model from tensors with timm's names.
 
