@@ -10,7 +10,7 @@ for a kernel of shape (m, n) = (in, out) and rank r:
     quantized  kernel, or u and v, as {qvalue, scale} (`quant.qarray`), with the input scales `x_scale`
                (and `z_scale` between u and v) where they are static, the centres `x_center` and
                `z_center` where they are asymmetric too, and `smooth` (m,) where the input is divided
-               by a vector first; for training (`quant.qat`) kernels as {latent, scale}, float, and
+               by a vector first; for training (`training.qat`) kernels as {latent, scale}, float, and
                where scales are dynamic the shares of the range `x_clip` and `z_clip` ()          Eq. 11
 
 and bias (n,) in every form, where the layer has one.
@@ -113,23 +113,25 @@ class Linear(nn.Module):
         images = x if x.ndim > 2 else x[:, None]
         arithmetic = self.options.arithmetic
         for name, (shape, axes) in self._factor_shapes(x.shape[-1], layer).items():
-            part = "z" if name == "v" else "x"
             init = _latent_init if arithmetic == "train" else _qarray_init
             stored: Any = self.param(name, init(shape, axes, layer))
-            kernel = _kernel(stored, layer, shape[0])
-            scale = center = None
-            clip: Any = layer.clip_of(part)
-            if layer.granularity != "per_token_dynamic":
-                positions = (tokens, 1) if layer.granularity == "per_token" else ()
-                names = (None,) * len(positions)
-                scale = self._param(f"{part}_scale", nn.initializers.ones, positions, names)
-                if layer.asymmetric:
-                    center = self._param(f"{part}_center", nn.initializers.zeros, positions, names)
-            elif arithmetic == "train":
-                clip = jnp.minimum(1, self._param(f"{part}_clip", nn.initializers.ones, (), ()))
-            grid = InputGrid(scale, center, smooth if part == "x" else None, clip)
-            images = quantized_product(images, kernel, grid, layer, arithmetic)
+            grid = self._grid("z", tokens, None, layer) if name == "v" else self._grid("x", tokens, smooth, layer)
+            images = quantized_product(images, _kernel(stored, layer, shape[0]), grid, layer, arithmetic)
         return images.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)
+
+    def _grid(self, part: str, tokens: int, smooth: Array | None, layer: LayerPlan) -> InputGrid:
+        """The grid of "x", what the layer reads, or of "z", what is between its factors."""
+        if layer.granularity == "per_token_dynamic":
+            clip: Any = layer.clip_of(part)
+            if self.options.arithmetic == "train":
+                clip = jnp.minimum(1, self._param(f"{part}_clip", nn.initializers.ones, (), ()))
+            return InputGrid(smooth=smooth, clip=clip)
+        positions = (tokens, 1) if layer.granularity == "per_token" else ()
+        names, center = (None,) * len(positions), None
+        scale = self._param(f"{part}_scale", nn.initializers.ones, positions, names)
+        if layer.asymmetric:
+            center = self._param(f"{part}_center", nn.initializers.zeros, positions, names)
+        return InputGrid(scale, center, smooth)
 
     def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
         if not layer.rank:

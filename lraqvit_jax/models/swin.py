@@ -287,12 +287,15 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
             )
             dim *= 2
         window, _ = _window(side, values["window_size"])
-        padded = (side + -side % window) ** 2
+        padding = -side % window
+        tokens = (side + padding) ** 2
         for index in range(depth):
             block = f"{where}/blocks_{index}"
             layers += [
-                LinearInfo(f"{block}/attn/qkv", dim, 3 * dim, padded, "attention", f"{block}/norm1"),
-                LinearInfo(f"{block}/attn/proj", dim, dim, padded, "attention"),
+                LinearInfo(
+                    f"{block}/attn/qkv", dim, 3 * dim, tokens, "attention", f"{block}/norm1", padded=padding > 0
+                ),
+                LinearInfo(f"{block}/attn/proj", dim, dim, tokens, "attention"),
                 LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, side**2, "mlp", f"{block}/norm2"),
                 LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, side**2, "mlp"),
             ]

@@ -24,6 +24,7 @@ class LinearInfo:
         kind: "attention", "mlp", "embed" (patch embedding, patch merging) or "head". Only the first two are factorized.
         norm: path of the LayerNorm whose output is this layer's only input, or "".
         bias: whether b is there.
+        padded: whether zeros come among the inputs behind that norm (Swin fills up its maps to whole windows).
     """
 
     path: str
@@ -33,11 +34,13 @@ class LinearInfo:
     kind: str
     norm: str = ""
     bias: bool = True
+    padded: bool = False
 
     @property
     def takes_shift(self) -> bool:
-        """Whether the norm may subtract a vector that the bias makes good."""
-        return bool(self.norm)
+        """Whether the norm may subtract a vector that the bias makes good: no input comes from elsewhere, as padding
+        does, and there is a bias. (A division needs a norm alone: it leaves zeros what they are.)"""
+        return bool(self.norm) and self.bias and not self.padded
 
     @property
     def compressible(self) -> bool:

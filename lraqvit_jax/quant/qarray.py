@@ -61,12 +61,12 @@ class QArray:
         columns = self.qvalue.shape[-1:]
         shape, dtype = (packed_rows(self.rows, self.bits), *columns), "uint8" if self.bits in PACKED else "int8"
         if (self.qvalue.shape, self.qvalue.dtype) != (shape, dtype):
-            given = f"{self.qvalue.dtype} {self.qvalue.shape}"
-            raise ValueError(f"{self.rows} rows of {self.bits} bits are {dtype} {shape}, and qvalue is {given}")
+            actual = f"{self.qvalue.dtype} {self.qvalue.shape}"
+            raise ValueError(f"{self.rows} rows of {self.bits} bits are {dtype} {shape}, and qvalue is {actual}")
         groups = (-(-self.rows // self.group), *columns) if self.group else columns
         if (self.scale.shape, self.scale.dtype) != (groups, "float32"):
-            given = f"{self.scale.dtype} {self.scale.shape}"
-            raise ValueError(f"scales of {self.rows} rows in groups of {self.group} are float32 {groups}, not {given}")
+            actual = f"{self.scale.dtype} {self.scale.shape}"
+            raise ValueError(f"scales of {self.rows} rows in groups of {self.group} are float32 {groups}, not {actual}")
         if _has_values(self.qvalue) and _has_values(self.scale):
             values, limit = np.asarray(self.unpack()), qmax(self.bits)
             if values.size and (values.min() < -limit or values.max() > limit):

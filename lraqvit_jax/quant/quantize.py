@@ -201,10 +201,10 @@ def _norm(norm: Mapping[str, Any], alpha: np.ndarray | None, shift: np.ndarray |
 
 def _bias(weights: Mapping[str, Any], info: LinearInfo, shift: np.ndarray | None) -> dict[str, Any]:
     """A layer's bias, where it has one, that makes good what is taken from its inputs."""
-    if not info.bias:
-        return {}
     if shift is None:
-        return {"bias": weights["bias"]}
+        return {"bias": weights["bias"]} if info.bias else {}
+    if not info.takes_shift:
+        raise ValueError(f"{info.path} takes no shift of its inputs")
     kernel = weights["kernel"] if "kernel" in weights else weights["u"] @ weights["v"]
     return {"bias": weights["bias"] + shift @ np.asarray(kernel)}
 

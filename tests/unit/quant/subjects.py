@@ -20,10 +20,11 @@ CLASSES, IMAGES, RANK = 10, 4, 6
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A variant at a size; every layer of its encoder is a pair."""
+    """A variant at a size; the layers of its encoder are pairs, or dense where the rank is 0."""
 
     name: str
     size: int
+    rank: int = RANK
 
     @property
     def layers(self):
@@ -32,7 +33,7 @@ class Subject:
     def plan(self, **fields):
         """Every layer quantized."""
         layer = LayerPlan("quantized", 0, 8, **fields)
-        return {info.path: dataclasses.replace(layer, rank=RANK * info.compressible) for info in self.layers}
+        return {info.path: dataclasses.replace(layer, rank=self.rank * info.compressible) for info in self.layers}
 
     def model(self, plan, **options):
         return models.create(self.name, num_classes=CLASSES, image_size=self.size, plan=plan, **options)
@@ -70,7 +71,7 @@ class Subject:
 
 SUBJECTS = {
     "vit": Subject("vit_pico", 8),
-    "swin": Subject("swin_pico", 8),  # 8 x 8 in windows of 4, then 4 x 4
+    "swin": Subject("swin_pico", 8, 0),  # 8 x 8 in windows of 4, then 4 x 4
     "swin_padded": Subject("swin_pico", 13),  # 13 padded to 16; merged into 7, padded to 8
 }
 
