@@ -101,10 +101,10 @@ def _read(path: pathlib.Path, shape: tuple[int, ...]) -> svd.Spectrum | None:
     """What the file holds; None if it is not there, or damaged (the parts of an .npz have checksums)."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = svd.Spectrum(**arrays)
+            stored = svd.Spectrum(**arrays)
     except Exception:  # A damaged file can go wrong in any way.
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
     (m, n), k = shape, min(shape)
-    return found if [part.shape for part in found] == [(m, k), (k,), (k, n)] else None
+    return stored if [part.shape for part in stored] == [(m, k), (k,), (k, n)] else None
