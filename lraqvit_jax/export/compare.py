@@ -61,13 +61,13 @@ def compare(
     Raises:
         UserError: the file lacks a layer of the model.
     """
-    wanted, (inputs, found) = of_model(artifact, images), of_file(artifact, images, made)
+    of_the_model, (inputs, of_the_file) = of_model(artifact, images), of_file(artifact, images, made)
     rows = []
     for info in artifact.spec.layers:
-        path, got = info.path, found[info.path]
+        path, got = info.path, of_the_file[info.path]
         alone = np.abs(got - of_layer(artifact, info, inputs[path], len(images)))
-        largest = np.abs(got - wanted[path])
-        scale = max(float(np.abs(wanted[path]).max()), 1e-30)
+        largest = np.abs(got - of_the_model[path])
+        scale = max(float(np.abs(of_the_model[path]).max()), 1e-30)
         rows.append(Row(path, *(float(one) / scale for one in (alone.max(), largest.max(), largest.mean()))))
     return rows
 
@@ -133,10 +133,10 @@ def of_file(
             raise UserError(f"The ONNX file has no value {missing[0]!r}; export {artifact.name} again.")
     model = onnx.ModelProto()
     model.CopyFrom(made)
-    wanted = [name for group in names.values() for name in group]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted)
+    outputs = [name for group in names.values() for name in group]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    values = dict(zip(wanted, session.run(wanted, {"images": np.asarray(images)}), strict=True))
+    values = dict(zip(outputs, session.run(outputs, {"images": np.asarray(images)}), strict=True))
     inputs = {path: values[first] for path, (first, *_) in names.items()}
     return inputs, {path: np.concatenate([values[one] for one in rest], -1) for path, (_, *rest) in names.items()}
 

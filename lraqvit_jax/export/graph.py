@@ -84,10 +84,10 @@ class Graph:
     def batch(self, *sides: int) -> str:
         """The shape (images, *sides)."""
         if sides not in self._once:
-            found = self.add("Shape", "images", start=0, end=1)
+            shape = self.add("Shape", "images", start=0, end=1)
             if sides:
-                found = self.add("Concat", found, self.constant(np.asarray(sides, np.int64)), axis=0)
-            self._once[sides] = found
+                shape = self.add("Concat", shape, self.constant(np.asarray(sides, np.int64)), axis=0)
+            self._once[sides] = shape
         return self._once[sides]
 
     def one(self) -> str:

@@ -67,11 +67,11 @@ def linear(graph: Graph, x: str, path: str, gamma: Any = None) -> list[str]:
     weights |= reparam.merge(weights) if layer.form == "reparam" else {}
     parts = len(OUTPUTS) if path.endswith("/qkv") else 1
     if layer.form == "quantized":
-        found = _quantized(graph, x, path, layer, weights, gamma, parts)
+        outputs = _quantized(graph, x, path, layer, weights, gamma, parts)
     else:
-        found = _float(graph, x, layer, weights, gamma, parts)
+        outputs = _float(graph, x, layer, weights, gamma, parts)
     ends = OUTPUTS if parts > 1 else ("output",)
-    return [graph.called(value, f"{path}:{end}") for value, end in zip(found, ends, strict=True)]
+    return [graph.called(value, f"{path}:{end}") for value, end in zip(outputs, ends, strict=True)]
 
 
 def _float(graph: Graph, x: str, layer: LayerPlan, weights: Any, gamma: Any, parts: int) -> list[str]:
@@ -81,17 +81,17 @@ def _float(graph: Graph, x: str, layer: LayerPlan, weights: Any, gamma: Any, par
     name = "v" if layer.rank else "kernel"
     kernels = np.split(np.asarray(weights[name], np.float32) * factor, parts, 1)
     biases = np.split(weights["bias"] * factor, parts) if "bias" in weights else []
-    found = []
+    outputs = []
     for index, kernel in enumerate(kernels):
         end = f"_{OUTPUTS[index]}" if parts > 1 else ""
         added = [graph.constant(biases[index], f"bias{end}")] if biases else []
-        found.append(graph.add("Gemm" if added else "MatMul", x, graph.constant(kernel, name + end), *added))
-    return found
+        outputs.append(graph.add("Gemm" if added else "MatMul", x, graph.constant(kernel, name + end), *added))
+    return outputs
 
 
 def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, gamma: Any, parts: int) -> list[str]:
     names = ["u", "v"] if layer.rank else ["kernel"]
-    order, column, found = graph.orders.get(path), "", [x]
+    order, column, outputs = graph.orders.get(path), "", [x]
     for name in names:
         part, ending = "z" if name == "v" else "x", name == names[-1]
         rows = graph.inputs[path] if name != "v" else layer.rank
@@ -101,17 +101,17 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
         bias = weights["bias"] * factor if ending and "bias" in weights else None
         stored: Any = (weights.get(f"{part}_{one}") for one in ("scale", "center"))
         grid: Any = [one[order] if order is not None and np.ndim(one) else one for one in stored]
-        x = found[0]
+        x = outputs[0]
         if part == "x" and "smooth" in weights:
             x = graph.scaled(x, 1 / weights["smooth"])
         products = Product(name, values, scale, bias, *grid).columns(parts if ending else 1)
         if layer.group:
-            found = _grouped(graph, x, products, layer, part)
+            outputs = _grouped(graph, x, products, layer, part)
         elif layer.granularity == "per_tensor":
-            found = _static(graph, x, products, layer, ending)
+            outputs = _static(graph, x, products, layer, ending)
         else:
-            found, column = _per_token(graph, x, products, layer, part, column)
-    return found
+            outputs, column = _per_token(graph, x, products, layer, part, column)
+    return outputs
 
 
 def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, ending: bool) -> list[str]:
@@ -129,21 +129,21 @@ def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, end
         ends = (graph.constant(np.float32(center + side * limit * step)) for side in (-1, 1))
         x = graph.add("Clip", x, *ends)
     grid = (graph.constant(step), graph.constant(np.uint8(zero)))
-    codes, found = graph.add("QuantizeLinear", x, *grid), []
+    codes, outputs = graph.add("QuantizeLinear", x, *grid), []
     for product in products:
         sums = moved * (product.values.astype(np.float64).sum(0) * product.scale)
         bias = product.bias if not moved else sums + (0 if product.bias is None else product.bias)
         stored, *zeros = _kernel(graph, product, layer)
         if ending or bias is not None:
             total = graph.add("MatMulInteger", codes, stored, grid[1], *zeros)
-            found.append(_rescaled(graph, total, product.name, step * product.scale, bias))
+            outputs.append(_rescaled(graph, total, product.name, step * product.scale, bias))
             continue
         zeros = zeros or [graph.constant(np.int8(0))]
         whole = [graph.add("Expand", one, graph.constant(np.asarray(product.scale.shape))) for one in zeros]
         scale = graph.constant(product.scale, f"{product.name}_scale")
         kernel = graph.add("DequantizeLinear", stored, scale, *whole, axis=1)
-        found.append(graph.add("MatMul", graph.add("DequantizeLinear", codes, *grid), kernel))
-    return found
+        outputs.append(graph.add("MatMul", graph.add("DequantizeLinear", codes, *grid), kernel))
+    return outputs
 
 
 def _rescaled(graph: Graph, total: str, name: str, scale: np.ndarray, bias: np.ndarray | None) -> str:
@@ -176,7 +176,7 @@ def _per_token(
     """
     codes, step, center = _codes(graph, x, products[0], layer, part)
     step = graph.add("Mul", step, column) if column else step
-    found, between = [], part == "x" and layer.rank and products[0].x_scale is None and not center
+    outputs, between = [], part == "x" and layer.rank and products[0].x_scale is None and not center
     for product in products:
         stored, *zeros = _kernel(graph, product, layer)
         total = graph.add("MatMulInteger", codes, stored, graph.constant(np.uint8(_zero(layer.bits))), *zeros)
@@ -185,8 +185,8 @@ def _per_token(
         if center:
             sums = product.values.astype(np.float64).sum(0) * product.scale
             y = graph.add("Add", y, graph.add("Mul", center, graph.constant(sums.astype(np.float32)[None])))
-        found.append(y if product.bias is None else graph.add("Add", y, graph.constant(product.bias)))
-    return found, step if between else ""
+        outputs.append(y if product.bias is None else graph.add("Add", y, graph.constant(product.bias)))
+    return outputs, step if between else ""
 
 
 def _grouped(graph: Graph, x: str, products: list[Product], layer: LayerPlan, part: str) -> list[str]:
@@ -202,7 +202,7 @@ def _grouped(graph: Graph, x: str, products: list[Product], layer: LayerPlan, pa
     rows = graph.add("Cast", codes, to=TensorProto.FLOAT)
     rows = graph.add("Mul", graph.add("Sub", rows, graph.constant(np.float32(zero))), step)
     rows = graph.add("Add", rows, center) if center else rows
-    found = []
+    outputs = []
     for product in products:
         if graph.exact:  # From integers, ONNX Runtime makes a MatMulNBits, which rounds the rows once more.
             each = np.asarray(qarray.each_row(product.scale, len(product.values), layer.group))
@@ -213,8 +213,8 @@ def _grouped(graph: Graph, x: str, products: list[Product], layer: LayerPlan, pa
             scale = graph.constant(product.scale, f"{product.name}_scale")
             kernel = graph.add("DequantizeLinear", stored, scale, axis=0, block_size=layer.group)
         added = [] if product.bias is None else [graph.constant(product.bias)]
-        found.append(graph.add("Gemm" if added else "MatMul", rows, kernel, *added))
-    return found
+        outputs.append(graph.add("Gemm" if added else "MatMul", rows, kernel, *added))
+    return outputs
 
 
 def _codes(graph: Graph, x: str, product: Product, layer: LayerPlan, part: str) -> tuple[str, str, str]:

@@ -58,8 +58,8 @@ def export(
     """
     if target not in TARGETS:
         raise UserError(f"There is no ONNX target {target!r}; {nearest(target, TARGETS)}")
-    if found := obstacle(artifact.plan):
-        raise UserError(f"{artifact.name} {found}")
+    if reason := obstacle(artifact.plan):
+        raise UserError(f"{artifact.name} {reason}")
     meta, size = artifact.meta, artifact.preprocess.size
     graph = Graph(artifact, target, exact, orders(artifact.model))
     logits = (_swin if _is_swin(artifact.model) else _vit)(graph, artifact.model)
@@ -74,9 +74,9 @@ def export(
         producer_name="lraqvit_jax",
         producer_version=VERSION,
     )
-    said = {"model": meta["model"], "num_classes": str(meta["num_classes"]), "target": target}
-    said |= {name: json.dumps(meta[name]) for name in ("preprocess", "class_names", "plan")}
-    helper.set_model_props(made, said)
+    properties = {"model": meta["model"], "num_classes": str(meta["num_classes"]), "target": target}
+    properties |= {name: json.dumps(meta[name]) for name in ("preprocess", "class_names", "plan")}
+    helper.set_model_props(made, properties)
     onnx.checker.check_model(made, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, made.SerializeToString())
@@ -108,14 +108,14 @@ def orders(model: Any) -> dict[str, Int[np.ndarray, " rows"]]:
     if not _is_swin(model):
         block, kept = f"blocks_{model.depth - 1}", np.arange(1 + model.distilled)
         return {f"{block}/{layer}": kept for layer in ("attn/proj", "mlp/fc1", "mlp/fc2")}
-    found, side = dict[str, Any](), model.image_size // model.patch_size
+    by_path, side = dict[str, Any](), model.image_size // model.patch_size
     for path, part in model.chain():
         if isinstance(part, swin.PatchMerging):
             side = (part.side + 1) // 2
             continue
         order = _window_order(side + -side % part.window, part.window, 0)[0].reshape(-1)
-        found |= {f"{path}/attn/qkv": order, f"{path}/attn/proj": order}
-    return found
+        by_path |= {f"{path}/attn/qkv": order, f"{path}/attn/proj": order}
+    return by_path
 
 
 def _is_swin(model: Any) -> bool:

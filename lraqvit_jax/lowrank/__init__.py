@@ -18,8 +18,8 @@ def decomposition(name: str) -> Any:
     Raises:
         UserError: there is none of that name.
     """
-    modules = {one.name: importlib.import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__)}
-    known = {one: module for one, module in modules.items() if hasattr(module, "decompose")}
-    if name not in known:
-        raise UserError(f"There is no decomposition {name!r}; {nearest(name, known)}")
-    return known[name]
+    modules = {file.name: importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)}
+    decompositions = {key: module for key, module in modules.items() if hasattr(module, "decompose")}
+    if name not in decompositions:
+        raise UserError(f"There is no decomposition {name!r}; {nearest(name, decompositions)}")
+    return decompositions[name]

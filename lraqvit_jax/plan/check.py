@@ -24,8 +24,8 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
     if layer.form not in FORMS:
         raise UserError(f"Layer {info.path!r} has form {layer.form!r}; {nearest(layer.form, FORMS)}")
     if layer.granularity not in GRANULARITIES:
-        known = nearest(layer.granularity, GRANULARITIES)
-        raise UserError(f"Layer {info.path!r} has granularity {layer.granularity!r}; {known}")
+        nearest_name = nearest(layer.granularity, GRANULARITIES)
+        raise UserError(f"Layer {info.path!r} has granularity {layer.granularity!r}; {nearest_name}")
     if (layer.bits in BITS) != (layer.form == "quantized") or layer.kernel_bits not in (BITS if layer.bits else (0,)):
         raise UserError(
             f"Layer {info.path!r} has form {layer.form!r} with {layer.bits} bits, {layer.kernel_bits} of them for the "

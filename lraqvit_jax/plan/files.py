@@ -18,7 +18,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any], where: str = "the plan") -> dict[str, LayerPlan]:
     """Reads a plan back from parsed JSON; UserError where it does not have the shape of one."""
-    known = {field.name: type(field.default) for field in dataclasses.fields(LayerPlan)}
+    types = {field.name: type(field.default) for field in dataclasses.fields(LayerPlan)}
     if not isinstance(data, Mapping):
         raise UserError(
             f"{where} is not a JSON object of layer paths; restore it or delete it to have it written anew."
@@ -28,11 +28,11 @@ def from_json(data: Mapping[str, Any], where: str = "the plan") -> dict[str, Lay
         if not isinstance(fields, Mapping):
             raise UserError(f"Layer {path!r} in {where} is not an object; give it fields such as form and rank.")
         for name, value in fields.items():
-            if name not in known:
-                raise UserError(f"Layer {path!r} in {where} has an unknown field {name!r}; {nearest(name, known)}")
-            number = known[name] is float and type(value) is int
-            if type(value) is not known[name] and not number:
-                raise UserError(f"Layer {path!r} in {where} has {name} = {value!r}; it is a {known[name].__name__}.")
+            if name not in types:
+                raise UserError(f"Layer {path!r} in {where} has an unknown field {name!r}; {nearest(name, types)}")
+            number = types[name] is float and type(value) is int
+            if type(value) is not types[name] and not number:
+                raise UserError(f"Layer {path!r} in {where} has {name} = {value!r}; it is a {types[name].__name__}.")
         plan[path] = LayerPlan(**fields)
     return plan
 

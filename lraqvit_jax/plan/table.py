@@ -26,8 +26,8 @@ def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
             f"{info.path:<{width}}  {layer.form:<9} {shape:>11} {layer.rank or '-':>5} {_width(layer):>4} "
             f"{cost.params:>11,} {cost.flops / 1e6:>9.2f} {cost.bytes / 1e6:>8.3f}"
         )
-    for name, one in (("dense", dense(layers)), ("planned", plan)):
-        cost = total_cost(one, layers) + Cost(other_params, 0, 4 * other_params)
+    for name, of_model in (("dense", dense(layers)), ("planned", plan)):
+        cost = total_cost(of_model, layers) + Cost(other_params, 0, 4 * other_params)
         lines.append(
             f"{name:<8} {cost.params / 1e6:.3f} M parameters, {cost.flops / 1e9:.3f} GFLOPs in linear layers, "
             f"{cost.bytes / 1e6:.3f} MB"
@@ -44,10 +44,10 @@ def left_in_float(plan: Plan) -> list[str]:
     if len(rest) == len(plan):
         return []
     products = [path for path, layer in plan.items() if path.endswith("/qkv") and layer.attention == "float"]
-    found = ["LayerNorm, softmax, GELU, sums"]
-    found += [f"the products of attention in {len(products)} blocks"] if products else []
-    found += [f"the layers {', '.join(rest)}"] if rest else []
-    return [f"In float32: {'; '.join(found)}."]
+    parts = ["LayerNorm, softmax, GELU, sums"]
+    parts += [f"the products of attention in {len(products)} blocks"] if products else []
+    parts += [f"the layers {', '.join(rest)}"] if rest else []
+    return [f"In float32: {'; '.join(parts)}."]
 
 
 def _width(layer: LayerPlan) -> str:

@@ -27,12 +27,12 @@ def write(ws: Workspace) -> None:
 
     Images are cut as the models see them. Where one of the two has no answers, the file goes.
     """
-    found, path = read.run(ws.directory), ws.directory / "report" / "examples.json"
-    chosen = table.pick(found)
-    if chosen is None or table.pair(found, chosen["name"]) is None:
+    run, path = read.run(ws.directory), ws.directory / "report" / "examples.json"
+    chosen = table.pick(run)
+    if chosen is None or table.pair(run, chosen["name"]) is None:
         path.unlink(missing_ok=True)
         return
-    dense, other = found.answers["dense"], found.answers[chosen["name"]]
+    dense, other = run.answers["dense"], run.answers[chosen["name"]]
     source = ws.source("eval")
     kept = [_kept(ws, source, dense, other, int(row)) for row in choose(dense, other)]
     content = {"schema": 1, "model": chosen["name"], "images": kept}
@@ -43,24 +43,24 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     """Rows of at most MOST images with different answers: in turn one that the dense model alone has right, one that
     the other alone has right, and one that none has, each time the one where both are surest."""
     differ = np.flatnonzero(dense["answer"] != other["answer"])
-    right = [one["answer"][differ] == one["label"][differ] for one in (dense, other)]
+    right = [group["answer"][differ] == group["label"][differ] for group in (dense, other)]
     kind = np.where(right[0], 0, np.where(right[1], 1, 2))
     sure = (dense["probability"] * other["probability"])[differ]
     turn = np.zeros(len(differ), int)
-    for one in range(3):
-        mine = np.flatnonzero(kind == one)
-        turn[mine[np.argsort(-sure[mine], kind="stable")]] = np.arange(len(mine))
+    for group in range(3):
+        of_kind = np.flatnonzero(kind == group)
+        turn[of_kind[np.argsort(-sure[of_kind], kind="stable")]] = np.arange(len(of_kind))
     return differ[np.lexsort((kind, turn))][:MOST]
 
 
 def _kept(ws: Workspace, source: Source, dense: Any, other: Any, row: int) -> dict[str, Any]:
     index = int(dense["image"][row])
     image = ws.preprocess.geometry(source[index]["image"])
-    said = {
-        name: {"answer": int(one["answer"][row]), "probability": round(float(one["probability"][row]), 4)}
-        for name, one in (("dense", dense), ("other", other))
+    answers = {
+        name: {"answer": int(of_model["answer"][row]), "probability": round(float(of_model["probability"][row]), 4)}
+        for name, of_model in (("dense", dense), ("other", other))
     }
-    return {"index": index, "label": int(dense["label"][row]), **said, "src": data_uri(image)}
+    return {"index": index, "label": int(dense["label"][row]), **answers, "src": data_uri(image)}
 
 
 def data_uri(image: Image.Image) -> str:

@@ -65,11 +65,11 @@ def surfaces(
 
     def draw(figure: Figure) -> None:
         pair = figure.subplots(1, 2, sharey=True)
-        scaled = [one / median(one) for one in (before, after)]
+        scaled = [surface / median(surface) for surface in (before, after)]
         limit = float(scaled[0].max())
-        for axes, one, name in zip(pair, scaled, ("before", "after"), strict=True):
-            image = axes.imshow(one, aspect="auto", vmin=0, vmax=limit, cmap="magma", interpolation="nearest")
-            axes.set(title=f"{name}: largest {one.max():.1f} x the median", xlabel="channel")
+        for axes, surface, name in zip(pair, scaled, ("before", "after"), strict=True):
+            image = axes.imshow(surface, aspect="auto", vmin=0, vmax=limit, cmap="magma", interpolation="nearest")
+            axes.set(title=f"{name}: largest {surface.max():.1f} x the median", xlabel="channel")
             axes.grid(visible=False)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         pair[0].yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -126,10 +126,10 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> str:
             strict=True,
         ):
             for method, name in lines:
-                mine = [row for row in rows if (row["method"], row["name"]) == (method, name)]
-                points = sorted({row["budget"] for row in mine})
+                of_line = [row for row in rows if (row["method"], row["name"]) == (method, name)]
+                points = sorted({row["budget"] for row in of_line})
                 means = [
-                    [np.mean([row[what] for row in mine if row["budget"] == budget]) for budget in points]
+                    [np.mean([row[what] for row in of_line if row["budget"] == budget]) for budget in points]
                     for what in (key, "top1")
                 ]
                 style = ["-", "--", ":", "-."][methods.index(method) % 4]
@@ -157,15 +157,15 @@ def latency(rows: Sequence[Mapping[str, Any]]) -> str:
     settings = list(dict.fromkeys((row["threads"], row["batch"]) for row in rows))
     runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    known = {(row["runtime"], row["model"]) for row in rows}
-    labels = [(runtime, model) for runtime in runtimes for model in models if (runtime, model) in known]
+    timed = {(row["runtime"], row["model"]) for row in rows}
+    labels = [(runtime, model) for runtime in runtimes for model in models if (runtime, model) in timed]
 
     def draw(figure: Figure) -> None:
         for axes, (threads, batch) in zip(
             figure.subplots(1, len(settings), sharey=True, squeeze=False)[0], settings, strict=True
         ):
-            mine = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
-            for row in mine:
+            of_setting = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
+            for row in of_setting:
                 place, value = labels.index((row["runtime"], row["model"])), row["wall"]["in_first"]
                 if value is None:
                     continue

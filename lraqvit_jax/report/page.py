@@ -11,10 +11,10 @@ import markupsafe
 from lraqvit_jax import config as config_lib
 from lraqvit_jax.plan.cost import layer_cost
 from lraqvit_jax.plan.records import LinearInfo, Plan
-from lraqvit_jax.report import panels, sections, table, theme, words
+from lraqvit_jax.report import activations, panels, spectra, table, theme, training, words
+from lraqvit_jax.report.blocks import FigureBlock
 from lraqvit_jax.report.figures import SERIES
 from lraqvit_jax.report.read import Run, place
-from lraqvit_jax.report.sections import FigureBlock
 
 LISTS = ("runs.", "quant.methods.")
 """Where the names in a configuration are the user's."""
@@ -30,9 +30,9 @@ def one(run: Run) -> str:
     errors = {name: run.metas[name]["errors"] for name in table_names(run) if "errors" in run.metas.get(name, {})}
     ranks = {path: layer.rank for path, layer in run.plan.items() if layer.rank}
     parts = [
-        sections.spectra(run.spectra, ranks),
-        sections.training(run.training),
-        sections.activations(run.surfaces.get(name, {}), errors, name),
+        spectra.spectra(run.spectra, ranks),
+        training.training(run.training),
+        activations.activations(run.surfaces.get(name, {}), errors, name),
     ]
     rows = table.rows(run)
     return _render(
@@ -90,30 +90,31 @@ def table_names(run: Run) -> list[str]:
 
 def bodies(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """The table's rows under the headings they stand under."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    by_heading: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         group = table.TITLES[row["group"]]
-        found.setdefault(f"{row['run']}: {group[0].lower()}{group[1:]}" if len(runs) > 1 else group, []).append(row)
-    return list(found.items())
+        heading = f"{row['run']}: {group[0].lower()}{group[1:]}" if len(runs) > 1 else group
+        by_heading.setdefault(heading, []).append(row)
+    return list(by_heading.items())
 
 
 def tradeoffs(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str] | None = None) -> list[FigureBlock]:
     """Top-1 against each cost that is known of two models or more."""
-    found = []
+    figures = []
     for key, label in COSTS.items():
-        known = [row for row in rows if row.get(key)]
-        if len({row[key] for row in known}) < 2:
+        measured = [row for row in rows if row.get(key)]
+        if len({row[key] for row in measured}) < 2:
             continue
-        front = table.front(known, key)
+        front = table.front(measured, key)
         on_it = "; ".join(f"{row['name']}, {row[key]:.3g} {label}, {row['top1']:.1f} %" for row in front)
-        svg = panels.tradeoff(f"cost{key.replace('_', '')}", known, key, label, front, colors)
-        title = f"Top-1 accuracy against {label}, {len(known)} models"
+        svg = panels.tradeoff(f"cost{key.replace('_', '')}", measured, key, label, front, colors)
+        title = f"Top-1 accuracy against {label}, {len(measured)} models"
         description = (
             f"No other model is both cheaper and better than these: {on_it}. The result table has all numbers."
         )
         svg = theme.inline(svg, f"cost{key.replace('_', '')}", title, description)
-        found.append(FigureBlock(svg, f"Top-1 against {label}."))
-    return found
+        figures.append(FigureBlock(svg, f"Top-1 against {label}."))
+    return figures
 
 
 def rank_map(run: Run) -> dict[str, Any]:
@@ -207,16 +208,18 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     A run or method that only some have is one row, and the settings of measurements are left out.
     """
     flat = [config_lib.leaves(run.config) for run in runs]
-    found: dict[str, list[str]] = {}
+    by_field: dict[str, list[str]] = {}
     for name in sorted(set().union(*flat)):
         whole = next((name[: name.index(".", len(group))] for group in LISTS if name.startswith(group)), "")
         if name.split(".")[0] in MEASUREMENTS:
             continue
-        if whole and not all(any(field.startswith(f"{whole}.") for field in one) for one in flat):
-            found[whole] = ["set" if any(field.startswith(f"{whole}.") for field in one) else "-" for one in flat]
+        if whole and not all(any(field.startswith(f"{whole}.") for field in fields) for fields in flat):
+            by_field[whole] = [
+                "set" if any(field.startswith(f"{whole}.") for field in fields) else "-" for fields in flat
+            ]
         else:
-            found[name] = ["-" if name not in one else _value(one[name]) for one in flat]
-    return [(name, values) for name, values in found.items() if len(set(values)) > 1]
+            by_field[name] = ["-" if name not in fields else _value(fields[name]) for fields in flat]
+    return [(name, values) for name, values in by_field.items() if len(set(values)) > 1]
 
 
 def _value(value: Any) -> str:

@@ -82,10 +82,10 @@ def spectra(name: str, values: Sequence[Float[np.ndarray, " k"]], ranks: Sequenc
     """Singular values of kernels of one kind, a line a block; up to its rank a line is whole, behind it dotted."""
 
     def draw(axes: Any) -> None:
-        for index, (one, rank) in enumerate(zip(values, ranks, strict=True)):
-            share, color = one / max(one[0], TINY), block_color(index, len(values))
+        for index, (of_layer, rank) in enumerate(zip(values, ranks, strict=True)):
+            share, color = of_layer / max(of_layer[0], TINY), block_color(index, len(values))
             axes.plot(np.arange(1, rank + 1), share[:rank], color=color, linewidth=1.2)
-            axes.plot(np.arange(rank, len(one) + 1), share[rank - 1 :], color=color, linewidth=0.9, linestyle=":")
+            axes.plot(np.arange(rank, len(of_layer) + 1), share[rank - 1 :], color=color, linewidth=0.9, linestyle=":")
         axes.axvspan(0, min(ranks), color=SERIES[0], alpha=0.16, linewidth=0)
         if max(ranks) > min(ranks):
             axes.axvspan(min(ranks), max(ranks), color=SERIES[0], alpha=0.07, linewidth=0)
@@ -195,8 +195,8 @@ def tradeoff(
         room = 0.12 * (max(shown) - min(shown)) + 0.2
         axes.set_ylim(min(shown) - room, max(shown) + room)
         _cost_axis(axes, costs)
-        said = zip(rows, below, strict=True)
-        words = [f"{row['number']}" + (f" ({row['top1']:.1f})" if low else "") for row, low in said]
+        labelled = zip(rows, below, strict=True)
+        words = [f"{row['number']}" + (f" ({row['top1']:.1f})" if low else "") for row, low in labelled]
         _number(axes, costs, shown, words)
 
     return _panel(name, draw, 2.9)
@@ -223,10 +223,10 @@ def _round_ticks(low: float, high: float) -> list[float]:
     """Round numbers between the ends of a logarithmic axis: as round as they can be and still be ENOUGH."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.5), np.arange(1, 10, 0.2)):
-        found = [float(step) * 10.0**power for power in powers for step in steps]
-        if len(found := [tick for tick in found if low <= tick <= high]) >= ENOUGH:
+        ticks = [float(step) * 10.0**power for power in powers for step in steps]
+        if len(ticks := [tick for tick in ticks if low <= tick <= high]) >= ENOUGH:
             break
-    return found
+    return ticks
 
 
 def _number(axes: Any, costs: Sequence[float], values: Sequence[float], words: Sequence[str]) -> None:
@@ -251,13 +251,13 @@ def _number(axes: Any, costs: Sequence[float], values: Sequence[float], words: S
 def _clusters(places: Sequence[float]) -> list[list[int]]:
     """Indices of points whose labels would meet: neighbours less than CLOSE points apart on the axis."""
     order = sorted(range(len(places)), key=lambda index: places[index])
-    found = [[order[0]]]
+    clusters = [[order[0]]]
     for before, index in itertools.pairwise(order):
         if places[index] - places[before] < CLOSE:
-            found[-1].append(index)
+            clusters[-1].append(index)
         else:
-            found.append([index])
-    return found
+            clusters.append([index])
+    return clusters
 
 
 def _spread(heights: Sequence[float], top: float, bottom: float) -> list[float]:

@@ -64,8 +64,8 @@ class Run(NamedTuple):
     @property
     def class_names(self) -> Sequence[str]:
         """Of the artefacts, or ImageNet's for 1,000 classes; [] where none are known."""
-        known = (class_names.or_imagenet(meta["class_names"], meta["num_classes"]) for meta in self.metas.values())
-        return next(filter(None, known), [])
+        of_models = (class_names.or_imagenet(meta["class_names"], meta["num_classes"]) for meta in self.metas.values())
+        return next(filter(None, of_models), [])
 
 
 def run(directory: pathlib.Path) -> Run:
@@ -76,16 +76,16 @@ def run(directory: pathlib.Path) -> Run:
     """
     if not directory.is_dir():
         raise UserError(f"There is no directory {directory}; name a work directory, as --workdir did.")
-    found = results.read(directory)
-    if not found["rows"]:
+    table = results.read(directory)
+    if not table["rows"]:
         raise UserError(f"{directory} has no results.json to report yet; run --stages=teacher first.")
     metas = _metas(directory)
     plan = read_plan(directory / "plan.json") if (directory / "plan.json").exists() else {}
     folder = directory / "report"
     return Run(
         directory.resolve().name,
-        str(found.get("model", "")),
-        found["rows"],
+        str(table.get("model", "")),
+        table["rows"],
         _config(directory),
         plan,
         _layers(metas, plan),
@@ -93,7 +93,7 @@ def run(directory: pathlib.Path) -> Run:
         metrics.read(directory / "metrics.jsonl"),
         tensors.read(folder / "spectra.npz") if (folder / "spectra.npz").exists() else {},
         _arrays(folder, "activations"),
-        {name: one for name, one in _arrays(folder, "answers").items() if _whole(one)},
+        {name: arrays for name, arrays in _arrays(folder, "answers").items() if _whole(arrays)},
         _listing(folder / "examples.json", "images", EXAMPLE),
         _listing(directory / LATENCY, "rows", LATENCY_ROW),
     )
@@ -102,8 +102,8 @@ def run(directory: pathlib.Path) -> Run:
 def named(runs: Sequence[Run], paths: Sequence[pathlib.Path]) -> list[Run]:
     """The runs under names of their own: as much of the end of each path as tells them apart."""
     parts = [path.resolve().parts for path in paths]
-    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({one[-n:] for one in parts}) == len(parts))
-    return [run._replace(name="/".join(one[-length:])) for run, one in zip(runs, parts, strict=True)]
+    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
+    return [run._replace(name="/".join(part[-length:])) for run, part in zip(runs, parts, strict=True)]
 
 
 def _metas(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -138,13 +138,13 @@ def _config(directory: pathlib.Path) -> dict[str, Any]:
 
 def _listing(path: pathlib.Path, name: str, kinds: Mapping[str, type]) -> dict[str, Any]:
     """A JSON object with a list of objects under a name; {} where there is no file."""
-    found = _json(path)
-    if found:
-        files.check(found, {name: list}, str(path), MEND)
-    for row in found.get(name, ()):
+    content = _json(path)
+    if content:
+        files.check(content, {name: list}, str(path), MEND)
+    for row in content.get(name, ()):
         files.check({"row": row}, {"row": dict}, str(path), MEND)
         files.check(row, kinds, str(path), MEND)
-    return found
+    return content
 
 
 def _arrays(folder: pathlib.Path, kind: str) -> dict[str, dict[str, np.ndarray]]:

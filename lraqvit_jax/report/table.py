@@ -129,8 +129,8 @@ def rows(run: Run, start: int = 1) -> list[dict[str, Any]]:
 
 def front(listed: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
     """The rows that no other beats in both `key` (less is better) and top-1, from the least to the most of `key`."""
-    found: list[Mapping[str, Any]] = []
+    best: list[Mapping[str, Any]] = []
     for row in sorted(listed, key=lambda row: (row[key], -row["top1"])):
-        if not found or row["top1"] > found[-1]["top1"]:
-            found.append(row)
-    return found
+        if not best or row["top1"] > best[-1]["top1"]:
+            best.append(row)
+    return best

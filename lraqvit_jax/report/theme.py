@@ -22,14 +22,14 @@ ENDS = ((0x1D4ED8, 0x8B2FC9, 0xC9256B, 0xC2570C), (0x7CB7FF, 0xC79BFF, 0xFF8FB5,
 
 def ramp(corners: tuple[int, ...]) -> tuple[str, ...]:
     """STEPS colours on the line through the corners."""
-    found = []
+    colors = []
     for step in range(STEPS):
         place = step / (STEPS - 1) * (len(corners) - 1)
         index = min(int(place), len(corners) - 2)
         first, second = (corners[index + offset].to_bytes(3, "big") for offset in (0, 1))
         share = place - index
-        found.append("#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(first, second, strict=True)))
-    return tuple(found)
+        colors.append("#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(first, second, strict=True)))
+    return tuple(colors)
 
 
 RAMP, DARK_RAMP = map(ramp, ENDS)

@@ -23,8 +23,8 @@ def lead(run: Run) -> str:
     end = (
         "" if dense["top1"] - best["top1"] <= table.BOUND + 1e-9 else " No compressed model here comes within a point."
     )
-    said = f"{best['name']} takes {_mb(best)}, {ratio(dense, best)} times less, and answers {best['top1']:.1f} %."
-    return f"{start}{said}{end}"
+    pick = f"{best['name']} takes {_mb(best)}, {ratio(dense, best)} times less, and answers {best['top1']:.1f} %."
+    return f"{start}{pick}{end}"
 
 
 def tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -32,7 +32,7 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     dense, best = run.row("dense"), table.pick(run)
     if dense is None or best is None:
         return []
-    found = [
+    shown = [
         (f"{ratio(dense, best)}{TIMES}", "smaller", f"{_mb(dense)} to {_mb(best)}"),
         (signed(best["top1"] - dense["top1"], 1), "points of top-1", f"{dense['top1']:.1f} % to {best['top1']:.1f} %"),
         (
@@ -43,10 +43,10 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     ]
     times, _ = table.milliseconds(run)
     if {"dense", best["name"]} <= set(times):
-        found.append(_speed("", times["dense"], times[best["name"]]))
+        shown.append(_speed("", times["dense"], times[best["name"]]))
     elif (other := _fastest(run, times)) is not None:
-        found.append(_speed(f": {other}", times["dense"], times[other]))
-    return found
+        shown.append(_speed(f": {other}", times["dense"], times[other]))
+    return shown
 
 
 def _speed(whose: str, dense: float, other: float) -> tuple[str, str, str]:
@@ -57,7 +57,7 @@ def _speed(whose: str, dense: float, other: float) -> tuple[str, str, str]:
 
 def points(run: Run) -> list[str]:
     """What each step cost, and how sure that is."""
-    dense, best, found = run.row("dense"), table.pick(run), []
+    dense, best, sentences = run.row("dense"), table.pick(run), []
     if dense is None or best is None:
         return []
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -66,30 +66,32 @@ def points(run: Run) -> list[str]:
     if factorized := groups.get("factorized"):
         row = factorized[0]
         share = 100 * row["params"] / dense["params"]
-        found.append(
+        sentences.append(
             f"Low rank alone keeps {share:.0f} % of the parameters. Without any training, {row['name']} answers "
             f"{row['top1']:.1f} %, {_to(dense, row)}."
         )
     if trained := groups.get("trained"):
         row = trained[0]
-        found.append(f"Trained, {row['name']} answers {row['top1']:.1f} %, {_to(dense, row)}.")
+        sentences.append(f"Trained, {row['name']} answers {row['top1']:.1f} %, {_to(dense, row)}.")
     if integers := groups.get("integers"):
         row, low = integers[0], integers[-1]
         worst = f"; the least accurate of them, {low['name']}, {low['top1']:.1f} %" if low is not row else ""
-        found.append(f"In integers, {row['name']} takes {_mb(row)} and answers {row['top1']:.1f} %{worst}.")
-    found.append(sure(run, best))
-    return found
+        sentences.append(f"In integers, {row['name']} takes {_mb(row)} and answers {row['top1']:.1f} %{worst}.")
+    sentences.append(sure(run, best))
+    return sentences
 
 
 def sure(run: Run, best: Mapping[str, Any]) -> str:
     """How far the pick's difference can be trusted."""
     pair, images = table.pair(run, best["name"]), best["n_images"]
-    one = f"One image in {images:,} is {100 / max(1, images):.2g} points."
+    unit = f"One image in {images:,} is {100 / max(1, images):.2g} points."
     if pair is None:
         error = 196 * math.sqrt(max(1e-9, best["top1"] / 100 * (1 - best["top1"] / 100)) / max(1, images))
-        return f"{one} An accuracy near {best['top1']:.0f} % is known to about ±{error:.1f} points from so many (95 %)."
+        return (
+            f"{unit} An accuracy near {best['top1']:.0f} % is known to about ±{error:.1f} points from so many (95 %)."
+        )
     return (
-        f"{one} {best['name']} and the dense model answer {pair.differ:,} of {pair.images:,} images differently: "
+        f"{unit} {best['name']} and the dense model answer {pair.differ:,} of {pair.images:,} images differently: "
         f"{pair.dense:,} only the dense model has right, {pair.other:,} only {best['name']}. Their difference in top-1 "
         f"is known to ±{pair.margin:.1f} points (95 %)."
     )
@@ -99,18 +101,18 @@ def comparison(runs: Sequence[Run]) -> tuple[str, list[str]]:
     """Several runs: what is to be known before they are compared, and the pick of each."""
     images = {(run.config.get("data", {}).get("eval", ""), row["n_images"]) for run in runs for row in run.rows}
     careful = " They are evaluated on different images, so compare differences, not accuracies." * (len(images) > 1)
-    said = []
+    sentences = []
     for run in runs:
         best, dense = table.pick(run), run.row("dense")
         if best is None or dense is None:
-            said.append(f"{run.name} has no dense and compressed model to compare.")
+            sentences.append(f"{run.name} has no dense and compressed model to compare.")
             continue
         diff = signed(best["top1"] - dense["top1"], 1)
-        said.append(
+        sentences.append(
             f"{run.name}: {best['name']} takes {_mb(best)}, {ratio(dense, best)} times less than its dense model, and "
             f"answers {best['top1']:.1f} % ({diff} points)."
         )
-    return f"{len(runs)} runs side by side, and the pick of each.{careful}", said
+    return f"{len(runs)} runs side by side, and the pick of each.{careful}", sentences
 
 
 def latency(run: Run) -> str:

@@ -47,10 +47,10 @@ def split(name: str) -> tuple[str, dict[str, str]]:
 
 def module(name: str) -> Any:
     """The module of a runtime; UserError if there is none."""
-    wanted, known = split(name)[0], [one.name for one in pkgutil.iter_modules(__path__) if one.name[0] != "_"]
-    if wanted not in known:
-        raise UserError(f"There is no runtime {wanted!r}; {nearest(wanted, known)}")
-    return importlib.import_module(f"{__name__}.{wanted}")
+    runtime, runtimes = split(name)[0], [one.name for one in pkgutil.iter_modules(__path__) if one.name[0] != "_"]
+    if runtime not in runtimes:
+        raise UserError(f"There is no runtime {runtime!r}; {nearest(runtime, runtimes)}")
+    return importlib.import_module(f"{__name__}.{runtime}")
 
 
 def imported(name: str) -> str:

@@ -173,7 +173,7 @@ def _measure(ws: Workspace, source: Calibrated) -> Any:
 
 
 def tune(ws: Workspace, result: quantize.Quantized, method: Quantizer, name: str) -> quantize.Quantized:
-    """Trains scales, clipping and, where `tuning_rate` is above 0, all else of a quantized model; see `training.qat`."""
+    """Trains scales, clipping and, where `tuning_rate` is above 0, all else of a quantized model; see `qat`."""
     size, rate, scale_rate = ws.preprocess.size, method.tuning_rate, method.scale_rate
     student = ws.create(result.plan, arithmetic="train")
     start = qat.start(result.params, result.plan, ws.spec.layers)

@@ -58,6 +58,8 @@ def forward(tensors, images, window, eps=1e-5, gelu=exact_gelu):
     t = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
 
     def linear(name):
+        if f"{name}.0.weight" in t:
+            return lambda x: linear(f"{name}.1")(linear(f"{name}.0")(x))
         return lambda x: x @ t[f"{name}.weight"].T + t.get(f"{name}.bias", 0)
 
     def norm(x, name):

@@ -17,6 +17,7 @@ from lraqvit_jax.models import vit
 from lraqvit_jax.plan.files import to_json
 from lraqvit_jax.weights import artifacts
 from tests.unit import small
+from tests.unit.export import rounding
 from tests.unit.export.test_onnx import artifact
 
 PATH = "blocks_1/mlp/fc1"
@@ -69,8 +70,9 @@ def test_rows_are_matched_where_a_file_has_them_otherwise(rng, tmp_path, monkeyp
     monkeypatch.setitem(vit.VARIANTS, "vit_pico", {**vit.VARIANTS["vit_pico"], "layer_scale": True})
     one, images = artifact(rng, model, size)
     rows = compare.compare(one, images, export.export(one, tmp_path / "one.onnx"))
-    assert max(max(row.alone, row.largest) for row in rows) < 1e-5
-    assert "within 1e-05." in compare.table(rows, 1e-5)
+    noise = rounding.ROUNDINGS * rounding.EPS
+    assert max(max(row.alone, row.largest) for row in rows) < noise
+    assert f"within {noise:g}." in compare.table(rows, noise)
 
 
 def test_a_file_of_something_else_is_named(rng, tmp_path):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from lraqvit_jax.report import page, panels, read, sections, theme
+from lraqvit_jax.report import activations, page, panels, read, spectra, theme, training
 from tests.unit.report.made import Page
 
 
@@ -15,20 +15,20 @@ def test_silent_channels_and_kernels(loud):
     """A channel that is always zero, and a kernel of zeros, are drawn like any other."""
     values = np.zeros((3, 4))
     values[0, 0] = loud
-    made = sections.activations({"a:x:before": values, "a:x:after": values}, {"q": {"blocks_0/a:x": 0.0}}, "q")
+    made = activations.activations({"a:x:before": values, "a:x:after": values}, {"q": {"blocks_0/a:x": 0.0}}, "q")
     assert [len(grid.figures) for grid in made.grids] == [2, 0, 1]
-    assert sections.spectra({"a/qkv": np.zeros(4)}, {"a/qkv": 2}).grids
+    assert spectra.spectra({"a/qkv": np.zeros(4)}, {"a/qkv": 2}).grids
 
 
 def test_int8_models_may_differ_in_their_products():
-    (grid,) = sections.activations({}, {"a": {"one:x": 0.1}, "b": {"two:x": 0.1, "one:x": 0.2}}, "").grids
+    (grid,) = activations.activations({}, {"a": {"one:x": 0.1}, "b": {"two:x": 0.1, "one:x": 0.2}}, "").grids
     assert grid.columns[1:] == ("a", "b")
     assert [tuple(row) for row in grid.rows] == [("one", "10.00", "20.00"), ("two", "", "10.00")]
 
 
 def test_ids_are_unique_with_two_distilled_runs(whole):
     rows = [{"run": run, "step": 1, "loss": 1.0, "accuracy": 0.5, "kd": 0.1, "kd_0": 0.1} for run in ("a", "b")]
-    grids = sections.training(rows).grids
+    grids = training.training(rows).grids
     for text in (whole[1], "".join(figure.svg for grid in grids for figure in grid.figures)):
         found = Page(text)
         ids = collections.Counter(found.attributes("id"))
@@ -78,7 +78,7 @@ def test_text_and_lines_can_be_told_from_their_ground(whole, mode):
 def test_blocks_of_a_panel_are_in_their_order():
     """Whatever the order of the products; 10 comes after 2."""
     errors = {f"blocks_{block}/attn/qkv:x": 0.01 for block in (10, 0, 2)} | {"blocks_1/mlp/fc1:x": 0.01}
-    (grid,) = sections.activations({}, {"int8": errors}, "").grids
+    (grid,) = activations.activations({}, {"int8": errors}, "").grids
     for figure in grid.figures:
         found = Page(figure.svg).text["text"]
         assert [word for word in found if word in ("0", "1", "2", "10")][:4] == ["0", "1", "2", "10"]
