@@ -9,6 +9,8 @@ import jinja2
 import markupsafe
 
 from lraqvit_jax import config as config_lib
+from lraqvit_jax.config import Config
+from lraqvit_jax.options import records
 from lraqvit_jax.plan.cost import layer_cost
 from lraqvit_jax.plan.records import LinearInfo, Plan
 from lraqvit_jax.report import activations, panels, spectra, table, theme, training, words
@@ -228,30 +230,30 @@ def _value(value: Any) -> str:
 
 def provenance(run: Run) -> list[tuple[str, str]]:
     """Where the numbers come from: weights, data, draws and versions."""
-    config, meta = run.config, run.metas.get("dense") or next(iter(run.metas.values()), {})
+    meta = run.metas.get("dense") or next(iter(run.metas.values()), {})
     weights, size = meta.get("weights") or {}, (meta.get("preprocess") or {}).get("size", "?")
     source = f"{weights['source']}, sha256 {weights['sha256']}" if weights.get("source") else meta.get("notes", "")
     facts = {
         "model": f"{run.model}, {meta['num_classes']} classes, input {size} x {size}" if meta else run.model,
         "teacher": source,
-        **(_configured(config) if config else {}),
+        **(_configured(run.options) if run.config else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in meta.get("versions", {}).items()),
     }
     return [(name, value) for name, value in facts.items() if value]
 
 
-def _configured(config: Mapping[str, Any]) -> dict[str, str]:
+def _configured(config: Config) -> dict[str, str]:
     """What the configuration says of data and ranks, for people."""
-    flat = {name: _value(value) for name, value in config_lib.leaves(config).items()}
-    mixing = [f"{name} {flat[f'mix.{name}']}" for name in ("mixup", "cutmix") if config.get("mix", {}).get(name)]
+    mixing = [f"{name} {value}" for name in ("mixup", "cutmix") if (value := getattr(config.mix, name))]
+    plan = records.to_dict(config.plan).items()
     return {
-        "training data": flat.get("data.train", ""),
-        "evaluation data": flat.get("data.eval", ""),
-        "augmentation": ", ".join([config.get("augment") or "none", *mixing]),
-        "calibration": f"{flat.get('factorize.calibration_images')} images for low rank, "
-        f"{flat.get('quant.calibration_images')} for int8, from "
-        f"{config.get('data', {}).get('calibration') or 'the training data'}, drawn with seed {flat.get('seed')}",
-        "plan": ", ".join(f"{name[5:]} {value}" for name, value in flat.items() if name.startswith("plan.")),
+        "training data": config.data.train,
+        "evaluation data": config.data.eval,
+        "augmentation": ", ".join([config.augment or "none", *mixing]),
+        "calibration": f"{config.factorize.calibration_images} images for low rank, "
+        f"{config.quant.calibration_images} for int8, from {config.data.calibration or 'the training data'}, "
+        f"drawn with seed {config.seed}",
+        "plan": ", ".join(f"{name} {_value(value)}" for name, value in plan),
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from lraqvit_jax import models
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.config import Config, restored
 from lraqvit_jax.data import class_names
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.files import read_plan
@@ -60,6 +61,11 @@ class Run(NamedTuple):
 
     def row(self, name: str) -> Mapping[str, Any] | None:
         return next((row for row in self.rows if row["name"] == name), None)
+
+    @property
+    def options(self) -> Config:
+        """The configuration as records; what it does not say has its default."""
+        return restored(self.config, self.name)
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -130,9 +136,7 @@ def _config(directory: pathlib.Path) -> dict[str, Any]:
     path = directory / "config.json"
     config = _json(path).get("config", {})
     files.check({"config": config}, {"config": dict}, str(path), MEND)
-    for name in ("runs", "quant") if config else ():
-        files.check(config, {name: dict}, str(path), MEND)
-    files.check({"methods": {}, **config.get("quant", {})}, {"methods": dict}, str(path), MEND)
+    restored(config, str(path))
     return config
 
 

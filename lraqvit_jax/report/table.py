@@ -40,9 +40,9 @@ def group(run: Run, name: str) -> str:
     """Which of GROUPS a row belongs to."""
     if name == "dense":
         return "dense"
-    if name in run.config.get("quant", {}).get("methods", {}):
+    if name in run.options.quant.methods:
         return "integers"
-    return "trained" if name in run.config.get("runs", {}) else "factorized"
+    return "trained" if name in run.options.runs else "factorized"
 
 
 def ordered(run: Run) -> list[Mapping[str, Any]]:

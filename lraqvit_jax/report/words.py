@@ -99,7 +99,7 @@ def sure(run: Run, best: Mapping[str, Any]) -> str:
 
 def comparison(runs: Sequence[Run]) -> tuple[str, list[str]]:
     """Several runs: what is to be known before they are compared, and the pick of each."""
-    images = {(run.config.get("data", {}).get("eval", ""), row["n_images"]) for run in runs for row in run.rows}
+    images = {(run.options.data.eval, row["n_images"]) for run in runs for row in run.rows}
     careful = " They are evaluated on different images, so compare differences, not accuracies." * (len(images) > 1)
     sentences = []
     for run in runs:

@@ -61,11 +61,11 @@ def test_a_config_imports_fits_and_says_its_command(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config.check(module.get_config().to_dict())
+    config.parse(module.get_config().to_dict())
     assert f"--config configs/{path.name} --workdir" in module.__doc__
 
 
 def test_the_default_config_is_whole():
     fields = config.default()
     fields.data.update(train="embedded:digits", eval="embedded:digits")
-    config.check(fields.to_dict())
+    config.parse(fields.to_dict())

@@ -27,7 +27,7 @@ def parse(words: Sequence[str]) -> None:
     fields = main.CONFIG.value.to_dict()
     for role in ("train", "eval"):
         fields["data"][role] = fields["data"][role] or "folder:images"
-    config.check(fields)
+    config.parse(fields)
     for name in main.flags.FLAGS.stages or ():
         if name not in config.STAGES:
             raise UserError(f"there is no stage {name!r}")

@@ -18,7 +18,7 @@ from tests.unit.report.made import ROWS, Page, add_dense, add_rows, fields, open
 def two(whole, tmp_path_factory):
     """Work directories of the same name in two folders; the second has another seed and one more run."""
     folder = tmp_path_factory.mktemp("two")
-    runs = {**fields()["runs"], "lra": fields()["runs"]["rb_lra_kd"]}
+    runs = {**fields()["runs"], "low_rank": fields()["runs"]["rb_lra_kd"]}
     ws = opened(folder / "other" / whole[0].directory.name, seed=5, runs=runs)
     add_rows(ws, ROWS[:2])
     add_dense(ws, np.random.default_rng(1))
@@ -36,7 +36,7 @@ def test_runs_are_compared_side_by_side(two, tmp_path):
     assert [name for _, name in numbers] == ["dense", "rb_lra_kd", "int8_wads", "dense", "rb_lra_kd"]
     assert [int(number) for number, _ in numbers] == [1, 2, 3, 4, 5]
     differ = Page(section(text, "What differs in the configurations"))
-    assert differ.text["th"] == ["field", *names, "runs.lra", "seed"]
+    assert differ.text["th"] == ["field", *names, "runs.low_rank", "seed"]
     assert differ.text["td"] == ["-", "set", "0", "5"]
     assert "different images" not in text
     assert len([attrs for _, attrs in found.tags if "map" in attrs.get("class", "").split()]) == 2

@@ -96,7 +96,7 @@ def test_provenance(whole):
     assert "64 images for low rank, 32 for int8, from the training data, drawn with seed 0" in text
     assert f"jax {jax.__version__}" in text
     (shown,) = Page(text).text["pre"]
-    assert json.loads(shown) == whole[0].config
+    assert json.loads(shown) == whole[0].config.to_dict()
 
 
 def test_one_row_is_enough_and_the_rest_says_what_makes_it(tmp_path):
