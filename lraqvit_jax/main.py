@@ -38,9 +38,6 @@ from lraqvit_jax import config as config_lib
 from lraqvit_jax.base import console, startup
 from lraqvit_jax.base.errors import Preempted, UserError, nearest, storage
 from lraqvit_jax.config import Config
-from lraqvit_jax.plan import table
-from lraqvit_jax.run import lock, opening
-from lraqvit_jax.weights import artifacts
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
@@ -72,7 +69,7 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
         UserError: bad input.
     """
     from lraqvit_jax import stages as stages_lib
-    from lraqvit_jax.run import preemption, results
+    from lraqvit_jax.run import lock, opening, preemption, results
     from lraqvit_jax.stages import evaluate
 
     chosen = list(config_lib.STAGES) if stages is None else list(stages)
@@ -101,6 +98,9 @@ def _surroundings(ws: Any) -> list[str]:
     """What --verbose says before it all: versions, devices, mesh, plan."""
     import jax
 
+    from lraqvit_jax.plan import table
+    from lraqvit_jax.weights import artifacts
+
     versions = ", ".join(f"{name} {version}" for name, version in artifacts.versions().items())
     devices = (
         f"{jax.device_count()} devices, the first {jax.devices()[0].device_kind}, of {jax.process_count()} processes"
@@ -116,6 +116,8 @@ def dry_run(config: Config, workdir: str) -> None:
     """Prints the plan and its costs; writes nothing."""
     from lraqvit_jax.devices import sharding
     from lraqvit_jax.plan import records as plan
+    from lraqvit_jax.plan import table
+    from lraqvit_jax.run import opening
     from lraqvit_jax.stages.evaluate import other_params
 
     ws = opening.open_workspace(config, workdir, write=False)
@@ -129,6 +131,7 @@ def dry_run(config: Config, workdir: str) -> None:
 
 def estimate(config: Config, workdir: str) -> None:
     """Prints what each training takes of a device, of this machine or of a mesh that is elsewhere; writes nothing."""
+    from lraqvit_jax.run import opening
     from lraqvit_jax.training import estimate
 
     print(estimate.table(opening.open_workspace(config, workdir, write=False, make_mesh=estimate.mesh_of)))
@@ -149,7 +152,7 @@ def _main(argv: Sequence[str]) -> None:
 
 def join() -> None:
     """Joins the other processes where the command line says that there are some, and watches for SIGTERM."""
-    from lraqvit_jax.devices import processes
+    from lraqvit_jax.devices import precision, processes
     from lraqvit_jax.run import preemption
 
     if not _COORDINATOR.value and (_COUNT.value or _INDEX.value != -1):
@@ -158,6 +161,7 @@ def join() -> None:
         )
     if _DISTRIBUTED.value or _COORDINATOR.value:
         processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value)
+    precision.exact_float32()
     preemption.watch()
 
 

@@ -22,7 +22,7 @@ from lraqvit_jax.data import class_names as names_lib
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
-from lraqvit_jax.devices import fingerprint, sharding
+from lraqvit_jax.devices import fingerprint, precision, sharding
 from lraqvit_jax.devices.sharding import Mesh
 from lraqvit_jax.options import quant
 from lraqvit_jax.plan import records as plan_lib
@@ -95,6 +95,7 @@ def compress(
     chosen = _fields(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
     _set(chosen, fields or {})
     config = config_lib.parse(chosen)
+    precision.exact_float32()
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(lock.alone(folder))

@@ -18,7 +18,7 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import restored
 from lraqvit_jax.data import class_names, sources
 from lraqvit_jax.data.sources import memory
-from lraqvit_jax.devices import sharding
+from lraqvit_jax.devices import precision, sharding
 from lraqvit_jax.tasks import classification as evaluate
 from lraqvit_jax.weights import artifacts
 
@@ -153,6 +153,7 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
     Raises:
         UserError: there is no such directory or artefact, or it is damaged.
     """
+    precision.exact_float32()
     artifact = artifacts.load_artifact(_path(files.locate(os.fspath(directory)), name), dtype=dtype)
     return Model(artifact.model, artifact.params, artifact.preprocess, artifact.meta)
 

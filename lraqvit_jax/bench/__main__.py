@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from lraqvit_jax import bench, main
 from lraqvit_jax.base.errors import UserError, nearest
-from lraqvit_jax.run import lock
 
 
 def command(argv: Sequence[str]) -> None:
@@ -21,6 +20,7 @@ def command(argv: Sequence[str]) -> None:
         wrong = argv[1] if len(argv) > 1 else ""
         raise UserError(f"There is no measurement {wrong!r}; {nearest(wrong, bench.names())}")
     config, workdir = main.command_line()
+    from lraqvit_jax.run import lock  # and with it JAX, which no mistake above and no --help waits for
 
     main.join()
     with lock.alone(workdir):

@@ -26,7 +26,9 @@ from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run import opening
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.training import loop, step, terms
+from lraqvit_jax.training import estimate, loop, step, terms
+from lraqvit_jax.training.estimate import Training
+from lraqvit_jax.training.objective import of_run
 
 ROUNDS = 15
 
@@ -65,7 +67,8 @@ def _step(ws: Workspace) -> dict[str, float]:
     student = ws.create(plan_lib.low_rank(ws.plan, reparam.form(options.branch)), dtype=dtype)
     teacher = ws.create(plan_lib.dense(ws.spec.layers), dtype=dtype)
     abstract = sharding.abstract_params(student, size, ws.mesh)
-    tx = loop.optimizer(Recipe.of(config.optimizer, 10_000))
+    recipe = Recipe.of(config.optimizer, 10_000)
+    tx = loop.optimizer(recipe)
     state_of = loop.abstract_state(abstract, tx, ws.mesh)
     frozen = sharding.init_params(teacher, jax.random.key(0), size, sharding.abstract_params(teacher, size, ws.mesh))
     state = loop.init_state(sharding.init_params(student, jax.random.key(1), size, abstract), tx, state_of)
@@ -88,8 +91,8 @@ def _step(ws: Workspace) -> dict[str, float]:
         return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}
 
     update_of = jax.jit(update, donate_argnums=0)
-    # Of the step as it is written: a compiled one may hide its products in calls of libraries, which count as nothing.
-    flops = float(whole.lower(state, frozen, batch).cost_analysis()["flops"])
+    training = Training("step", of_run(options, student, teacher), recipe, size, True)
+    flops = estimate.flops(training, config.batch_size, "none")
     times: dict[str, list[float]] = {"teacher_ms": [], "student_ms": [], "update_ms": [], "step_ms": []}
     for _ in range(ROUNDS + 2):
         targets = timed(times["teacher_ms"], answer, frozen, batch["image"])

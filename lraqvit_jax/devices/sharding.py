@@ -113,9 +113,9 @@ def _frozen(rules: Mapping[str, Sequence[str]]) -> tuple[tuple[str, tuple[str, .
     return tuple((name, tuple(rules.get(name, ()))) for name in RULES)
 
 
-def one_device() -> Mesh:
-    """A mesh of the first device of this process."""
-    return make_mesh(dict.fromkeys(AXES, 1), jax.local_devices()[:1])
+def one_device(backend: str | None = None) -> Mesh:
+    """A mesh of this process's first device; of its first one of a backend such as "cpu", where that is named."""
+    return make_mesh(dict.fromkeys(AXES, 1), jax.local_devices(backend=backend)[:1])
 
 
 def check_batch(mesh: Mesh, batch_size: int, field: str = "batch_size", micro_batches: int = 1) -> None:

@@ -150,8 +150,18 @@ def kept_per_image(training: Training, remat: str) -> int:
 
 
 def flops(training: Training, rows: int, remat: str) -> float:
-    """FLOPs of a step on all rows, before any compiler changes it."""
-    alone = sharding.one_device()
+    """FLOPs of a step on all rows, before any compiler changes it.
+
+    JAX's CPU backend counts them, which is there beside any other: that of a GPU counts none before compiling, and
+    after it not those in calls of libraries.
+
+    Raises:
+        UserError: JAX was told to have no CPU backend.
+    """
+    try:
+        alone = sharding.one_device("cpu")
+    except RuntimeError as error:
+        raise UserError("FLOPs are counted by JAX's CPU backend; add cpu to JAX_PLATFORMS.") from error
     with sharding.use(alone):
         compiled = compile_step(training.objective, training.recipe, training.image_size, alone, 1, remat)
         frozen = _frozen(training, alone)

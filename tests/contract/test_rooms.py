@@ -13,6 +13,8 @@ import importlib
 import itertools
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -193,3 +195,11 @@ def test_a_name_that_is_gone_is_seen():
 def test_the_list_of_moves_is_true():
     assert {new for _, new in TABLE if not is_module(f"{HOUSE}.{new}")} == set()
     assert {old for old, _ in TABLE if is_module(f"{HOUSE}.{old}")} == {"plan"}  # That one became a room.
+
+
+@pytest.mark.parametrize("module", ["main", "bench.__main__", "predict", "config", "api", "report.__main__"])
+def test_a_command_line_is_read_before_jax_is_imported(module):
+    """No --help and no mistyped flag waits seconds for it."""
+    code = f"import sys, {HOUSE}.{module}; sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ def test_verbose_tells_of_devices_plan_and_steps_and_quiet_of_the_table_alone(tm
     assert quiet.stderr == ""
 
 
-@pytest.mark.parametrize("field", ["plan.budget=2.0", "runs.rb_lra_kd.branch=wrong", "teacher.steps=-1"])
+@pytest.mark.parametrize("field", ["plan.budget=2.0", "quant.source=none", "teacher.steps=-1"])
 def test_a_mistake_is_the_same_one_sentence_however_much_is_printed(tmp_path, field):
     """On stderr, and nothing else there."""
     outputs = [
