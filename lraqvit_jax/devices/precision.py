@@ -10,5 +10,5 @@ def exact_float32() -> None:
     of a CPU, a merged pair from the branch it came from, and what calibration measures from what the integers do. For
     speed there is `dtype=bfloat16`, which this leaves alone. On a CPU nothing changes.
     """
-    if jax.default_backend() != "cpu" and jax.config.read("jax_default_matmul_precision") is None:
+    if jax.default_backend() != "cpu" and not jax.config.values["jax_default_matmul_precision"]:
         jax.config.update("jax_default_matmul_precision", "highest")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lraqvit_jax import models
 from lraqvit_jax.base import trees
 from lraqvit_jax.options.quant import QUANTIZERS, Quantizer
-from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.cost import layer_cost
 from lraqvit_jax.quant import quantize, smoothing
 from lraqvit_jax.stages.quantize import with_options
 from tests.unit.quant.subjects import SUBJECTS, as_float, unrounded
@@ -115,4 +115,4 @@ def test_every_quantizer_makes_a_swin_near_the_float_one_in_as_many_bytes_as_pla
     assert 1e-5 < np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.1
     for info in subject.layers:
         stored = sum(leaf.nbytes for leaf in trees.flatten(dict(trees.get(result.params, info.path))).values())
-        assert plan_lib.layer_cost(info, result.plan[info.path]).bytes == stored, info.path
+        assert layer_cost(info, result.plan[info.path]).bytes == stored, info.path

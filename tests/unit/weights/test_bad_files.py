@@ -18,7 +18,7 @@ from lraqvit_jax.data import augment, preprocess, sources
 from lraqvit_jax.plan.cost import latency
 from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.plan.records import LinearInfo
-from lraqvit_jax.run import metrics, results, workspace
+from lraqvit_jax.run import claim, metrics, results
 from lraqvit_jax.weights import artifacts, tensors
 from lraqvit_jax.weights.sources import big_vision, huggingface, timm
 
@@ -143,8 +143,8 @@ def test_what_is_no_json_object_is_refused_everywhere(tmp_path, content):
     (tmp_path / "metrics.jsonl").write_bytes(content)
     for read in (
         lambda: read_plan(tmp_path / "plan.json"),
-        lambda: workspace._claimed(tmp_path),
-        lambda: workspace._edited(tmp_path),
+        lambda: claim.claimed(tmp_path),
+        lambda: claim.edited(tmp_path),
         lambda: results.read(tmp_path),
         lambda: artifacts.read_meta(tmp_path),
         lambda: timm._card(tmp_path / "model.safetensors"),
