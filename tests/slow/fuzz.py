@@ -308,8 +308,8 @@ def decoded(content: bytes) -> object:
 def preprocess_of(card: dict) -> object:
     """What `timm.from_tensors` makes of a card."""
     size = huggingface._side(card.get("input_size"))
-    rest = {"crop_pct": card.get("crop_pct", 0.9), "interpolation": card.get("interpolation", "bicubic")}
-    return preprocess.Preprocess(size or 224, **rest, **timm._statistics("vit", card, "a card"))
+    fields = timm._preparation("vit", card, "a card", timm.USUAL, "mend it")
+    return preprocess.Preprocess(size or 224, **fields)
 
 
 def claimed(path: pathlib.Path) -> None:
