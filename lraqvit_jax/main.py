@@ -244,7 +244,7 @@ def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str = __doc__
         _stop(str(stopped), stopped.exit_code)
     except Exception as error:
         if sentence := storage(error):
-            _stop(sentence, 2)
+            _stop(sentence, 2, at_once=True)
         if not _joined():
             raise
         traceback.print_exc()
@@ -256,11 +256,15 @@ def _joined() -> bool:
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
-def _stop(sentence: str, code: int) -> NoReturn:
-    """Says why on stderr, and exits. One of several processes does not wait for the others, who may wait for it."""
+def _stop(sentence: str, code: int, at_once: bool = False) -> NoReturn:
+    """Says why on stderr, and exits; `at_once` where threads may wait for what cannot be written.
+
+    One of several processes does not wait for the others, who may wait for it.
+    """
     console.error(sentence)
-    if _joined():
+    if at_once or _joined():
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -12,6 +12,22 @@ import numpy as np
 from flax import linen as nn
 
 from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError, nearest
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def check(platforms: Sequence[str]) -> None:
+    """UserError for a platform that JAX does not export for, or where none is this process's, to check the file on."""
+    for name in platforms:
+        if name not in PLATFORMS:
+            raise UserError(f"export.platforms has {name!r}; {nearest(name, PLATFORMS)}")
+    here = jax.default_backend()
+    own = ("cuda", "rocm") if here == "gpu" else (here,)
+    if not {*own} & {*platforms}:
+        raise UserError(
+            f"export.platforms is {tuple(platforms)!r}; add {own[0]!r}, on which each file is checked here."
+        )
 
 
 def export(

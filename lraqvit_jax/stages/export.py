@@ -31,7 +31,12 @@ MEND = "delete it to have the artefact exported anew"
 
 
 def run(ws: Workspace) -> None:
-    """Exports what has no files yet, or files that were made for something else."""
+    """Exports what has no files yet, or files that were made for something else.
+
+    Raises:
+        UserError: an artefact that is not there, or platforms on which no file can be checked.
+    """
+    stablehlo.check(ws.config.export.platforms)
     folder = ws.directory / "export"
     for name in ws.config.export.artifacts:
         if not ws.has(name):

@@ -38,8 +38,15 @@ def test_files_are_exported_again_only_where_what_was_asked_for_changed(made, tm
     command.digits(made, *FIELDS, CPU, "--config.export.onnx_target=vnni", "--stages=export", check=True)
     assert card(made)["onnx_target"] == "vnni"
     assert (made / "export" / "lra.stablehlo").stat().st_mtime_ns > before["lra.stablehlo"]
-    command.digits(made, *FIELDS, "--config.export.platforms=('cuda',)", "--stages=export", check=True)
-    assert card(made)["platforms"] == ["cuda"]
+    command.digits(made, *FIELDS, "--config.export.platforms=('cpu','tpu')", "--stages=export", check=True)
+    assert card(made)["platforms"] == ["cpu", "tpu"]
+
+
+@pytest.mark.parametrize("platforms", ["('cuda',)", "('gpu', 'cpu')", "()"])
+def test_platforms_on_which_the_file_cannot_be_checked_are_refused(made, platforms):
+    done = command.digits(made, *FIELDS, f"--config.export.platforms={platforms}", "--stages=export")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.startswith("error: export.platforms")
 
 
 def test_other_class_names_reach_artefacts_and_files(made, tmp_path):
