@@ -102,7 +102,7 @@ def test_a_shift_that_nothing_would_make_good_is_refused(path):
         quantize.quantize(subject.params, plan, layers, subject.seen, Quantizer(), steps)
 
 
-FAST = ("smoothquant", "repq", "wads", "ours")
+FAST = ("naive", "smoothquant", "repq")
 
 
 @pytest.mark.parametrize("name", marked(QUANTIZERS, FAST))
