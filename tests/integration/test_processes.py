@@ -8,10 +8,10 @@ import signal
 import socket
 import subprocess
 
-import jax
 import numpy as np
 import pytest
 
+from lraqvit_jax.base import trees
 from lraqvit_jax.run import metrics
 from lraqvit_jax.weights import artifacts
 from tests.integration import command
@@ -120,10 +120,14 @@ def test_processes_train_and_answer_as_one_with_the_same_mesh(tmp_path, count, d
     np.testing.assert_allclose(curve(tmp_path / "several"), curve(tmp_path / "one"), rtol=1e-5)
     same(tmp_path / "several", tmp_path / "one")
     got, want = (
-        artifacts.load_artifact(tmp_path / name / "checkpoints" / "dense").params for name in ("several", "one")
+        trees.flatten(artifacts.load_artifact(tmp_path / name / "checkpoints" / "dense").params)
+        for name in ("several", "one")
     )
-    for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-6)
+    assert sorted(got) == sorted(want)
+    for path, leaf in want.items():
+        # What is added to all keys changes no softmax: the gradient of that bias is rounding, which Adam makes steps of.
+        kept = np.delete(np.arange(96), np.s_[32:64]) if path.endswith("qkv/bias") else np.s_[:]
+        np.testing.assert_allclose(got[path][kept], leaf[kept], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
 def test_a_notice_to_one_process_stops_both_at_the_same_saved_step(tmp_path):
