@@ -125,7 +125,7 @@ def test_processes_train_and_answer_as_one_with_the_same_mesh(tmp_path, count, d
     )
     assert sorted(got) == sorted(want)
     for path, leaf in want.items():
-        # What is added to all keys changes no softmax: the gradient of that bias is rounding, which Adam makes steps of.
+        # What is added to all keys changes no softmax: the gradient of that bias is rounding, and Adam steps by it.
         kept = np.delete(np.arange(96), np.s_[32:64]) if path.endswith("qkv/bias") else np.s_[:]
         np.testing.assert_allclose(got[path][kept], leaf[kept], rtol=1e-4, atol=1e-6, err_msg=path)
 
