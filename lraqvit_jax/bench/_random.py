@@ -34,12 +34,12 @@ NARROW = "_7"
 
 def form(name: str) -> tuple[bool, str, int]:
     """Whether "random:low_rank" has pairs, its granularity, and the bits of its kernels; UserError for no form."""
-    wanted = name.removeprefix(PREFIX)
-    plain = wanted.removesuffix(NARROW)
-    if plain not in FORMS or (plain != wanted and not FORMS[plain][1]):
-        known = [*FORMS, *(f"{one}{NARROW}" for one, (_, granularity) in FORMS.items() if granularity)]
-        raise UserError(f"latency.models has {name!r}, which is no form; {nearest(wanted, known)}")
-    return *FORMS[plain], 8 if plain == wanted else 7
+    kind = name.removeprefix(PREFIX)
+    plain = kind.removesuffix(NARROW)
+    if plain not in FORMS or (plain != kind and not FORMS[plain][1]):
+        forms = [*FORMS, *(f"{one}{NARROW}" for one, (_, granularity) in FORMS.items() if granularity)]
+        raise UserError(f"latency.models has {name!r}, which is no form; {nearest(kind, forms)}")
+    return *FORMS[plain], 8 if plain == kind else 7
 
 
 def check(ws: Workspace, names: Iterable[str]) -> None:

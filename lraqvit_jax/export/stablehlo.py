@@ -22,8 +22,8 @@ def check(platforms: Sequence[str]) -> None:
     for name in platforms:
         if name not in PLATFORMS:
             raise UserError(f"export.platforms has {name!r}; {nearest(name, PLATFORMS)}")
-    here = jax.default_backend()
-    own = ("cuda", "rocm") if here == "gpu" else (here,)
+    backend = jax.default_backend()
+    own = ("cuda", "rocm") if backend == "gpu" else (backend,)
     if not {*own} & {*platforms}:
         raise UserError(
             f"export.platforms is {tuple(platforms)!r}; add {own[0]!r}, on which each file is checked here."

@@ -163,10 +163,10 @@ def pack(values: Int8[Array, "m n"], bits: int) -> Array:
     """
     if bits not in PACKED:
         return values
-    word, each = math.lcm(bits, 8), math.lcm(bits, 8) // bits
+    word, per_word = math.lcm(bits, 8), math.lcm(bits, 8) // bits
     unsigned = values.astype(jnp.uint32) + 2 ** (bits - 1) & (2**bits - 1)
-    unsigned = jnp.pad(unsigned, ((0, -len(values) % each), (0, 0)), constant_values=2 ** (bits - 1))
-    parts = unsigned.reshape(each, -1, values.shape[1])
+    unsigned = jnp.pad(unsigned, ((0, -len(values) % per_word), (0, 0)), constant_values=2 ** (bits - 1))
+    parts = unsigned.reshape(per_word, -1, values.shape[1])
     words = sum(part << (bits * index) for index, part in enumerate(parts))
     return jnp.concatenate([(words >> shift & 255).astype(jnp.uint8) for shift in range(0, word, 8)])
 
@@ -175,10 +175,10 @@ def unpack(packed: Array, bits: int, rows: int) -> Int8[Array, "m n"]:
     """The inverse of `pack`; `rows` is m."""
     if bits not in PACKED:
         return packed
-    word, each = math.lcm(bits, 8), math.lcm(bits, 8) // bits
+    word, per_word = math.lcm(bits, 8), math.lcm(bits, 8) // bits
     parts = packed.astype(jnp.uint32).reshape(word // 8, -1, packed.shape[1])
     words = sum(part << (8 * index) for index, part in enumerate(parts))
-    values = jnp.concatenate([words >> (bits * index) & (2**bits - 1) for index in range(each)])
+    values = jnp.concatenate([words >> (bits * index) & (2**bits - 1) for index in range(per_word)])
     return (values[:rows].astype(jnp.int32) - 2 ** (bits - 1)).astype(jnp.int8)
 
 
