@@ -1,6 +1,6 @@
 """Layers inside a parameter tree, by path."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flax import traverse_util
@@ -38,3 +38,9 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{"a": {"b": x}} -> {"a/b": x}."""
     return traverse_util.flatten_dict(tree, sep="/")
+
+
+def without(tree: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """A copy of the tree without the subtrees at the given paths."""
+    gone = tuple(f"{path}/" for path in paths)
+    return nest({path: value for path, value in flatten(tree).items() if not f"{path}/".startswith(gone)})

@@ -56,8 +56,8 @@ def moments(
         layers: which.
         batches: of the calibration images; padding is masked.
         mesh: where it runs.
-        gradients: also what the logits make of an error at the layer's output, `Moments.gradient`; see `_gradients`.
-            Three times the work.
+        gradients: also what the logits make of an error at the layer's output, `Moments.gradient` and the moments that
+            are weighted by it; see `_gradients`. Three times the work.
         seed: of the random projections of the logits.
     """
     layers = list(layers)
@@ -77,9 +77,12 @@ def moments(
                 _add(totals[path], values["x"])
     moments_of = {}
     for layer in layers:
-        gradient = totals[layer.path].pop("gradient", None)
-        means = {name: total / (images * layer.tokens) for name, total in totals[layer.path].items()}
-        moments_of[layer.path] = Moments(**means, gradient=None if gradient is None else gradient / images)
+        sums_of = totals[layer.path]
+        felt: dict[str, Any] = {"gradient": sums_of.pop("gradient") / images} if gradients else {}
+        weight = max(float(sums_of.pop("weight")), 1e-30) if gradients else 1.0
+        felt |= {name: sums_of.pop(name) / weight for name in ("felt_second", "felt_mean") if gradients}
+        means = {name: total / (images * layer.tokens) for name, total in sums_of.items()}
+        moments_of[layer.path] = Moments(**means, **felt)
     return moments_of
 
 
@@ -106,7 +109,7 @@ def _add(totals: dict[str, np.ndarray], values: dict[str, jax.Array]) -> None:
 
 
 def _gradients(model: nn.Module, layers: Iterable[LinearInfo], mesh: Mesh) -> Callable[..., Any]:
-    """Compiles `(params, batch, key) -> {path: {"x": sums}}` with the sum of g gᵀ as "gradient".
+    """Compiles `(params, batch, key) -> {path: {"x": sums}}` with the sum of g gᵀ as "gradient", and `_felt`.
 
     g is the gradient of `z . logits` at a layer's output, z standard normal without its mean (softmax does not see the
     mean): E[g gᵀ] = Jᵀ J of the centred logits, whatever the labels, from one backward pass. An error e of the output
@@ -141,11 +144,18 @@ def _gradients(model: nn.Module, layers: Iterable[LinearInfo], mesh: Mesh) -> Ca
         slopes, seen = jax.grad(projected, has_aux=True)(nothing)
         sums = {}
         for path in paths:
-            g = _rows(slopes[path], mask)
-            sums[path] = {"x": {**_sums(trees.get(seen, path)["x"], mask), "gradient": _gram(g, g)}}
+            g, x = _rows(slopes[path], mask), trees.get(seen, path)["x"]
+            sums[path] = {"x": {**_sums(x, mask), "gradient": _gram(g, g), **_felt(_rows(x, mask), g, path)}}
         return sums
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def _felt(x: Float[Array, "rows m"], g: Float[Array, "rows n"], path: str) -> dict[str, jax.Array]:
+    """Sums over rows by the square of their gradient, and the sum of that; of a "qkv" the gradient of the queries."""
+    at_queries = g[:, : g.shape[1] // 3] if path.endswith("/qkv") else g
+    weights = jnp.sum(jnp.square(at_queries), 1, keepdims=True)
+    return {"felt_second": _gram(x * weights, x), "felt_mean": jnp.sum(x * weights, 0), "weight": jnp.sum(weights)}
 
 
 def sequential(

@@ -1,10 +1,12 @@
 """The quantized form: one product on integers, Eq. 11."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Int8
 
+from lraqvit_jax.forms.pivoted import take
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import Latent, codes_of
@@ -33,6 +35,7 @@ def quantized_product(
     grid: InputGrid,
     layer: LayerPlan,
     arithmetic: str,
+    inputs: Int[Array, "heads k"] | None = None,
 ) -> Float[Array, "... tokens n"]:
     """`Q(x / smooth) Q(smooth W)`: rounds x, multiplies integers, rescales.
 
@@ -45,6 +48,8 @@ def quantized_product(
         grid: of x.
         layer: gives the bits of x, and whether a dynamic grid is asymmetric.
         arithmetic: see `models.linear.LinearOptions`.
+        inputs: which of x each head multiplies, where the kernel has k rows and its columns are those of the heads, one
+            head after another; None is all.
     """
     if grid.scale is None:
         x, grid = _dynamic(x, grid, layer)
@@ -53,14 +58,35 @@ def quantized_product(
     shifted = x if middle is None else x - middle
     rows = codes_of(arithmetic)(shifted, step, layer.bits).reshape(-1, x.shape[-1])
     values, dot = kernel.unpack(), qarray.integer_dot if arithmetic == "integer" else qarray.float_dot
+    sums = functools.partial(_sums, values=values, kernel=kernel, dot=dot)
     if kernel.group:
-        total = qarray.scaled_dot(rows, values, kernel.scale, kernel.group, dot).reshape(*x.shape[:-1], -1) * scale
+        total = sums(rows, inputs=inputs).reshape(*x.shape[:-1], -1) * scale
     else:
-        total = dot(rows, values).reshape(*x.shape[:-1], -1) * (scale * kernel.scale)
+        total = sums(rows, inputs=inputs).reshape(*x.shape[:-1], -1) * (scale * kernel.scale)
     if center is None:
         return total
-    columns = qarray.scaled_dot(jnp.ones((1, x.shape[-1])), values, kernel.scale, kernel.group, dot)[0]
+    columns = qarray.scaled_dot(jnp.ones((1, len(values))), values, kernel.scale, kernel.group, dot)[0]
     return total + center * columns
+
+
+def _sums(
+    rows: Float[Array, "rows m"],
+    values: Int8[Array, "k n"],
+    kernel: QArray | Latent,
+    dot: qarray.Dot,
+    inputs: Int[Array, "heads k"] | None,
+) -> Float[Array, "rows n"]:
+    """Sums of integers, in groups already times the kernel's scales."""
+    if inputs is None:
+        return qarray.scaled_dot(rows, values, kernel.scale, kernel.group, dot) if kernel.group else dot(rows, values)
+    parts = []
+    columns = (jnp.split(part, len(inputs), -1) for part in (values, kernel.scale))
+    for channels, of_head, scale in zip(inputs, *columns, strict=True):
+        head_rows = take(rows, channels)
+        parts.append(
+            qarray.scaled_dot(head_rows, of_head, scale, kernel.group, dot) if kernel.group else dot(head_rows, of_head)
+        )
+    return jnp.concatenate(parts, -1)
 
 
 def _dynamic(

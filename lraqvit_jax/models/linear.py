@@ -6,6 +6,7 @@ for a kernel of shape (m, n) = (in, out) and rank r:
 
     dense      kernel (m, n)
     low_rank   u (m, r), v (r, n)                      y = (x @ u) @ v + b                         Eq. 2-3
+    pivoted    a pair u, v with an identity block, which copies channels: see `forms.pivoted`
     reparam    u, v, and the branch du (m, r), dv (r, n)   y = (x @ (u + du)) @ (v + dv) + b       Eq. 4-6
     quantized  kernel, or u and v, as {qvalue, scale} (`quant.qarray`), with the input scales `x_scale`
                (and `z_scale` between u and v) where they are static, the centres `x_center` and
@@ -17,6 +18,7 @@ and bias (n,) in every form, where the layer has one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,10 +27,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from lraqvit_jax.forms import pivoted
 from lraqvit_jax.forms.dense import dense
 from lraqvit_jax.forms.pair import low_rank, reparam
 from lraqvit_jax.forms.quantized import InputGrid, quantized_product
-from lraqvit_jax.plan.cost import packed_rows
+from lraqvit_jax.plan.cost import factor_shapes, packed_rows
 from lraqvit_jax.plan.records import DENSE, PACKED, LayerPlan
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.quant.fake_quant import Latent
@@ -66,6 +69,7 @@ class Linear(nn.Module):
         features: n.
         options: plan, dtype and arithmetic.
         axes: logical names of the kernel's input and output axes, for sharding.
+        heads: that share the outputs, where the kernel of each can have an identity block.
         use_bias: whether b is there.
     """
 
@@ -73,6 +77,7 @@ class Linear(nn.Module):
     options: LinearOptions
     axes: tuple[str, str] = ("embed", "mlp")
     use_bias: bool = True
+    heads: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... n"]:
@@ -99,10 +104,20 @@ class Linear(nn.Module):
         }
         # Two-dimensional products are 23-33 % faster than batched ones in XLA's CPU backend.
         rows = x.astype(self.options.dtype).reshape(-1, x.shape[-1])
+        if layer.basis in ("input", "output"):
+            params["basis"] = self._basis(layer)
         if layer.rank and self.is_mutable_collection("calibration"):
-            first = (params["u"] + (params["du"] if layer.form == "reparam" else 0)).astype(rows.dtype)
-            self._observe("z", (rows @ first).reshape(*x.shape[:-1], -1))
-        return FLOAT[layer.form](params, rows).reshape(*x.shape[:-1], self.features)
+            merged = {**params, "u": params["u"] + params["du"]} if layer.form == "reparam" else params
+            self._observe("z", pivoted.between(merged, rows, layer.basis).reshape(*x.shape[:-1], -1))
+        product = pivoted.pivoted(layer.basis, layer.rank) if layer.basis else FLOAT[layer.form]
+        return product(params, rows).reshape(*x.shape[:-1], self.features)
+
+    def _basis(self, layer: LayerPlan) -> Array:
+        """The channels that are copied: (rank,), or (heads, width)."""
+        shape = (layer.rank,) if layer.rank else (self.heads, self.features // self.heads)
+        init = nn.with_logical_partitioning(_first_channels, (None,) * len(shape))
+        basis: Any = self.param("basis", init, shape, jnp.int16)
+        return basis
 
     def _quantized(self, x: Array, layer: LayerPlan) -> Array:
         x = x.astype(jnp.float32)
@@ -112,11 +127,24 @@ class Linear(nn.Module):
             smooth = self._param("smooth", nn.initializers.ones, (x.shape[-1],), self.axes[:1])
         images = x if x.ndim > 2 else x[:, None]
         arithmetic = self.options.arithmetic
+        basis = self._basis(layer) if layer.basis in ("input", "output") else None
         for name, (shape, axes) in self._factor_shapes(x.shape[-1], layer).items():
             init = _latent_init if arithmetic == "train" else _qarray_init
             stored: Any = self.param(name, init(shape, axes, layer))
             grid = self._grid("z", tokens, None, layer) if name == "v" else self._grid("x", tokens, smooth, layer)
-            images = quantized_product(images, _kernel(stored, layer, shape[0]), grid, layer, arithmetic)
+            multiply = functools.partial(
+                quantized_product,
+                kernel=_kernel(stored, layer, shape[0]),
+                grid=grid,
+                layer=layer,
+                arithmetic=arithmetic,
+            )
+            if name == "v" and layer.basis in ("output", "leading"):
+                images = pivoted.joined(images, multiply(images), basis)
+            elif name != "v" and layer.basis == "input":
+                images = pivoted.copied(images, basis, multiply)
+            else:
+                images = multiply(images)
         return images.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)
 
     def _grid(self, part: str, tokens: int, smooth: Array | None, layer: LayerPlan) -> InputGrid:
@@ -134,13 +162,11 @@ class Linear(nn.Module):
         return InputGrid(scale, center, smooth)
 
     def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+        shapes = factor_shapes(features_in, self.features, layer, self.heads)
         if not layer.rank:
-            return {"kernel": ((features_in, self.features), self.axes)}
+            return {"kernel": (shapes["kernel"], self.axes)}
         first, second = ("rank" if axis == "embed" else "inner_rank" for axis in self.axes)
-        return {
-            "u": ((features_in, layer.rank), (self.axes[0], first)),
-            "v": ((layer.rank, self.features), (second, self.axes[1])),
-        }
+        return {"u": (shapes["u"], (self.axes[0], first)), "v": (shapes["v"], (second, self.axes[1]))}
 
     def _param(self, name: str, init: Callable[..., Array], shape: tuple[int, ...], axes: tuple) -> Any:
         return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
@@ -149,6 +175,12 @@ class Linear(nn.Module):
         """Shows an activation to whoever collects calibration statistics; nothing otherwise."""
         if self.is_mutable_collection("calibration"):
             self.sow("calibration", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
+def _first_channels(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A basis of the first channels: what a pivoted layer is initialized with."""
+    del key
+    return jnp.broadcast_to(jnp.arange(shape[-1], dtype=dtype), shape)
 
 
 def _kernel(stored: Mapping[str, Array], layer: LayerPlan, rows: int) -> QArray | Latent:

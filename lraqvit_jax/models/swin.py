@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from lraqvit_jax import models
+from lraqvit_jax.models.attention import projections
 from lraqvit_jax.models.linear import Linear, LinearOptions
 from lraqvit_jax.models.vit import MLP_RATIO, Mlp, layer_norm, patches, show
 from lraqvit_jax.plan.records import LinearInfo
@@ -73,7 +74,7 @@ def _image(x: Any, side: int, window: int) -> Any:
 
 class WindowAttention(nn.Module):
     """Self-attention inside windows, with a learned bias for each relative position. Softmax in float32, products as
-    the plan says of qkv."""
+    the plan says of qkv, or of query."""
 
     side: int
     window: int
@@ -83,12 +84,9 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-        batch, _, dim = x.shape
-        layer, arithmetic = self.options.of("/".join((*self.path, "qkv"))), self.options.arithmetic
-        qkv = Linear(3 * dim, self.options, ("embed", "heads"), name="qkv")(x)
-        parts = _windows(qkv.reshape(batch, self.side, self.side, 3 * dim), self.window)
-        parts = parts.reshape(*parts.shape[:3], 3, self.heads, dim // self.heads)
-        query, key, value = (parts[..., index, :, :] for index in range(3))
+        dim, arithmetic = x.shape[-1], self.options.arithmetic
+        parts, layer = projections(x, self.heads, self.options, self.path)
+        query, key, value = (self._by_window(part) for part in parts)
         scaled = query * (dim // self.heads) ** -0.5
         logits = attention.logits(scaled, key, layer, arithmetic).astype(jnp.float32)
         boxed: Any = nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), (None, "heads"))
@@ -99,8 +97,12 @@ class WindowAttention(nn.Module):
         show(self, logits)
         weights = jax.nn.softmax(logits).astype(value.dtype)
         mixed = attention.mix(weights, value, layer, arithmetic).astype(value.dtype)
-        mixed = _image(mixed.reshape(*mixed.shape[:3], dim), self.side, self.window)
+        mixed = _image(mixed.reshape(*mixed.shape[:3], -1), self.side, self.window)
         return Linear(dim, self.options, ("heads", "embed"), name="proj")(mixed)
+
+    def _by_window(self, part: Float[Array, "batch tokens heads k"]) -> Float[Array, "batch windows inside heads k"]:
+        windows = _windows(part.reshape(len(part), self.side, self.side, -1), self.window)
+        return windows.reshape(*windows.shape[:3], *part.shape[2:])
 
 
 class Block(nn.Module):
@@ -240,9 +242,13 @@ class Swin(nn.Module):
         features = [self.embed(images)]
         for stage in self.layers:
             features += stage(features[-1])
-        pooled = jnp.mean(self.norm(features[-1]), axis=1).astype(self.options.dtype)
-        logits = self.head(pooled).astype(jnp.float32)
+        logits = self.classify(features[-1])
         return (logits, features[1:]) if return_features else logits
+
+    def classify(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch classes"]:
+        """Logits from the last block's output."""
+        pooled = jnp.mean(self.norm(x), axis=1).astype(self.options.dtype)
+        return self.head(pooled).astype(jnp.float32)
 
     def forced(
         self, images: Float[Array, "batch size size 3"], features: Sequence[Float[Array, "batch tokens dim"]]
@@ -278,7 +284,7 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
     dim, patch, depths = values["dim"], values["patch_size"], values["depths"]
     sides = _sides(image_size // patch, len(depths))
     layers = [LinearInfo("patch_embed", 3 * patch**2, dim, sides[0] ** 2, "embed")]
-    for stage, (side, depth) in enumerate(zip(sides, depths, strict=True)):
+    for stage, (side, depth, heads) in enumerate(zip(sides, depths, values["heads"], strict=True)):
         where = f"layers_{stage}"
         if stage:
             reduction = f"{where}/downsample"
@@ -293,9 +299,9 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
             block = f"{where}/blocks_{index}"
             layers += [
                 LinearInfo(
-                    f"{block}/attn/qkv", dim, 3 * dim, tokens, "attention", f"{block}/norm1", padded=padding > 0
+                    f"{block}/attn/qkv", dim, 3 * dim, tokens, "attention", f"{block}/norm1", True, padding > 0, heads
                 ),
-                LinearInfo(f"{block}/attn/proj", dim, dim, tokens, "attention"),
+                LinearInfo(f"{block}/attn/proj", dim, dim, tokens, "attention", heads=heads),
                 LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, side**2, "mlp", f"{block}/norm2"),
                 LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, side**2, "mlp"),
             ]

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lraqvit_jax import models
+from lraqvit_jax.models.attention import projections
 from lraqvit_jax.models.linear import Linear, LinearOptions
 from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.quant import attention
@@ -52,7 +53,7 @@ def show(module: nn.Module, logits: Float[Array, "... heads tokens tokens"]) -> 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused qkv layer. Softmax in float32, products as the plan says of qkv."""
+    """Multi-head self-attention. Softmax in float32, products as the plan says of qkv, or of query."""
 
     heads: int
     options: LinearOptions
@@ -60,13 +61,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         batch, tokens, dim = x.shape
-        layer, arithmetic = self.options.of("/".join((*self.path, "qkv"))), self.options.arithmetic
-        qkv = Linear(3 * dim, self.options, ("embed", "heads"), name="qkv")(x)
-        query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, dim // self.heads), 2, 0)
+        arithmetic = self.options.arithmetic
+        (query, key, value), layer = projections(x, self.heads, self.options, self.path)
         logits = attention.logits(query * (dim // self.heads) ** -0.5, key, layer, arithmetic)
         show(self, logits)
         weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)
-        mixed = attention.mix(weights, value, layer, arithmetic).astype(value.dtype).reshape(batch, tokens, dim)
+        mixed = attention.mix(weights, value, layer, arithmetic).astype(value.dtype).reshape(batch, tokens, -1)
         return Linear(dim, self.options, ("heads", "embed"), name="proj")(mixed)
 
 
@@ -94,7 +94,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         dim = x.shape[-1]
-        hidden = Linear(MLP_RATIO * dim, self.options, ("embed", "mlp"), name="fc1")(x)
+        width = self.options.of("/".join((*self.path, "fc1"))).width or MLP_RATIO * dim
+        hidden = Linear(width, self.options, ("embed", "mlp"), name="fc1")(x)
         return Linear(dim, self.options, ("mlp", "embed"), name="fc2")(gelu(hidden, self.gelu))
 
 
@@ -179,11 +180,16 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
             features.append(x)
+        logits = self.classify(x)
+        return (logits, features) if return_features else logits
+
+    def classify(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch classes"]:
+        """Logits from the last block's output."""
         x = self.norm(x).astype(self.options.dtype)
         logits = self.head(x[:, 0]).astype(jnp.float32)
         if self.distilled:
             logits = (logits + self.head_dist(x[:, 1]).astype(jnp.float32)) / 2
-        return (logits, features) if return_features else logits
+        return logits
 
     def forced(
         self, images: Float[Array, "batch size size 3"], features: Sequence[Float[Array, "batch tokens dim"]]
@@ -206,8 +212,8 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
     for index in range(values["depth"]):
         block = f"blocks_{index}"
         layers += [
-            LinearInfo(f"{block}/attn/qkv", dim, 3 * dim, tokens, "attention", f"{block}/norm1"),
-            LinearInfo(f"{block}/attn/proj", dim, dim, tokens, "attention"),
+            LinearInfo(f"{block}/attn/qkv", dim, 3 * dim, tokens, "attention", f"{block}/norm1", heads=values["heads"]),
+            LinearInfo(f"{block}/attn/proj", dim, dim, tokens, "attention", heads=values["heads"]),
             LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, tokens, "mlp", f"{block}/norm2"),
             LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, tokens, "mlp"),
         ]

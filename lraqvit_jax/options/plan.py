@@ -12,12 +12,15 @@ class PlanOptions:
     """How ranks are chosen."""
 
     # uniform_rank | uniform_ratio | by_dimension | by_kind; from calibration images: energy | activation | logits |
-    # sensitivity. See plan/ranks.py
+    # sensitivity; products: heads, hidden units and ranks together. See plan/ranks.py and plan/blocks.py
     method: str = "uniform_ratio"
     budget: float = option(0.5, above=0)  # share of what the encoder's dense linear layers cost
     unit: str = option("params", choices=UNITS)  # of the budget, where calibration images decide
     latency: str = ""  # the table that `python -m lraqvit_jax.bench layers` wrote, for that unit
-    multiple: int = option(8, above=0)
+    multiple: int = option(8, above=0)  # of which ranks are, and hidden widths where they are chosen
+    head_multiple: int = option(4, above=0)  # of which the channels of a head are, where they are chosen
+    measured_images: int = option(48, above=0)  # of products: on which predictions are measured
+    rounds: int = option(3, low=0)  # of products: how often they are measured and the sizes chosen anew
     attention_rank: int = option(0, low=0)
     mlp_rank: int = option(0, low=0)
     keep_dense: tuple[str, ...] = ()  # paths, or beginnings of paths, that are not factorized

@@ -6,7 +6,7 @@ Zoltners 1979). Its linear relaxation is solved by walking down the lower convex
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -21,11 +21,12 @@ Curve = Float[np.ndarray, " k+1"]
 
 
 class Choice(NamedTuple):
-    """What a layer can be: its cost, its loss, and its rank, 0 where it stays dense."""
+    """What a layer, or a part of a block, can be: its cost, its loss, and its size; of a layer the rank, 0 where it
+    stays dense."""
 
     cost: float
     loss: float
-    rank: int
+    size: Any
 
 
 def least_loss(
@@ -55,16 +56,34 @@ def least_loss(
     check_budget(budget, multiple)
     layers = list(layers)
     choices = {layer.path: _choices(layer, curves[layer.path], multiple, cost) for layer in layers}
-    hulls = {path: _hull(of_layer) for path, of_layer in choices.items()}
-    left = budget * sum(cost(layer, 0) for layer in layers) - sum(hull[0].cost for hull in hulls.values())
+    try:
+        chosen = cheapest(choices, budget * sum(cost(layer, 0) for layer in layers))
+    except ValueError as error:
+        raise too_small(budget, multiple) from error
+    return {path: choice.size for path, choice in chosen.items()}
+
+
+def cheapest(choices: Mapping[str, list[Choice]], limit: float) -> dict[str, Choice]:
+    """The choices with the least sum of losses whose costs stay within the limit, as `least_loss` finds them.
+
+    Args:
+        choices: of each layer or part, by rising cost.
+        limit: of the sum of costs.
+
+    Raises:
+        ValueError: the cheapest choices are beyond the limit.
+    """
+    hulls = {name: _hull(of_one) for name, of_one in choices.items()}
+    left = limit - sum(hull[0].cost for hull in hulls.values())
     if left < 0:
-        raise _too_small(budget, multiple)
+        raise ValueError("the cheapest choices are beyond the limit")
     chosen, left = _walk(hulls, left)
-    return {path: choice.rank for path, choice in _fill(chosen, choices, left).items()}
+    return _fill(chosen, choices, left)
 
 
-def _too_small(budget: float, multiple: int) -> UserError:
-    return UserError(f"plan.budget {budget} is below what ranks of {multiple} cost; raise it or lower plan.multiple.")
+def too_small(budget: float, multiple: int) -> UserError:
+    """The error of a budget that nothing is small enough for."""
+    return UserError(f"plan.budget {budget} is below what sizes of {multiple} cost; raise it or lower plan.multiple.")
 
 
 def _choices(layer: LinearInfo, curve: Curve, multiple: int, cost: RankCost) -> list[Choice]:
@@ -154,7 +173,7 @@ def energy(
 
     limit, low, high = budget * sum(cost(layer, 0) for layer in layers), 0.0, 1.0
     if not fits(low):
-        raise _too_small(budget, multiple)
+        raise too_small(budget, multiple)
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.plan.records import PACKED, LayerPlan, LinearInfo, Plan
+from lraqvit_jax.plan.records import PACKED, LayerPlan, LinearInfo, Plan, resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +27,52 @@ class Cost:
 def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
     """Cost of one layer in its deployed form (a training form counts as the pair it merges to).
 
-    FLOPs are 2 for a multiply-accumulate, the kernel products only, as the paper counts them. Bytes are those of the
-    kernels, scales, smoothing vector and bias as they are stored.
+    FLOPs are 2 for a multiply-accumulate, the kernel products only, as the paper counts them; channels that a basis
+    copies cost none. Bytes are those of the kernels, scales, smoothing vector, bias and basis as they are stored.
+    `info` is the layer as the plan leaves it (`records.resolved`).
     """
-    m, n, r = info.features_in, info.features_out, layer.rank
-    params, flops, bias = parameters(info, r) + n * info.bias, 2 * macs(info, r), n * info.bias
+    m, n = info.features_in, info.features_out
+    shapes = factor_shapes(m, n, layer, info.heads or 1).values()
+    kernels, bias, basis = sum(map(math.prod, shapes)), n * info.bias, 2 * copied(info, layer)
+    params, flops = kernels + bias, 2 * info.tokens * kernels
     if layer.form != "quantized":
-        return Cost(params, flops, 4 * params)
-    shapes = ((m, r), (r, n)) if r else ((m, n),)
+        return Cost(params, flops, 4 * params + basis)
     positions = {"per_tensor": 1, "per_token": info.tokens, "per_token_dynamic": 0}[layer.granularity]
     scales = m * layer.smoothed + len(shapes) * positions * (1 + layer.asymmetric)
     scales += sum(-(-rows // (layer.group or rows)) * columns for rows, columns in shapes)
     stored = sum(packed_rows(rows, layer.kernel_bits) * columns for rows, columns in shapes)
-    return Cost(params, flops, stored + 4 * (scales + bias))
+    return Cost(params, flops, stored + basis + 4 * (scales + bias))
+
+
+def factor_shapes(m: int, n: int, layer: LayerPlan, heads: int = 1) -> dict[str, tuple[int, int]]:
+    """The shapes of a layer's kernels by name, without the identity block that copies channels.
+
+    Args:
+        m: inputs.
+        n: outputs.
+        layer: of the plan.
+        heads: that share the outputs.
+    """
+    r = layer.rank
+    if not r:
+        return {"kernel": (m - (n // heads if layer.basis else 0), n)}
+    return {"u": (m - (r if layer.basis == "input" else 0), r), "v": (r, n - (r if layer.basis in LATER else 0))}
+
+
+LATER = ("output", "leading")
+"""Bases that lie in the second factor."""
+
+
+def copied(info: LinearInfo, layer: LayerPlan) -> int:
+    """How many numbers say which channels are copied, two bytes each."""
+    if layer.basis not in ("input", "output"):
+        return 0
+    return layer.rank or info.features_out
 
 
 def total_cost(plan: Plan, layers: Iterable[LinearInfo]) -> Cost:
-    return sum((layer_cost(info, plan[info.path]) for info in layers), Cost())
+    """Cost of all layers of a plan, given those of the dense model."""
+    return sum((layer_cost(info, plan[info.path]) for info in resolved(layers, plan)), Cost())
 
 
 def packed_rows(rows: int, bits: int) -> int:
@@ -51,6 +81,57 @@ def packed_rows(rows: int, bits: int) -> int:
         return rows
     word = math.lcm(bits, 8)
     return -(-rows // (word // bits)) * (word // 8)
+
+
+FormCost = Callable[[LinearInfo, LayerPlan], float]
+"""What a layer costs in a form, in any unit."""
+
+
+def form_cost(unit: str, deployed: Callable[[LinearInfo, LayerPlan], LayerPlan], table: Any = None) -> FormCost:
+    """What a layer costs in a float form.
+
+    Args:
+        unit: "params", biases included; "macs" of an image; "bytes"; or "latency" in milliseconds of an image.
+        deployed: the entry of a layer once it is quantized as it will be, whose bytes are counted.
+        table: of `bench layers`, for the latency: a layer takes the time that its multiply-accumulates took there.
+    """
+    if unit == "latency":
+        return _latency_of_macs(table)
+    if unit == "bytes":
+        return lambda info, layer: layer_cost(info, deployed(info, layer)).bytes
+    if unit == "macs":
+        return lambda info, layer: layer_cost(info, layer).flops // 2
+    return lambda info, layer: layer_cost(info, layer).params
+
+
+def limit(layers: Iterable[LinearInfo], share: float, cost: FormCost, unit: str) -> float:
+    """What the layers may cost: that share of what they cost when dense. Of parameters the share is of the kernels, and
+    all biases are allowed for."""
+    layers = list(layers)
+    dense_cost = sum(cost(info, LayerPlan()) for info in layers)
+    biases = sum(info.features_out * info.bias for info in layers) if unit == "params" else 0
+    return share * (dense_cost - biases) + biases
+
+
+def _latency_of_macs(table: Any) -> FormCost:
+    """Milliseconds by the table of `bench layers`: of its layers with as many rows, linear between the
+    multiply-accumulates that it timed, in proportion below."""
+    latency(table)  # whether it is one
+    timed: dict[int, list[tuple[float, float]]] = {}
+    for row in table["layers"]:
+        m, n, tokens = row["features_in"], row["features_out"], row["tokens"]
+        points = [(tokens * (int(rank) * (m + n) or m * n), float(ms)) for rank, ms in row["ms"].items()]
+        timed.setdefault(tokens, [(0.0, 0.0)]).extend(points)
+
+    def cost(info: LinearInfo, layer: LayerPlan) -> float:
+        if info.tokens not in timed:
+            raise UserError(
+                f"plan.latency has no layer with {info.tokens} rows; run bench layers for this model and image size."
+            )
+        macs_timed, ms = zip(*sorted(timed[info.tokens]), strict=True)
+        return float(np.interp(layer_cost(info, layer).flops / 2, macs_timed, ms))
+
+    return cost
 
 
 RankCost = Callable[[LinearInfo, int], float]

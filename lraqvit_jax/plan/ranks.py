@@ -101,7 +101,7 @@ def uniform_rank(layers: Iterable[LinearInfo], budget: float, multiple: int = 1)
 
 
 METHODS = ("uniform_rank", "uniform_ratio", "by_dimension", "by_kind")
-MEASURED = ("energy", "activation", "logits", "sensitivity")
+MEASURED = ("energy", "activation", "logits", "sensitivity", "products")
 """Methods that need the dense model and calibration images; the stage `plan` runs them."""
 
 

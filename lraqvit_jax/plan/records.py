@@ -7,7 +7,10 @@ travels with every artefact, and is all that a model needs to know its own shape
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-FORMS = ("dense", "reparam", "low_rank", "quantized")
+FORMS = ("dense", "reparam", "low_rank", "pivoted", "quantized")
+BASES = ("", "input", "output", "leading")
+HEAD_PARTS = ("query", "key", "value")
+"""Layers in place of a "qkv" whose attention is planned by head."""
 PACKED = (4, 6)
 """Widths of kernels that are stored in fewer bytes than entries; 7 bits take a byte, as 8 do."""
 
@@ -25,6 +28,7 @@ class LinearInfo:
         norm: path of the LayerNorm whose output is this layer's only input, or "".
         bias: whether b is there.
         padded: whether zeros come among the inputs behind that norm (Swin fills up its maps to whole windows).
+        heads: of an attention layer, how many heads share its channels; 0 elsewhere.
     """
 
     path: str
@@ -35,6 +39,7 @@ class LinearInfo:
     norm: str = ""
     bias: bool = True
     padded: bool = False
+    heads: int = 0
 
     @property
     def takes_shift(self) -> bool:
@@ -60,6 +65,11 @@ class LayerPlan:
     Attributes:
         form: one of FORMS; see `lraqvit_jax.models.linear`.
         rank: rank r of the pair; 0 keeps one dense kernel.
+        width: channels that are left of those that this layer shares with a neighbour; 0 is all. Of "query", "key",
+            "value" and "proj" those of a head, of "fc1" and "fc2" the hidden units.
+        basis: where the identity block of a pivoted pair lies: "input", r of the inputs pass through; "output", r of
+            the outputs are what is between the factors; "leading", the first r outputs are. "" is a plain pair. With
+            rank 0, the kernel of each head of a "key" or "value" has the block: "input".
         bits: of the activations of a quantized layer, one of BITS; 0 means float.
         granularity: of the activation scales: "per_tensor", "per_token" (static, by position), "per_token_dynamic".
         clip: share of the observed activation range that the grid spans, in (0, 1].
@@ -83,6 +93,8 @@ class LayerPlan:
     asymmetric: bool = False
     clip_z: float = 0.0
     attention: str = "float"
+    width: int = 0
+    basis: str = ""
 
     @property
     def kernel_bits(self) -> int:
@@ -97,9 +109,67 @@ DENSE = LayerPlan()
 Plan = Mapping[str, LayerPlan]
 
 
+def resolved(layers: Iterable[LinearInfo], plan: Plan) -> list[LinearInfo]:
+    """The linear layers that a model of this plan has: a dense model's, with the widths of the plan, and with "query",
+    "key" and "value" for a "qkv" whose attention is planned by head.
+
+    Args:
+        layers: of the dense model, in the order of the forward pass.
+        plan: of the model.
+    """
+    return [
+        part for info in layers for part in (_by_head(info, plan) if by_head(info, plan) else [_narrowed(info, plan)])
+    ]
+
+
+def by_head(info: LinearInfo, plan: Plan) -> bool:
+    """Whether the plan has the layers of `HEAD_PARTS` for this "qkv"."""
+    return info.path.endswith("/qkv") and info.path not in plan and sibling(info.path, "query") in plan
+
+
+def sibling(path: str, name: str) -> str:
+    """The path of a layer beside another: sibling("a/qkv", "proj") is "a/proj"."""
+    return "/".join((*path.split("/")[:-1], name))
+
+
+def _by_head(qkv: LinearInfo, plan: Plan) -> list[LinearInfo]:
+    """Query, key and value in place of a "qkv". Of the key's bias softmax sees nothing, that of the value is folded
+    into the projection's; the norm before them has three readers, and takes nothing from any of them."""
+    parts = []
+    for name in HEAD_PARTS:
+        path = sibling(qkv.path, name)
+        wide = plan[path].width * qkv.heads if path in plan and plan[path].width else qkv.features_out // 3
+        parts.append(dataclasses.replace(qkv, path=path, features_out=wide, norm="", bias=name == "query"))
+    return parts
+
+
+def _narrowed(info: LinearInfo, plan: Plan) -> LinearInfo:
+    """A layer with the channels that the plan leaves of it."""
+    layer = plan.get(info.path, DENSE)
+    norm = "" if layer.basis == "input" else info.norm
+    if not layer.width:
+        return dataclasses.replace(info, norm=norm)
+    wide = layer.width * (info.heads or 1)
+    if info.path.endswith("/fc1"):
+        return dataclasses.replace(info, norm=norm, features_out=wide)
+    return dataclasses.replace(info, norm=norm, features_in=wide)
+
+
 def low_rank(plan: Plan, form: str = "low_rank") -> dict[str, LayerPlan]:
-    """Returns the float plan with every planned pair in `form` ("low_rank" or "reparam") and the rest dense."""
-    return {path: LayerPlan(form=form, rank=layer.rank) if layer.rank else LayerPlan() for path, layer in plan.items()}
+    """Returns the float plan of training: every planned pair in `form` ("low_rank" or "reparam"), the rest dense, no
+    identity block anywhere."""
+    return {
+        path: LayerPlan(form=form if layer.rank else "dense", rank=layer.rank, width=layer.width)
+        for path, layer in plan.items()
+    }
+
+
+def merged(plan: Plan) -> dict[str, LayerPlan]:
+    """Returns the float plan of what is deployed: pairs without a branch, identity blocks where they are planned."""
+    return {
+        path: dataclasses.replace(layer, form="pivoted", basis=plan[path].basis) if plan[path].basis else layer
+        for path, layer in low_rank(plan).items()
+    }
 
 
 def dense(layers: Iterable[LinearInfo]) -> dict[str, LayerPlan]:

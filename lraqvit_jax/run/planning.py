@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from lraqvit_jax import models
 from lraqvit_jax.base.errors import UserError
@@ -55,13 +54,15 @@ def provisional(config: Config, directory: pathlib.Path) -> bool:
 
 def quantized(config: Config, spec: models.ModelSpec, plan: plan_lib.Plan) -> dict[str, plan_lib.LayerPlan]:
     """A float plan with what `quant` says of each layer."""
-    quant = config.quant
-    if not quant.methods:
+    if not config.quant.methods:
         return dict(plan)
-    fields: dict[str, Any] = {"form": "quantized", "bits": 8, "granularity": quant.granularity, "clip": quant.clip}
-    return {
-        info.path: dataclasses.replace(plan[info.path], **fields)
-        if info.compressible or quant.embedding_and_head
-        else plan[info.path]
-        for info in spec.layers
-    }
+    infos = plan_lib.resolved(spec.layers, plan)
+    return {info.path: quantized_layer(config, info, plan[info.path]) for info in infos}
+
+
+def quantized_layer(config: Config, info: plan_lib.LinearInfo, layer: plan_lib.LayerPlan) -> plan_lib.LayerPlan:
+    """A layer of a float plan with what `quant` says of it."""
+    quant = config.quant
+    if not quant.methods or not (info.compressible or quant.embedding_and_head):
+        return layer
+    return dataclasses.replace(layer, form="quantized", bits=8, granularity=quant.granularity, clip=quant.clip)

@@ -118,16 +118,28 @@ class Workspace:
         Raises:
             UserError: the source has fewer.
         """
-        source, batch = self.source("calibration"), self.config.eval_batch_size
+        source = self.source("calibration")
         if images > len(source) or images <= 0:
             raise UserError(f"calibration_images is {images}; data.calibration has {len(source)} images to draw from.")
-        rng = np.random.default_rng(self.config.seed)
-        drawn = np.sort(rng.permutation(len(source))[:images])
+        drawn = np.sort(self._permutation(source)[:images])
+        return self._batches(source, drawn, whole), drawn.tolist()
+
+    def others(self, images: int, count: int) -> Any:
+        """Batches of `count` calibration images beside those that `calibration(images)` draws; where there are too few,
+        the last ones of those."""
+        source = self.source("calibration")
+        count = min(count, len(source))
+        start = min(images, len(source) - count)
+        return self._batches(source, np.sort(self._permutation(source)[start : start + count]), False)
+
+    def _permutation(self, source: Source) -> np.ndarray:
+        return np.random.default_rng(self.config.seed).permutation(len(source))
+
+    def _batches(self, source: Source, drawn: np.ndarray, whole: bool) -> Any:
         ways = self.mesh.spread("batch")
-        batch = min(batch, -(-images // ways) * ways)
+        batch = min(self.config.eval_batch_size, -(-len(drawn) // ways) * ways)
         rows = None if whole else sharding.rows_of_process(self.mesh, batch)
-        batches = pipeline.ordered(source, self.preprocess, batch_size=batch, indices=drawn, rows=rows)
-        return batches, drawn.tolist()
+        return pipeline.ordered(source, self.preprocess, batch_size=batch, indices=drawn, rows=rows)
 
     def steps(self, steps: int) -> int:
         """Number of steps, from `epochs` where that is set."""

@@ -5,9 +5,8 @@ its starting point `RUN.start`, in the form it trains in.
 """
 
 import dataclasses
-import inspect
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,14 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.calibration.moments import Moments
-from lraqvit_jax.lowrank import decomposition, reparam, spectra, svd
-from lraqvit_jax.lowrank.bias import bias_shift
+from lraqvit_jax.lowrank import block, decomposition, gauge, reparam, spectra
+from lraqvit_jax.lowrank.pairs import Layer, Spectrum, pair
 from lraqvit_jax.options.training import Run
+from lraqvit_jax.plan import blocks
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
-
-Layer = dict[str, np.ndarray]
-Spectrum = Callable[[np.ndarray], svd.Spectrum]
 
 
 def run(ws: Workspace) -> Workspace:
@@ -46,15 +43,17 @@ def run(ws: Workspace) -> Workspace:
 def _write(ws: Workspace, baselines: Mapping[str, str], runs: Mapping[str, Run]) -> None:
     """The artefacts of baselines, each the name of a decomposition, and the starts of runs."""
     dense = ws.load("dense", "teacher")
-    params, plan = artifacts.host(dense.params), plan_lib.low_rank(ws.plan)
-    ranks = {path: layer.rank for path, layer in plan.items() if layer.rank}
+    ranks = {path: layer.rank for path, layer in ws.plan.items() if layer.rank}
     names = {*baselines.values(), *(run.decomposition for run in runs.values())}
     spectrum = spectra.memo(ws.config.cache_dir)
-    layers, drawn = pairs(ws, dense, ranks, names, spectrum, ws.moments)
+    params, moments, drawn = narrowed(ws, dense)
+    layers, drawn_for_pairs = pairs(ws, dense, ranks, names, spectrum, moments, params)
+    drawn = drawn or drawn_for_pairs
     branches = _branches(params, ranks, {run.branch for run in runs.values()}, ws.config.seed, spectrum)
     for row, name in baselines.items():
-        notes = f"{name}, no training"
-        ws.save(row, trees.replace(params, layers[name]), plan, parent="dense", notes=notes, calibration=drawn)
+        plan, notes = plan_lib.merged(ws.plan), f"{name}, no training"
+        small, _ = gauge.fix(trees.replace(params, layers[name]), plan, plan_lib.resolved(ws.spec.layers, plan))
+        ws.save(row, small, plan, parent="dense", notes=notes, calibration=drawn)
     for name, run in runs.items():
         changes = {
             path: layer | branches[path].get(run.branch, {}) for path, layer in layers[run.decomposition].items()
@@ -67,6 +66,33 @@ def _write(ws: Workspace, baselines: Mapping[str, str], runs: Mapping[str, Run])
             notes=f"{run.decomposition}, branch {run.branch}",
             calibration=drawn,
         )
+
+
+def narrowed(ws: Workspace, dense: Artifact) -> tuple[Any, Mapping[str, Moments], list[int]]:
+    """The dense model with the channels of heads and the hidden units that the plan leaves, its layers named as in the
+    plan; the moments of its layers as far as they are known; and the calibration images that were drawn for that."""
+    params, moments, drawn = artifacts.host(dense.params), ws.moments, list[int]()
+    parts = blocks.blocks(info for info in ws.spec.layers if info.compressible)
+    changed = {one.path: blocks.only(one, ws.plan) for one in parts if blocks.changes(one, ws.plan)}
+    if not changed:
+        return params, moments, drawn
+    infos = [info for one in changed.values() for info in (*one.attention, *one.mlp)]
+    if any(info.path not in moments or moments[info.path].gradient is None for info in infos):
+        batches, drawn = ws.calibration(ws.config.factorize.calibration_images)
+        encoder = [info for info in ws.spec.layers if info.compressible]
+        moments = statistics.moments(dense.model, dense.params, encoder, batches, ws.mesh, True, ws.config.seed)
+    narrow_moments = dict(moments)
+    for path, solved in block.solve(list(changed.values()), params, moments).items():
+        small, of_layers = solved.narrowed(blocks.sizes_of(changed[path], ws.plan))
+        narrow_moments |= {f"{path}/{name}": value for name, value in of_layers.items()}
+        gone = [f"{path}/attn/qkv"] if "attn/query" in small else []
+        layers = {f"{path}/{name}": _rounded(layer) for name, layer in small.items()}
+        params = trees.without(trees.replace(params, layers), gone)
+    return params, narrow_moments, drawn
+
+
+def _rounded(layer: Mapping[str, np.ndarray]) -> Layer:
+    return {name: np.asarray(value, np.float32) for name, value in layer.items()}
 
 
 def _branches(
@@ -93,6 +119,7 @@ def pairs(
     names: Iterable[str],
     spectrum: Spectrum,
     moments: Mapping[str, Moments] | None = None,
+    params: Any = None,
 ) -> tuple[dict[str, dict[str, Layer]], list[int]]:
     """Every layer with a rank, by every decomposition: {decomposition: {path: {u, v, bias}}}, float32.
 
@@ -103,11 +130,15 @@ def pairs(
         names: of the decompositions.
         spectrum: computes SVDs, or remembers them.
         moments: where they are known already. Without the gradients that a name wants, they are taken again.
+        params: whose layers are decomposed, where they are not the dense model's: what `narrowed` gives.
+
+    Raises:
+        UserError: a decomposition that solves layer after layer, of layers that are not the dense model's.
 
     Returns:
         The layers, and the calibration images that were drawn; none where no decomposition wants them.
     """
-    params = artifacts.host(dense.params)
+    params = artifacts.host(dense.params) if params is None else params
     layers = [info for info in ws.spec.layers if ranks.get(info.path)]
     wants = {name: decomposition(name).STATISTICS for name in sorted(names)}
     images = ws.config.factorize.calibration_images
@@ -119,6 +150,15 @@ def pairs(
         if not layer_moments or (gradients and any(measured.gradient is None for measured in layer_moments.values())):
             layer_moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     single = [name for name, kind in wants.items() if kind != "sequential"]
+    if len(single) < len(wants) and any(
+        plan_lib.by_head(info, ws.plan) or ws.plan[info.path].width
+        for info in ws.spec.layers
+        if info.path in ws.plan or plan_lib.by_head(info, ws.plan)
+    ):
+        name = next(name for name, kind in wants.items() if kind == "sequential")
+        raise UserError(
+            f"{name} solves the layers of the dense model in turn, and the plan has others; use weighted_kfac."
+        )
 
     def of_layer(path: str) -> dict[str, Layer]:
         known_moments = layer_moments.pop(path, None)
@@ -137,23 +177,3 @@ def pairs(
 
         statistics.sequential(dense.model, dense.params, layers, batches, ws.mesh, solve)
     return layers_by_name, drawn
-
-
-def pair(name: str, layer: Layer, rank: int, moments: Moments | None, spectrum: Spectrum = svd.spectrum) -> Layer:
-    """One dense layer {kernel, bias} as a pair {u, v, bias}, float32; a layer without a bias stays without.
-
-    Args:
-        name: of the decomposition.
-        layer: dense.
-        rank: of the pair.
-        moments: what the decomposition wants; see `lowrank.decomposition`.
-        spectrum: computes the SVD, or remembers it.
-    """
-    module, kernel = decomposition(name), np.asarray(layer["kernel"], np.float64)
-    options = {"spectrum": spectrum} if "spectrum" in inspect.signature(module.decompose).parameters else {}
-    made = module.decompose(kernel, rank, moments, **options)
-    factors = {"u": made.u.astype(np.float32), "v": made.v.astype(np.float32)}
-    if "bias" in layer:
-        shift = bias_shift(kernel, made, moments) if module.CORRECTS_BIAS and moments is not None else 0
-        factors["bias"] = np.asarray(layer["bias"] + shift, np.float32)
-    return factors

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from lraqvit_jax.base import console, trees
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.plan.records import low_rank
+from lraqvit_jax.lowrank import gauge, reparam
+from lraqvit_jax.plan import records
 from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.weights import artifacts
 
 TOLERANCE = 1e-5
 
@@ -15,9 +16,13 @@ TOLERANCE = 1e-5
 def run(ws: Workspace) -> None:
     for name in console.progress([name for name in ws.config.runs if not ws.has(name)], "merge", "run"):
         trained = ws.load(f"{name}.trained", "distill")
-        plan = low_rank(ws.plan)
+        plan = records.merged(ws.plan)
         paths = [path for path, layer in trained.plan.items() if layer.form == "reparam"]
         params = trees.map_layers(reparam.merge, trained.params, paths)
+        coefficient = 0.0
+        if any(layer.basis for layer in plan.values()):
+            params, coefficient = gauge.fix(artifacts.host(params), plan, records.resolved(ws.spec.layers, plan))
+            params = sharding.put(params, sharding.abstract_params(ws.create(plan), ws.preprocess.size, ws.mesh))
         with sharding.use(ws.mesh):
             batches, _ = ws.calibration(min(64, ws.config.factorize.calibration_images))
             images = sharding.put_batch(next(iter(batches)), ws.mesh)["image"]
@@ -27,4 +32,5 @@ def run(ws: Workspace) -> None:
         if not difference <= TOLERANCE:
             raise RuntimeError(f"merging {name} changed its logits by {difference:.1e} relative")
         parent = f"{name}.trained"
-        ws.save(name, params, plan, parent=parent, notes=trained.meta["notes"], merge_difference=difference)
+        extra = {"merge_difference": difference} | ({"largest_coefficient": coefficient} if coefficient else {})
+        ws.save(name, params, plan, parent=parent, notes=trained.meta["notes"], **extra)

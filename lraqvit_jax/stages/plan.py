@@ -1,6 +1,7 @@
 """Stage plan: ranks by what the dense model and calibration images say. Does nothing where the shapes alone decide."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,13 +11,16 @@ import numpy as np
 
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.calibration import observe as statistics
+from lraqvit_jax.calibration.changes import Changes
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.lowrank import kfac, spectra, whitened
+from lraqvit_jax.lowrank import block, kfac, spectra, whitened
 from lraqvit_jax.options.plan import PlanOptions
-from lraqvit_jax.plan import budget, cost, ranks
-from lraqvit_jax.plan.records import LinearInfo, Plan
+from lraqvit_jax.plan import blocks, budget, cost, ranks
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
+from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.stages import sizes
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
 
@@ -29,11 +33,35 @@ def run(ws: Workspace) -> Workspace:
     options = ws.config.plan
     layers = ranks.factorized(ws.spec.layers, options.keep_dense)
     batches, _ = ws.calibration(ws.config.factorize.calibration_images)
-    gradients = options.method == "logits"
+    gradients = options.method in ("logits", "products")
     seed = ws.config.seed
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
-    chosen = choose(ws, dense, layers, moments, options)
-    return dataclasses.replace(ws.with_plan(ranks.of_ranks(ws.spec.layers, chosen)), moments=moments)
+    if options.method == "products":
+        planned = products(ws, dense, layers, moments, options)
+    else:
+        planned = ranks.of_ranks(ws.spec.layers, choose(ws, dense, layers, moments, options))
+    return dataclasses.replace(ws.with_plan(planned), moments=moments)
+
+
+def products(
+    ws: Workspace,
+    dense: Artifact,
+    layers: list[LinearInfo],
+    moments: Mapping[str, Moments],
+    options: PlanOptions,
+) -> dict[str, LayerPlan]:
+    """The float plan of the method "products"; arguments as of `choose`, the moments with gradients."""
+    parts = [part for part in blocks.blocks(layers) if part.attention or part.mlp]
+    params = artifacts.host(dense.params)
+    solved = block.solve(parts, params, moments)
+    changeable = [info for part in parts for info in (*part.attention, *part.mlp)]
+    form_cost = cost.form_cost(options.unit, functools.partial(planning.quantized_layer, ws.config), _table_of(options))
+    curves = {path: one.curves for path, one in solved.items()}
+    limit = cost.limit(changeable, options.budget, form_cost, options.unit)
+    problem = blocks.Problem(parts, curves, form_cost, limit, options.multiple, options.head_multiple)
+    batches = ws.others(ws.config.factorize.calibration_images, options.measured_images)
+    changes = Changes(dense.model, dense.params, batches, ws.mesh)
+    return blocks.plan_of(ws.spec.layers, sizes.choose(solved, problem, changes, options))
 
 
 def choose(
@@ -89,6 +117,11 @@ def rank_cost(options: PlanOptions, plan: Plan) -> cost.RankCost:
     if options.unit == "latency":
         return cost.latency(_table(options.latency))
     return {"params": cost.parameters, "macs": cost.macs, "bytes": stored}[options.unit]
+
+
+def _table_of(options: PlanOptions) -> Any:
+    """The table of latencies that the options name, where they are the unit."""
+    return _table(options.latency) if options.unit == "latency" else None
 
 
 def _table(path: str) -> Any:

@@ -1,0 +1,281 @@
+"""Sizes of blocks under one budget: score and value products, hidden units, ranks of fc1 and fc2.
+
+A part of the network whose cost stands alone is the attention's score product, its value product, or a whole MLP, whose
+three sizes share their cost. What a choice loses is predicted by closed forms (`lowrank.block`), and the predictions
+are scaled by what was measured. The choices of least loss within the budget are those of `budget.cheapest`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from lraqvit_jax.plan.budget import Choice, Curve, cheapest
+from lraqvit_jax.plan.cost import FormCost
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan, by_head, resolved, sibling
+
+PARTS = ("score", "value", "width", "fc1", "fc2")
+UNITS, RANKS = 48, 24
+"""Sizes that a block may have: of hidden units and of ranks, at most."""
+
+
+class Block(NamedTuple):
+    """The dense layers of a block that may be changed.
+
+    Attributes:
+        path: of the block.
+        attention: qkv and proj, or none.
+        mlp: fc1 and fc2, or none.
+    """
+
+    path: str
+    attention: tuple[LinearInfo, ...]
+    mlp: tuple[LinearInfo, ...]
+
+
+class Sizes(NamedTuple):
+    """What is left of a block.
+
+    Attributes:
+        score: channels of query and key in each head.
+        value: channels of value and projection in each head.
+        width: hidden units.
+        fc1: its rank, 0 for a whole kernel.
+        fc2: likewise.
+    """
+
+    score: int = 0
+    value: int = 0
+    width: int = 0
+    fc1: int = 0
+    fc2: int = 0
+
+
+def blocks(layers: Iterable[LinearInfo]) -> list[Block]:
+    """The blocks of layers; one whose qkv or proj is missing keeps its attention, one without fc1 or fc2 its MLP."""
+    infos = {info.path: info for info in layers}
+    paths = list(dict.fromkeys(path.rpartition("/")[0].rpartition("/")[0] for path in infos))
+    made = []
+    for path in paths:
+        parts = []
+        for names in (("attn/qkv", "attn/proj"), ("mlp/fc1", "mlp/fc2")):
+            there = tuple(infos[f"{path}/{name}"] for name in names if f"{path}/{name}" in infos)
+            parts.append(there if len(there) == len(names) else ())
+        made.append(Block(path, *parts))
+    return made
+
+
+def changes(block: Block, plan: Plan) -> bool:
+    """Whether the plan leaves the block fewer channels or hidden units, or has its attention by head."""
+    one = only(block, plan)
+    return bool(one.attention or one.mlp)
+
+
+def only(block: Block, plan: Plan) -> Block:
+    """The block without the parts of which the plan leaves all channels as they are."""
+    attention = block.attention if block.attention and by_head(block.attention[0], plan) else ()
+    mlp = block.mlp if block.mlp and plan[block.mlp[0].path].width else ()
+    return Block(block.path, attention, mlp)
+
+
+def full(block: Block) -> Sizes:
+    """The sizes that lose nothing."""
+    head = block.attention[0].features_out // 3 // block.attention[0].heads if block.attention else 0
+    return Sizes(head, head, block.mlp[0].features_out if block.mlp else 0)
+
+
+def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:
+    """The block's part of the plan, float and deployed: identity blocks wherever they save parameters."""
+    whole, made = full(block), dict[str, LayerPlan]()
+    if block.attention:
+        qkv, proj = block.attention
+        score, value = (size if size < whole.score else 0 for size in (sizes.score, sizes.value))
+        made[sibling(qkv.path, "query")] = LayerPlan(width=score)
+        made[sibling(qkv.path, "key")] = LayerPlan("pivoted", width=score, basis="input")
+        made[sibling(qkv.path, "value")] = LayerPlan("pivoted", width=value, basis="input")
+        made[proj.path] = LayerPlan(width=value)
+    if block.mlp:
+        width = sizes.width if sizes.width < whole.width else 0
+        for info, rank, basis in zip(block.mlp, sizes[3:], ("leading", "output"), strict=True):
+            pair = LayerPlan("pivoted", rank, width=width, basis=basis)
+            made[info.path] = pair if rank else LayerPlan(width=width)
+    return made
+
+
+def sizes_of(block: Block, plan: Plan) -> Sizes:
+    """The sizes of a block in a plan, which may be edited."""
+    whole = full(block)
+
+    def size(info: LinearInfo, name: str, field: str, otherwise: int) -> int:
+        layer = plan.get(sibling(info.path, name), LayerPlan())
+        return getattr(layer, field) or otherwise
+
+    score = value = width = fc1 = fc2 = 0
+    if block.attention:
+        score, value = (size(block.attention[0], name, "width", whole.score) for name in ("query", "value"))
+    if block.mlp:
+        width = size(block.mlp[0], "fc1", "width", whole.width)
+        fc1, fc2 = (size(block.mlp[0], name, "rank", 0) for name in ("fc1", "fc2"))
+    return Sizes(score, value, width, fc1, fc2)
+
+
+class Curves(NamedTuple):
+    """What one block is predicted to lose, by part.
+
+    Attributes:
+        score: with 0, 1, ... all channels a head.
+        value: likewise.
+        width: with 0, 1, ... all hidden units.
+        ranks: by a number of hidden units, what fc1 and fc2 lose at every rank; between two numbers what is between.
+    """
+
+    score: Curve
+    value: Curve
+    width: Curve
+    ranks: Mapping[int, tuple[Curve, Curve]]
+
+    def rank(self, part: str, width: int, rank: int) -> float:
+        """What fc1 or fc2 loses at a rank, with so many hidden units; 0 is a whole kernel."""
+        if not rank:
+            return 0.0
+        index = ("fc1", "fc2").index(part)
+        widths = sorted(self.ranks)
+        losses = [curves[index][rank] if rank < len(curves[index]) else 0.0 for _, curves in sorted(self.ranks.items())]
+        return float(np.interp(width, widths, losses))
+
+    def loss(self, part: str, sizes: Sizes) -> float:
+        """What one part of a block loses at these sizes, the others whole."""
+        if part in ("fc1", "fc2"):
+            return self.rank(part, sizes.width, getattr(sizes, part))
+        return float(getattr(self, part)[getattr(sizes, part)])
+
+
+class Scale:
+    """From what closed forms predict to what was measured: exact where there was a measurement, a line in logarithms
+    between two, and the nearest one's factor beyond."""
+
+    def __init__(self, prior: float = 1.0) -> None:
+        self.prior, self.points = prior, dict[float, float]()
+
+    def __call__(self, predicted: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."]:
+        predicted = np.asarray(predicted, float)
+        points = sorted((x, y) for x, y in self.points.items() if x > 0 and y > 0)
+        if not points:
+            return predicted * self.prior
+        where = np.log([x for x, _ in points])
+        factors = np.log([y / x for x, y in points])
+        return predicted * np.exp(np.interp(np.log(np.maximum(predicted, 1e-300)), where, factors))
+
+
+Scales = Mapping[tuple[str, str], Scale]
+"""By path of a block and part."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What there is to choose, for `solve`.
+
+    Attributes:
+        blocks: whose sizes are chosen.
+        curves: of each, by its path.
+        cost: of a layer in a form.
+        limit: of the sum of all costs.
+        multiple: of which hidden widths and ranks are.
+        head_multiple: of which channels of a head are.
+    """
+
+    blocks: list[Block]
+    curves: Mapping[str, Curves]
+    cost: FormCost
+    limit: float
+    multiple: int
+    head_multiple: int
+
+    def solve(self, scales: Scales) -> dict[str, Sizes]:
+        """The sizes of each block with the least loss within the limit; UserError where the smallest are too large."""
+        choices = {}
+        for block in self.blocks:
+            for name, options in self._choices(block, scales):
+                choices[f"{block.path}:{name}"] = options
+        chosen = cheapest(choices, self.limit)
+        made = {}
+        for block in self.blocks:
+            sizes = full(block)
+            for name in ("score", "value", "mlp"):
+                if choice := chosen.get(f"{block.path}:{name}"):
+                    sizes = sizes._replace(**choice.size)
+            made[block.path] = sizes
+        return made
+
+    def _choices(self, block: Block, scales: Scales) -> Iterator[tuple[str, list[Choice]]]:
+        whole, curves = full(block), self.curves[block.path]
+        if block.attention:
+            for part, layers in (("score", ("query", "key")), ("value", ("value", "proj"))):
+                losses = scales[block.path, part](getattr(curves, part))
+                sizes = steps(whole.score, self.head_multiple, whole.score)
+                yield (
+                    part,
+                    [
+                        Choice(
+                            self._cost(block, whole._replace(**{part: size}), layers), float(losses[size]), {part: size}
+                        )
+                        for size in sizes
+                    ],
+                )
+        if block.mlp:
+            yield "mlp", self._mlp(block, curves, scales)
+
+    def _mlp(self, block: Block, curves: Curves, scales: Scales) -> list[Choice]:
+        """Every width with every two ranks, but those that cost and lose more than another."""
+        whole, multiple = full(block), self.multiple
+        smaller = min(block.mlp[0].features_in, block.mlp[1].features_out)
+        found: list[Choice] = []
+        for width in steps(whole.width, multiple, UNITS):
+            lost = float(scales[block.path, "width"](curves.width[width]))
+            ranks = [0, *(rank for rank in steps(smaller, multiple, RANKS) if rank < min(smaller, width))]
+            sides = []
+            for part in ("fc1", "fc2"):
+                scale = scales[block.path, part]
+                tried = [whole._replace(width=width, **{part: rank}) for rank in ranks]
+                costs = [self._cost(block, sizes, (part,)) for sizes in tried]
+                losses = scale(np.array([curves.loss(part, sizes) for sizes in tried]))
+                sides.append([(c, float(loss), rank) for c, loss, rank in zip(costs, losses, ranks, strict=True)])
+            found += [
+                Choice(c1 + c2, lost + l1 + l2, {"width": width, "fc1": r1, "fc2": r2})
+                for c1, l1, r1 in sides[0]
+                for c2, l2, r2 in sides[1]
+            ]
+        return undominated(found)
+
+    def _cost(self, block: Block, sizes: Sizes, layers: tuple[str, ...]) -> float:
+        """What some layers of a block cost."""
+        plan = entries(block, sizes)
+        infos = resolved((*block.attention, *block.mlp), plan)
+        return sum(self.cost(info, plan[info.path]) for info in infos if info.path.rpartition("/")[2] in layers)
+
+
+def steps(whole: int, multiple: int, count: int) -> list[int]:
+    """Sizes up to `whole`, all of it included: multiples, at most about `count` of them."""
+    step = multiple * max(1, -(-whole // (multiple * count)))
+    return [*range(step, whole, step), whole]
+
+
+def undominated(choices: list[Choice]) -> list[Choice]:
+    """Choices by rising cost, each of which loses less than all that cost less."""
+    kept: list[Choice] = []
+    for choice in sorted(choices, key=lambda one: (one.cost, one.loss)):
+        if not kept or choice.loss < kept[-1].loss:
+            kept.append(choice)
+    return kept
+
+
+def plan_of(layers: Iterable[LinearInfo], chosen: Mapping[str, Sizes]) -> dict[str, LayerPlan]:
+    """The float plan of a model, in the order of its layers: those of the blocks as chosen, all others dense."""
+    layers = list(layers)
+    planned: dict[str, LayerPlan] = {}
+    for block in blocks(layers):
+        if block.path in chosen:
+            planned |= entries(block, chosen[block.path])
+    return {info.path: planned.get(info.path, LayerPlan()) for info in resolved(layers, planned)}
