@@ -161,7 +161,7 @@ def _load(ws: Workspace, source: str) -> artifacts.Artifact:
     """An artefact by its name here, or by its path; float, of the same model."""
     path = ws.path(source) if ws.has(source) else pathlib.Path(source).expanduser()
     exact = artifacts.load_artifact(path, ws.mesh)
-    if any(layer.form not in ("dense", "low_rank") for layer in exact.plan.values()):
+    if any(layer.form not in ("dense", "low_rank", "pivoted") for layer in exact.plan.values()):
         raise UserError(f"{path} is not a finished float model; name one that `merge` wrote, or dense.")
     if exact.meta["model"] != ws.model or exact.meta["num_classes"] != ws.num_classes:
         raise UserError(f"{path} is a {exact.meta['model']}, and this work directory is for a {ws.model}.")

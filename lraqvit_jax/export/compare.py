@@ -85,7 +85,7 @@ def of_layer(artifact: artifacts.Artifact, info: LinearInfo, rows: np.ndarray, i
         if order is not None and np.ndim(weights.get(name, 0)):
             weights[name] = weights[name][order]
     options = LinearOptions(plan=(("", artifact.plan[info.path]),))
-    layer = Linear(info.features_out, options, use_bias=info.bias)
+    layer = Linear(info.features_out, options, use_bias=info.bias, heads=info.heads or 1)
     output = np.asarray(layer.apply({"params": weights}, rows.reshape(images, -1, rows.shape[-1])))
     return output.reshape(-1, info.features_out) * _gamma(artifact, info.path)
 

@@ -7,6 +7,7 @@
 The layer of query, key and value becomes three products with one input: nobody has to cut its output up.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ from jaxtyping import Float, Int8
 from onnx import TensorProto
 
 from lraqvit_jax.base import trees
+from lraqvit_jax.export import basis
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.lowrank import reparam
+from lraqvit_jax.plan.cost import LATER, factor_shapes
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
 
@@ -36,6 +39,8 @@ class Product(NamedTuple):
     bias: Float[np.ndarray, " n"] | None
     x_scale: Float[np.ndarray, "..."] | None
     x_center: Float[np.ndarray, "..."] | None
+    inputs: int  # how many there are
+    spread: Any = None  # where inputs are copied: from the stored kernel to one of all inputs; see `basis.spread`
 
     def columns(self, parts: int) -> "list[Product]":
         """The product cut into as many of equal width."""
@@ -44,7 +49,7 @@ class Product(NamedTuple):
         kernels, scales = (np.split(one, parts, -1) for one in (self.values, self.scale))
         biases = [None] * parts if self.bias is None else np.split(self.bias, parts)
         return [
-            Product(f"{self.name}_{name}", kernel, scale, bias, self.x_scale, self.x_center)
+            self._replace(name=f"{self.name}_{name}", values=kernel, scale=scale, bias=bias)
             for name, kernel, scale, bias in zip(OUTPUTS, kernels, scales, biases, strict=True)
         ]
 
@@ -69,15 +74,23 @@ def linear(graph: Graph, x: str, path: str, gamma: Any = None) -> list[str]:
     if layer.form == "quantized":
         outputs = _quantized(graph, x, path, layer, weights, gamma, parts)
     else:
-        outputs = _float(graph, x, layer, weights, gamma, parts)
+        outputs = _float(graph, x, path, layer, weights, gamma, parts)
     ends = OUTPUTS if parts > 1 else ("output",)
     return [graph.called(value, f"{path}:{end}") for value, end in zip(outputs, ends, strict=True)]
 
 
-def _float(graph: Graph, x: str, layer: LayerPlan, weights: Any, gamma: Any, parts: int) -> list[str]:
+def _float(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, gamma: Any, parts: int) -> list[str]:
     factor = np.float32(1) if gamma is None else gamma
+    m = graph.inputs[path]
     if layer.rank:
-        x = graph.add("MatMul", x, graph.constant(np.asarray(weights["u"], np.float32), "u"))
+        first = graph.constant(np.asarray(weights["u"], np.float32), "u")
+        x = graph.add("MatMul", x, basis.spread(graph, first, weights, m) if layer.basis == "input" else first)
+    if layer.basis in LATER:
+        others = graph.add("MatMul", x, graph.constant(np.asarray(weights["v"], np.float32), "v"))
+        return basis.joined(graph, x, others, layer, weights, gamma, parts, sum(weights["v"].shape))
+    if layer.basis and not layer.rank:
+        stored = graph.constant(np.asarray(weights["kernel"], np.float32), "kernel")
+        return [graph.add("MatMul", x, basis.spread(graph, stored, weights, m))]
     name = "v" if layer.rank else "kernel"
     kernels = np.split(np.asarray(weights[name], np.float32) * factor, parts, 1)
     biases = np.split(weights["bias"] * factor, parts) if "bias" in weights else []
@@ -94,24 +107,39 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
     order, column, outputs = graph.orders.get(path), "", [x]
     for name in names:
         part, ending = "z" if name == "v" else "x", name == names[-1]
-        rows = graph.inputs[path] if name != "v" else layer.rank
+        shapes = factor_shapes(graph.inputs[path], 0, layer)
+        copies, joins = name != "v" and layer.basis == "input", ending and layer.basis in LATER
+        rows = shapes[name][0] if layer.rank else _stored_rows(weights, graph.inputs[path])
         kernel = qarray.of(weights[name], layer.kernel_bits, layer.group, rows)
-        factor = gamma if ending and gamma is not None else np.float32(1)
+        factor = gamma if ending and gamma is not None and not joins else np.float32(1)
         values, scale = np.asarray(kernel.unpack()), np.asarray(kernel.scale) * factor
-        bias = weights["bias"] * factor if ending and "bias" in weights else None
+        bias = weights["bias"] * factor if ending and "bias" in weights and not joins else None
         stored: Any = (weights.get(f"{part}_{one}") for one in ("scale", "center"))
-        grid: Any = [one[order] if order is not None and np.ndim(one) else one for one in stored]
-        x = outputs[0]
+        grid = (one[order] if order is not None and np.ndim(one) else one for one in stored)
+        x = unscaled = outputs[0]
         if part == "x" and "smooth" in weights:
             x = graph.scaled(x, 1 / weights["smooth"])
-        products = Product(name, values, scale, bias, *grid).columns(parts if ending else 1)
+        spread = functools.partial(basis.spread, weights=weights, m=graph.inputs[path]) if copies else None
+        inputs = graph.inputs[path] if part == "x" else layer.rank
+        whole = Product(name, values, scale, bias, next(grid), next(grid), inputs, spread)
+        products = whole.columns(parts if ending and not joins else 1)
         if layer.group:
             outputs = _grouped(graph, x, products, layer, part)
         elif layer.granularity == "per_tensor":
             outputs = _static(graph, x, products, layer, ending)
         else:
             outputs, column = _per_token(graph, x, products, layer, part, column)
+        if copies:
+            outputs = [graph.add("Add", outputs[0], basis.copied(graph, unscaled, weights))]
+        if joins:
+            n = layer.rank + values.shape[1]
+            outputs = basis.joined(graph, unscaled, outputs[0], layer, weights, gamma, parts, n)
     return outputs
+
+
+def _stored_rows(weights: Any, m: int) -> int:
+    """Rows of a kernel as it is stored: those of m inputs that are not copied."""
+    return m - (np.shape(weights["basis"])[-1] if "basis" in weights else 0)
 
 
 def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, ending: bool) -> list[str]:
@@ -176,7 +204,7 @@ def _per_token(
     """
     codes, step, center = _codes(graph, x, products[0], layer, part)
     step = graph.add("Mul", step, column) if column else step
-    outputs, between = [], part == "x" and layer.rank and products[0].x_scale is None and not center
+    outputs, between = [], part == "x" and layer.rank and products[0].x_scale is None and not (center or layer.basis)
     for product in products:
         stored, *zeros = _kernel(graph, product, layer)
         total = graph.add("MatMulInteger", codes, stored, graph.constant(np.uint8(_zero(layer.bits))), *zeros)
@@ -203,15 +231,17 @@ def _grouped(graph: Graph, x: str, products: list[Product], layer: LayerPlan, pa
     rows = graph.add("Mul", graph.add("Sub", rows, graph.constant(np.float32(zero))), step)
     rows = graph.add("Add", rows, center) if center else rows
     outputs = []
+    kernel: Any
     for product in products:
         if graph.exact:  # From integers, ONNX Runtime makes a MatMulNBits, which rounds the rows once more.
             each = np.asarray(qarray.each_row(product.scale, len(product.values), layer.group))
-            kernel = graph.constant(product.values * each, product.name)
+            kernel = _spread(graph, graph.constant(product.values * each, product.name), product, np.float32(0))
         else:
             kind = TensorProto.INT4 if layer.kernel_bits == 4 else 0
             stored = graph.constant(product.values, product.name, kind)
             scale = graph.constant(product.scale, f"{product.name}_scale")
             kernel = graph.add("DequantizeLinear", stored, scale, axis=0, block_size=layer.group)
+            kernel = _spread(graph, kernel, product, np.float32(0))
         added = [] if product.bias is None else [graph.constant(product.bias)]
         outputs.append(graph.add("Gemm" if added else "MatMul", rows, kernel, *added))
     return outputs
@@ -221,7 +251,7 @@ def _codes(graph: Graph, x: str, product: Product, layer: LayerPlan, part: str) 
     """uint8 codes of rows, and the scale and centre of each ("" where that is 0): (rows, 1)."""
     limit, clip = qarray.qmax(layer.bits), layer.clip_of(part)
     if product.x_scale is not None:
-        (tokens, _), m = product.x_scale.shape, product.values.shape[0]
+        (tokens, _), m = product.x_scale.shape, product.inputs
         x = graph.shape(x, -1, tokens, m)
         inverse = graph.constant(1 / np.asarray(product.x_scale, np.float32))
         center = "" if product.x_center is None else graph.constant(np.asarray(product.x_center, np.float32))
@@ -268,8 +298,13 @@ def _kernel(graph: Graph, product: Product, layer: LayerPlan) -> list[str]:
     values, top = product.values, 2**layer.bits - 1
     if layer.kernel_bits == 4:
         stored = graph.constant(values, product.name, TensorProto.INT4)
-        return [graph.add("Cast", stored, to=TensorProto.INT8)]
+        return [_spread(graph, graph.add("Cast", stored, to=TensorProto.INT8), product, np.int8(0))]
     if graph.target == "avx2" and 2 * top * np.abs(values.astype(int)).max() >= ROOM:
         stored = graph.constant((values.astype(np.int16) + ZERO).astype(np.uint8), product.name)
-        return [stored, graph.constant(np.uint8(ZERO))]
-    return [graph.constant(values, product.name)]
+        return [_spread(graph, stored, product, np.uint8(ZERO)), graph.constant(np.uint8(ZERO))]
+    return [_spread(graph, graph.constant(values, product.name), product, np.int8(0))]
+
+
+def _spread(graph: Graph, stored: str, product: Product, zero: np.generic) -> str:
+    """The kernel of all inputs, with zeros where one is copied."""
+    return product.spread(graph, stored, fill=zero) if product.spread else stored

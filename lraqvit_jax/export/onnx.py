@@ -31,7 +31,7 @@ from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
 from lraqvit_jax.models import swin
 from lraqvit_jax.options.export import TARGETS
-from lraqvit_jax.plan.records import Plan
+from lraqvit_jax.plan.records import HEAD_PARTS, Plan
 from lraqvit_jax.weights import artifacts
 
 OPSET, IR = 23, 11
@@ -114,7 +114,7 @@ def orders(model: Any) -> dict[str, Int[np.ndarray, " rows"]]:
             side = (part.side + 1) // 2
             continue
         order = _window_order(side + -side % part.window, part.window, 0)[0].reshape(-1)
-        by_path |= {f"{path}/attn/qkv": order, f"{path}/attn/proj": order}
+        by_path |= {f"{path}/attn/{name}": order for name in ("qkv", *HEAD_PARTS, "proj")}
     return by_path
 
 
@@ -139,9 +139,10 @@ def _vit(graph: Graph, model: Any) -> str:
         block, where = params[f"blocks_{index}"], f"blocks_{index}"
         kept = count if index == model.depth - 1 else tokens
         graph.at(f"{where}/norm1")
-        parts = linear(graph, _norm(graph, x, block["norm1"], model.norm_eps), f"{where}/attn/qkv")
+        parts = _projections(graph, _norm(graph, x, block["norm1"], model.norm_eps), f"{where}/attn")
         graph.at(f"{where}/attn")
-        y = _attention(graph, parts, tokens, model.heads, dim, kept=kept)
+        widths = _widths(graph, f"{where}/attn", model.heads, dim)
+        y = _attention(graph, parts, tokens, model.heads, dim, kept=kept, widths=widths)
         (y,) = linear(graph, y, f"{where}/attn/proj", block.get("ls1_gamma"))
         graph.at(where)
         x = graph.add("Add", _first(graph, x, tokens, kept, dim), y)
@@ -177,10 +178,11 @@ def _swin(graph: Graph, model: Any) -> str:
         if padded > side:  # Token side * side is of zeros.
             y = graph.add("Pad", y, graph.constant(np.asarray([0, 0, 0, 0, 1, 0], np.int64)))
         y = graph.shape(graph.add("Gather", y, graph.constant(there.reshape(-1)), axis=1), -1, dim)
-        parts = linear(graph, y, f"{path}/attn/qkv")
+        parts = _projections(graph, y, f"{path}/attn")
         graph.at(f"{path}/attn")
         bias = _window_bias(graph, part, weights["attn"]["relative_position_bias_table"], padded)
-        y = _attention(graph, parts, part.window**2, part.heads, dim, bias)
+        widths = _widths(graph, f"{path}/attn", part.heads, dim)
+        y = _attention(graph, parts, part.window**2, part.heads, dim, bias, widths=widths)
         (y,) = linear(graph, y, f"{path}/attn/proj")
         graph.at(path)
         y = graph.add("Gather", graph.shape(y, -1, padded * padded, dim), graph.constant(back), axis=1)
@@ -214,13 +216,33 @@ def _first(graph: Graph, rows: str, tokens: int, kept: int, dim: int) -> str:
     return graph.shape(graph.add("Slice", graph.shape(rows, -1, tokens, dim), *ends), -1, dim)
 
 
-def _attention(graph: Graph, parts: list[str], tokens: int, heads: int, dim: int, bias: str = "", kept: int = 0) -> str:
-    """Query, key and value, (rows, dim) each, -> (rows, dim), of the first `kept` tokens; 0 is all."""
-    query, *others = parts
-    query = graph.shape(_first(graph, query, tokens, kept or tokens, dim), -1, kept or tokens, dim)
-    others = [graph.shape(one, -1, tokens, dim) for one in others]
+def _projections(graph: Graph, x: str, path: str) -> list[str]:
+    """Query, key and value of the attention at that path, of one layer or of three: (rows, heads * channels) each."""
+    if f"{path}/query" not in graph.plan:
+        return linear(graph, x, f"{path}/qkv")
+    return [linear(graph, x, f"{path}/{name}")[0] for name in HEAD_PARTS]
+
+
+def _widths(graph: Graph, path: str, heads: int, dim: int) -> tuple[int, int]:
+    """Features of query and of value, all heads together."""
+    by_name = (graph.plan.get(f"{path}/{name}") for name in ("query", "value"))
+    query, value = (layer.width * heads if layer and layer.width else dim for layer in by_name)
+    return query, value
+
+
+def _attention(
+    graph: Graph, parts: list[str], tokens: int, heads: int, dim: int, bias: str = "", kept: int = 0, widths: Any = ()
+) -> str:
+    """Query, key and value, (rows, heads * channels) each, -> (rows, heads * channels of value), of the first `kept`
+    tokens; 0 is all. `widths` are those of query and value where they are not `dim`."""
+    (query, *others), (wide, out) = parts, widths or (dim, dim)
+    query = graph.shape(_first(graph, query, tokens, kept or tokens, wide), -1, kept or tokens, wide)
+    others = [graph.shape(one, -1, tokens, width) for one, width in zip(others, (wide, out), strict=True)]
     added = [bias] if bias else []
-    return graph.shape(graph.add("Attention", query, *others, *added, q_num_heads=heads, kv_num_heads=heads), -1, dim)
+    fields: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads}
+    if wide != dim:
+        fields["scale"] = (dim // heads) ** -0.5
+    return graph.shape(graph.add("Attention", query, *others, *added, **fields), -1, out)
 
 
 def _mlp(graph: Graph, x: str, path: str, gelu: str, gamma: Any) -> str:

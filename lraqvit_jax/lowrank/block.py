@@ -171,9 +171,11 @@ class Solved:
             if rank:
                 layers[path] = pair("weighted_kfac", layers[path], rank, moments[path])
         side = "attn/" if part in ("score", "value") else "mlp/"
-        return padded(
-            {path: layer for path, layer in layers.items() if path.startswith(side)}, self._dense, self._heads
-        )
+        return self.padded({path: layer for path, layer in layers.items() if path.startswith(side)})
+
+    def padded(self, layers: Mapping[str, Layer]) -> dict[str, Layer]:
+        """The layers in the dense block's shapes; see `padded`."""
+        return padded(layers, self._dense, self._heads)
 
 
 def solve(blocks: list[Block], params: Any, moments: Mapping[str, Moments]) -> dict[str, Solved]:

@@ -9,7 +9,6 @@
 All in float64, from float32 and back: outputs are the same to the rounding of float32.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from lraqvit_jax.base import trees
 from lraqvit_jax.forms.pair import Pair
 from lraqvit_jax.lowrank import pivot
+from lraqvit_jax.plan.basis import rest_of
 from lraqvit_jax.plan.records import LinearInfo, Plan, sibling
 
 PARTNERS = {"key": "query", "value": "proj"}
@@ -55,7 +55,7 @@ def fix(params: Any, plan: Plan, layers: list[LinearInfo]) -> tuple[dict[str, An
             size = float(np.max(np.abs(block), initial=0.0))
             layer |= {"u": _float(made.first), "v": _float(made.second)}
             if entry.basis == "leading":
-                order = np.concatenate([made.basis, pivot.rest_of(made.basis, info.features_out)])
+                order = np.concatenate([made.basis, rest_of(made.basis, info.features_out)])
                 reader = sibling(info.path, "fc2")
                 layer, changes[reader] = _reordered(layer, layer_at(reader), order)
             else:
@@ -98,31 +98,3 @@ def _reordered(layer: Layer, reader: Layer, order: np.ndarray) -> tuple[Layer, L
     first = "u" if "u" in reader else "kernel"
     layer["bias"] = np.asarray(layer["bias"])[order]
     return layer, {**reader, first: np.asarray(reader[first])[order]}
-
-
-def dense_kernel(layer: Mapping[str, Any], basis: str, m: int) -> Float[np.ndarray, "m n"]:
-    """The kernel that the parameters of a float layer stand for, with m inputs, whatever its form."""
-    if "kernel" in layer and "basis" not in layer:
-        return np.asarray(layer["kernel"])
-    if "kernel" in layer:
-        kernels = np.split(np.asarray(layer["kernel"]), len(layer["basis"]), 1)
-        return np.concatenate(
-            [_with_rows(kernel, one, m) for kernel, one in zip(kernels, layer["basis"], strict=True)], 1
-        )
-    u, v = (np.asarray(layer[name]) + np.asarray(layer.get(f"d{name}", 0)) for name in ("u", "v"))
-    if not basis:
-        return u @ v
-    if basis == "input":
-        return _with_rows(u, layer["basis"], m) @ v
-    count = v.shape[0] + v.shape[1]
-    chosen = layer["basis"] if basis == "output" else np.arange(v.shape[0])
-    return u @ _with_rows(v.T, chosen, count).T
-
-
-def _with_rows(coefficients: np.ndarray, basis: np.ndarray, count: int) -> np.ndarray:
-    """[I; C], its rows in their places."""
-    width = coefficients.shape[1]
-    whole = np.zeros((count, width), coefficients.dtype)
-    whole[basis] = np.eye(width)
-    whole[pivot.rest_of(np.asarray(basis), count)] = coefficients
-    return whole

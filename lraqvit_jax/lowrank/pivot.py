@@ -57,7 +57,7 @@ def interpolate(rows: Float[np.ndarray, "m r"], bound: float = BOUND) -> Interpo
         bound: above 1.
     """
     rows = np.asarray(rows, np.float64)
-    (m, r), every = rows.shape, np.arange(len(rows))
+    m, r = rows.shape
     triangle, order = scipy.linalg.qr(rows.T, mode="r", pivoting=True)
     pivots = np.abs(np.diag(triangle)) if m else np.zeros(0)
     rank = int(np.sum(pivots > TOLERANCE * max(pivots[0], np.finfo(float).tiny))) if len(pivots) else 0
@@ -71,8 +71,6 @@ def interpolate(rows: Float[np.ndarray, "m r"], bound: float = BOUND) -> Interpo
         coefficients = _exchanged(coefficients, int(i), int(j))
         basis[j], rest[i] = rest[i], basis[j]
     places, columns = np.argsort(rest), np.argsort(basis)
-    if set(basis) | set(rest) != set(every):
-        raise ValueError("the basis is no part of the rows")
     return Interpolation(basis[columns], coefficients[places][:, columns])
 
 
@@ -84,11 +82,6 @@ def _exchanged(c: Float[np.ndarray, "rest r"], i: int, j: int) -> Float[np.ndarr
     new[i] = -row / pivot
     new[i, j] = 1 / pivot
     return new
-
-
-def rest_of(basis: Int[np.ndarray, " r"], count: int) -> Int[np.ndarray, " rest"]:
-    """The numbers below `count` that are not in the basis, rising."""
-    return np.setdiff1d(np.arange(count), basis)
 
 
 def input_side(pair: Pair) -> Pivoted:

@@ -43,7 +43,9 @@ def left_in_float(plan: Plan) -> list[str]:
     rest = [path for path, layer in plan.items() if layer.form != "quantized"]
     if len(rest) == len(plan):
         return []
-    products = [path for path, layer in plan.items() if path.endswith("/qkv") and layer.attention == "float"]
+    products = [
+        path for path, layer in plan.items() if path.endswith(("/qkv", "/query")) and layer.attention == "float"
+    ]
     parts = ["LayerNorm, softmax, GELU, sums"]
     parts += [f"the products of attention in {len(products)} blocks"] if products else []
     parts += [f"the layers {', '.join(rest)}"] if rest else []

@@ -37,14 +37,15 @@ def apply(kind: str, products: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         kind: one of `options.quant.BETWEEN`.
-        products: see `quantize.Product`; those of a pair are keyed "layer/path:x" and "layer/path:z".
+        products: see `quantize.Product`; those of a pair are keyed "layer/path:x" and "layer/path:z". A pair with an
+            identity block leaves no M to choose.
     """
     turned = dict(products)
     if kind == "none":
         return turned
     groups: dict[Any, list[str]] = {}
     for key, product in products.items():
-        if key.endswith(":z"):
+        if key.endswith(":z") and not product.layer.basis:
             first = products[f"{key[:-1]}x"]
             groups.setdefault((first.x.shape, first.kernel.shape, product.kernel.shape, product.layer), []).append(key)
     for (_, _, (rank, _), layer), keys in console.progress(groups.items(), "between", "group of layers"):

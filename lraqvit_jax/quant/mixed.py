@@ -41,7 +41,7 @@ def divergences(
             for part, product in pair.items():
                 kernel, rows = jnp.asarray(product.kernel), jnp.asarray(product.x).reshape(-1, product.x.shape[-1])
                 layer = dataclasses.replace(product.layer, weight_bits=bits)
-                array = round_kernel(kernel, rows, rows @ kernel, layer)
+                array, _ = product._replace(layer=layer).rounded(kernel, rows, rows @ kernel, round_kernel)
                 changes[f"{path}/{quantize.kernel_names(layer)[part]}"] = array.dequantize()
             costs[path][bits] = max(measure(changes), costs[path][min(costs[path])])
     return costs

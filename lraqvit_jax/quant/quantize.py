@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lraqvit_jax.base import console, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.options import records
 from lraqvit_jax.options.quant import Quantizer
+from lraqvit_jax.plan.basis import dense_kernel, inputs_of, rest_of, spread
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import between, qarray
 
@@ -42,6 +43,8 @@ class Product(NamedTuple):
         layer: of the plan, `clip` that of this product.
         after_norm: whether a LayerNorm comes before it and takes a division of the inputs for nothing.
         takes_shift: whether that LayerNorm and the layer's bias take a shift of the inputs as well.
+        inputs: which of x the kernel of each head multiplies, where others are copied: the kernel has zeros for those,
+            and nothing is stored of them. None is all.
     """
 
     x: Float[np.ndarray, "images tokens m"]
@@ -49,6 +52,33 @@ class Product(NamedTuple):
     layer: LayerPlan
     after_norm: bool = False
     takes_shift: bool = False
+    inputs: Int[np.ndarray, "heads k"] | None = None
+
+    def rounded(
+        self,
+        kernel: Float[Array, "m n"],
+        rows: Float[Array, "rows m"],
+        target: Float[Array, "rows n"],
+        round_kernel: Any,
+    ) -> tuple[qarray.QArray, Float[Array, "rows n"]]:
+        """The kernel on integers, that of each head by itself, and what it puts out.
+
+        Args:
+            kernel: float, of all inputs.
+            rows: the inputs, rounded already.
+            target: what it is to put out.
+            round_kernel: of a module of `rounding/`.
+        """
+        if self.inputs is None:
+            array = round_kernel(kernel, rows, target, self.layer)
+            return array, rows @ array.dequantize()
+        kernels, targets = (jnp.split(one, len(self.inputs), -1) for one in (kernel, target))
+        parts, outputs = [], []
+        for channels, of_head, goal in zip(self.inputs, kernels, targets, strict=True):
+            parts.append(round_kernel(of_head[channels], rows[:, channels], goal, self.layer))
+            outputs.append(rows[:, channels] @ parts[-1].dequantize())
+        joined = {name: jnp.concatenate([getattr(part, name) for part in parts], -1) for name in ("qvalue", "scale")}
+        return dataclasses.replace(parts[0], **joined), jnp.concatenate(outputs, -1)
 
 
 Products = Mapping[str, Product]
@@ -128,7 +158,7 @@ def products(
     Args:
         params: of the float model.
         plan: with form "quantized" where a layer is to be.
-        layers: the model's linear layers.
+        layers: those that the plan has (`records.resolved`).
         seen: inputs of every product, from `calibration.observe.inputs`.
     """
     by_key = {}
@@ -137,10 +167,12 @@ def products(
         if layer.form == "quantized":
             weights = trees.get(params, info.path)
             for part, kernel in kernel_names(layer).items():
-                x, first = seen[info.path][part], part == "x"
+                x, first, stored = seen[info.path][part], part == "x", np.asarray(weights[kernel])
+                inputs = inputs_of(weights["basis"], info.features_in) if first and layer.basis == "input" else None
+                stored = stored if inputs is None else spread(stored, inputs, info.features_in)
                 product_plan = dataclasses.replace(layer, clip=layer.clip_of(part), clip_z=0.0)
                 by_key[f"{info.path}:{part}"] = Product(
-                    x, np.asarray(weights[kernel]), product_plan, first and bool(info.norm), first and info.takes_shift
+                    x, stored, product_plan, first and bool(info.norm), first and info.takes_shift, inputs
                 )
     return by_key
 
@@ -158,7 +190,7 @@ def quantize(
     Args:
         params: nested dict, dense and low-rank layers.
         plan: what to quantize and how.
-        layers: the model's linear layers.
+        layers: those that the plan has (`records.resolved`).
         seen: inputs of every product on the calibration images.
         options: of the method.
         steps: other functions than those that the options name.
@@ -170,12 +202,15 @@ def quantize(
     steps = steps or steps_of(options)
     turned = between.apply(options.between, products(params, plan, layers, seen))
     alphas, shifts = dict(steps.smooth(turned, options)), steps.shift(turned, options)
+    for key in [key for key in alphas if key.endswith(":z") and turned[key].layer.basis]:
+        del alphas[key]  # What is between these factors is an input or an output itself, and cannot be divided.
     changes, new_plan, errors = {}, dict(plan), dict[str, float]()
     for info in console.progress(layers, "quantize", "layer"):
         if plan[info.path].form != "quantized":
             continue
         keys = {part: f"{info.path}:{part}" for part in kernel_names(plan[info.path])}
         alpha, shift = alphas.get(keys["x"]), shifts.get(keys["x"])
+        basis = {name: value for name, value in trees.get(params, info.path).items() if name == "basis"}
         layer = _quantize_layer(
             {part: turned[key] for part, key in keys.items()},
             {part: alphas.get(key) for part, key in keys.items()},
@@ -185,7 +220,9 @@ def quantize(
         errors |= {keys[part]: error for part, error in layer.errors.items()}
         divides = alpha is not None and not info.norm
         new_plan[info.path] = dataclasses.replace(plan[info.path], smoothed=divides, **layer.clips)
-        changes[info.path] = layer.weights | _bias(trees.get(params, info.path), info, shift)
+        changes[info.path] = (
+            basis | layer.weights | _bias(trees.get(params, info.path), info, plan[info.path].basis, shift)
+        )
         if divides:
             changes[info.path]["smooth"] = jnp.asarray(alpha, jnp.float32)
         elif alpha is not None or shift is not None:
@@ -199,14 +236,13 @@ def _norm(norm: Mapping[str, Any], alpha: np.ndarray | None, shift: np.ndarray |
     return {name: value / (1 if alpha is None else alpha) for name, value in moved.items()}
 
 
-def _bias(weights: Mapping[str, Any], info: LinearInfo, shift: np.ndarray | None) -> dict[str, Any]:
+def _bias(weights: Mapping[str, Any], info: LinearInfo, basis: str, shift: np.ndarray | None) -> dict[str, Any]:
     """A layer's bias, where it has one, that makes good what is taken from its inputs."""
     if shift is None:
         return {"bias": weights["bias"]} if info.bias else {}
     if not info.takes_shift:
         raise ValueError(f"{info.path} takes no shift of its inputs")
-    kernel = weights["kernel"] if "kernel" in weights else weights["u"] @ weights["v"]
-    return {"bias": weights["bias"] + shift @ np.asarray(kernel)}
+    return {"bias": weights["bias"] + shift @ dense_kernel(weights, basis, info.features_in)}
 
 
 class _Layer(NamedTuple):
@@ -227,10 +263,10 @@ def _quantize_layer(
         x, kernel = jnp.asarray(product.x), jnp.asarray(product.kernel, jnp.float32)
         x = x - shift if part == "x" and shift is not None else x
         target = x @ kernel
-        x = x if outputs is None else outputs
+        x = x if outputs is None else _between(outputs, layer_products["x"])
         if alpha is not None:
             x, kernel = x / alpha, kernel * alpha[:, None]
-        array, grid, outputs = _quantize_product(x, kernel, target, layer, steps)
+        array, grid, outputs = _quantize_product(x, kernel, target, product, steps)
         weights[kernel_names(layer)[part]] = array.stored()
         if layer.granularity != "per_token_dynamic":
             weights[f"{part}_scale"] = grid.scale
@@ -243,18 +279,25 @@ def _quantize_layer(
     return _Layer(weights, errors, clips)
 
 
+def _between(outputs: Float[Array, "images tokens r"], first: Product) -> Float[Array, "images tokens r"]:
+    """What is between the factors of a pair: what the first puts out, and the inputs that it copies."""
+    if first.inputs is None:
+        return outputs
+    return outputs + jnp.asarray(first.x)[..., rest_of(first.inputs[0], first.x.shape[-1])]
+
+
 def _quantize_product(
     x: Float[Array, "images tokens m"],
     kernel: Float[Array, "m n"],
     target: Float[Array, "images tokens n"],
-    layer: LayerPlan,
+    product: Product,
     steps: Steps,
 ) -> tuple[qarray.QArray, Grid, Float[Array, "images tokens n"]]:
     """The rounded kernel, the grid of x, and what the product then puts out."""
-    grid = steps.ranges(x, layer)
-    rounded = on_grid(x, grid, layer.bits)
-    array = steps.round_kernel(kernel, rounded.reshape(-1, x.shape[-1]), target.reshape(-1, kernel.shape[1]), layer)
-    return array, grid, rounded @ array.dequantize()
+    grid = steps.ranges(x, product.layer)
+    rows = on_grid(x, grid, product.layer.bits).reshape(-1, x.shape[-1])
+    array, outputs = product.rounded(kernel, rows, target.reshape(-1, kernel.shape[1]), steps.round_kernel)
+    return array, grid, outputs.reshape(target.shape)
 
 
 @jax.jit(static_argnames="bits")

@@ -51,17 +51,36 @@ def products(
     options: PlanOptions,
 ) -> dict[str, LayerPlan]:
     """The float plan of the method "products"; arguments as of `choose`, the moments with gradients."""
-    parts = [part for part in blocks.blocks(layers) if part.attention or part.mlp]
-    params = artifacts.host(dense.params)
-    solved = block.solve(parts, params, moments)
-    changeable = [info for part in parts for info in (*part.attention, *part.mlp)]
-    form_cost = cost.form_cost(options.unit, functools.partial(planning.quantized_layer, ws.config), _table_of(options))
-    curves = {path: one.curves for path, one in solved.items()}
-    limit = cost.limit(changeable, options.budget, form_cost, options.unit)
-    problem = blocks.Problem(parts, curves, form_cost, limit, options.multiple, options.head_multiple)
-    batches = ws.others(ws.config.factorize.calibration_images, options.measured_images)
-    changes = Changes(dense.model, dense.params, batches, ws.mesh)
-    return blocks.plan_of(ws.spec.layers, sizes.choose(solved, problem, changes, options))
+    return Planner.of(ws, dense, layers, moments).plan(ws, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """The closed forms of every block that may be changed, and what was measured so far: for any number of budgets."""
+
+    solved: Mapping[str, block.Solved]
+    changes: Changes
+    scales: blocks.Scales
+
+    @classmethod
+    def of(cls, ws: Workspace, dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments]) -> "Planner":
+        """Solves every block; arguments as of `products`."""
+        parts = [part for part in blocks.blocks(layers) if part.attention or part.mlp]
+        solved = block.solve(parts, artifacts.host(dense.params), moments)
+        batches = ws.others(ws.config.factorize.calibration_images, ws.config.plan.measured_images)
+        return cls(solved, Changes(dense.model, dense.params, batches, ws.mesh), sizes.scales(solved))
+
+    def plan(self, ws: Workspace, options: PlanOptions) -> dict[str, LayerPlan]:
+        """The float plan for the options' budget."""
+        parts = [one.block for one in self.solved.values()]
+        layers = [info for part in parts for info in (*part.attention, *part.mlp)]
+        deployed = functools.partial(planning.quantized_layer, ws.config)
+        form_cost = cost.form_cost(options.unit, deployed, _table_of(options))
+        curves = {path: one.curves for path, one in self.solved.items()}
+        limit = cost.limit(layers, options.budget, form_cost, options.unit)
+        problem = blocks.Problem(parts, curves, form_cost, limit, options.multiple, options.head_multiple)
+        chosen = sizes.choose(self.solved, problem, self.changes, self.scales, options)
+        return blocks.plan_of(ws.spec.layers, chosen)
 
 
 def choose(

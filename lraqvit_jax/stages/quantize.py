@@ -71,7 +71,8 @@ def calibrated(ws: Workspace, source: artifacts.Artifact) -> Calibrated:
     """Runs a float model on the calibration images; says on stderr where they tell too little."""
     batches, drawn = ws.calibration(ws.config.quant.calibration_images)
     batches = list(batches)
-    seen = statistics.inputs(source.model, source.params, ws.spec.layers, batches, ws.mesh)
+    layers = plan_lib.resolved(ws.spec.layers, source.plan)
+    seen = statistics.inputs(source.model, source.params, layers, batches, ws.mesh)
     for warning in degenerate(seen):
         console.warn(warning)
     return Calibrated(source.model, source.params, batches, drawn, seen)
@@ -115,7 +116,7 @@ def make(ws: Workspace, source: Calibrated, plan: plan_lib.Plan, method: Quantiz
     plan = {path: with_options(path, layer, method) for path, layer in plan.items()}
     check.check(plan, ws.spec.layers)
     params = artifacts.host(source.params)
-    layers = list(ws.spec.layers)
+    layers = plan_lib.resolved(ws.spec.layers, plan)
     if method.budget_mb:
         plan = _narrowed(ws, source, params, plan, method)
     result = quantize.quantize(params, plan, layers, source.seen, method)
@@ -126,7 +127,7 @@ def _narrowed(
     ws: Workspace, source: Calibrated, params: Any, plan: plan_lib.Plan, method: Quantizer
 ) -> dict[str, plan_lib.LayerPlan]:
     """The plan with the bits of its kernels chosen so that the model fits `budget_mb`."""
-    layers = list(ws.spec.layers)
+    layers = plan_lib.resolved(ws.spec.layers, plan)
     divergences = mixed.divergences(
         _measure(ws, source),
         between.apply(method.between, quantize.products(params, plan, layers, source.seen)),
@@ -145,7 +146,7 @@ def with_options(path: str, layer: plan_lib.LayerPlan, method: Quantizer) -> pla
         return layer
     names = ("granularity", "bits", "weight_bits", "group")
     fields = {name: value for name in names if (value := getattr(method, name))}
-    if method.attention and path.endswith("/qkv"):
+    if method.attention and path.endswith(("/qkv", "/query")):
         fields["attention"] = method.attention
     return dataclasses.replace(layer, asymmetric=method.asymmetric or layer.asymmetric, **fields)
 
@@ -176,7 +177,7 @@ def tune(ws: Workspace, result: quantize.Quantized, method: Quantizer, name: str
     """Trains scales, clipping and, where `tuning_rate` is above 0, all else of a quantized model; see `qat`."""
     size, rate, scale_rate = ws.preprocess.size, method.tuning_rate, method.scale_rate
     student = ws.create(result.plan, arithmetic="train")
-    start = qat.start(result.params, result.plan, ws.spec.layers)
+    start = qat.start(result.params, result.plan, plan_lib.resolved(ws.spec.layers, result.plan))
     placed = sharding.put(start, sharding.abstract_params(student, size, ws.mesh))
     teacher = ws.load("dense", "teacher", dtype=ws.config.dtype)
     paths = trees.flatten(start)

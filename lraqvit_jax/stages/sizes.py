@@ -16,13 +16,30 @@ PRIOR = 3.0
 """What a measured change is to its prediction where nothing was measured: errors of the tokens of an image add up."""
 
 
-def choose(solved: Mapping[str, Solved], problem: Problem, changes: Changes, options: PlanOptions) -> dict[str, Sizes]:
+def scales(solved: Mapping[str, Solved]) -> plan_blocks.Scales:
+    """Nothing measured yet."""
+    return {(path, part): Scale(PRIOR) for path in solved for part in PARTS}
+
+
+def choose(
+    solved: Mapping[str, Solved],
+    problem: Problem,
+    changes: Changes,
+    scales: plan_blocks.Scales,
+    options: PlanOptions,
+) -> dict[str, Sizes]:
     """The sizes of every block: as predicted, then measured there and chosen anew, `options.rounds` times.
+
+    Args:
+        solved: the blocks.
+        problem: what there is to choose.
+        changes: measures.
+        scales: what was measured so far; gains what is measured.
+        options: budget and rounds.
 
     Raises:
         UserError: the budget is too small.
     """
-    scales = {(path, part): Scale(PRIOR) for path in solved for part in PARTS}
     chosen = _solve(problem, scales, options)
     for index in range(options.rounds):
         predicted = {

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from lraqvit_jax.base import trees
+from lraqvit_jax.plan.cost import factor_shapes
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import qarray
 
@@ -34,15 +35,15 @@ def start(params: Any, plan: Plan, layers: Iterable[LinearInfo]) -> Any:
     Args:
         params: of the quantized model.
         plan: its plan.
-        layers: the model's linear layers.
+        layers: those that the plan has (`records.resolved`).
     """
     changes = {}
     for info in layers:
         path, layer = info.path, plan[info.path]
         if layer.form == "quantized":
             weights = dict(trees.get(params, path))
-            rows_of = {"u": info.features_in, "v": layer.rank} if layer.rank else {"kernel": info.features_in}
-            for name, rows in rows_of.items():
+            shapes = factor_shapes(info.features_in, info.features_out, layer, info.heads or 1)
+            for name, (rows, _) in shapes.items():
                 kernel = qarray.of(weights[name], layer.kernel_bits, layer.group, rows)
                 weights[name] = {"latent": kernel.dequantize(), "scale": kernel.scale}
             if layer.granularity == "per_token_dynamic":

@@ -25,7 +25,7 @@ from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import fingerprint, sharding
 from lraqvit_jax.devices.sharding import Mesh
 from lraqvit_jax.plan.files import from_json
-from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.plan.records import LayerPlan, resolved
 
 META = {"name": str, "model": str, "num_classes": int, "class_names": list, "preprocess": dict, "plan": dict}
 """What every artefact says of itself, and more."""
@@ -62,7 +62,9 @@ class Artifact:
 
     @property
     def spec(self) -> models.ModelSpec:
-        return models.spec(self.meta["model"], num_classes=self.meta["num_classes"], image_size=self.preprocess.size)
+        """Of the model as the plan leaves it."""
+        dense = models.spec(self.meta["model"], num_classes=self.meta["num_classes"], image_size=self.preprocess.size)
+        return dataclasses.replace(dense, layers=tuple(resolved(dense.layers, self.plan)))
 
 
 def versions() -> dict[str, str]:
