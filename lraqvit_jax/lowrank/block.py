@@ -16,7 +16,7 @@ from jaxtyping import Float
 from lraqvit_jax.base import trees
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import heads, hidden, kfac, spectra, weighted_kfac
-from lraqvit_jax.lowrank.pairs import pair
+from lraqvit_jax.lowrank.bias import bias_shift
 from lraqvit_jax.plan.blocks import Block, Curves, Sizes, full
 
 LAYERS = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
@@ -96,6 +96,22 @@ class Units:
         root = kfac.output_root(whole.moments2)
         return cls(whole, hidden.removal(fc2["kernel"], whole.moments2.weighted(), root))
 
+    @functools.cached_property
+    def spectra(self) -> dict[str, kfac.Spectrum]:
+        """Of fc1 and fc2 with all units."""
+        fc1, fc2, moments1, moments2 = self.whole
+        return {
+            "fc1": kfac.spectrum(fc1["kernel"], moments1.weighted()),
+            "fc2": kfac.spectrum(fc2["kernel"], moments2.weighted()),
+        }
+
+    def pair(self, part: str, rank: int) -> Layer:
+        """fc1 or fc2 with all units as a pair by `weighted_kfac`."""
+        layer, seen = getattr(self.whole, part), self.whole.moments1 if part == "fc1" else self.whole.moments2
+        moments = seen.weighted()
+        made = self.spectra[part].cut(rank)
+        return {"u": made.u, "v": made.v, "bias": layer["bias"] + bias_shift(layer["kernel"], made, moments)}
+
     @property
     def count(self) -> int:
         return len(self.removal.order)
@@ -151,7 +167,9 @@ class Solved:
         if self.units is None:
             return Curves(score, value, np.zeros(1), {})
         widths = {max(1, int(share * self.units.count)) for share in WIDTHS}
-        ranks = {width: self.units.mlp(width).curves() for width in widths}
+        ranks = {width: self.units.mlp(width).curves() for width in widths if width < self.units.count}
+        whole = self.units.spectra
+        ranks[self.units.count] = (tail(whole["fc1"].losses), tail(whole["fc2"].losses))
         return Curves(score, value, self.units.removal.losses, ranks)
 
     def narrowed(self, sizes: Sizes) -> tuple[dict[str, Layer], dict[str, Moments]]:
@@ -163,15 +181,17 @@ class Solved:
         fc1, fc2, moments1, moments2 = self.units.mlp(sizes.width)
         return layers | {"mlp/fc1": fc1, "mlp/fc2": fc2}, {"mlp/fc1": moments1, "mlp/fc2": moments2}
 
-    def alone(self, part: str, sizes: Sizes) -> dict[str, Layer]:
-        """The dense layers with one part of the block at its size and all else whole, pairs by `weighted_kfac`."""
-        whole = full(self.block)._replace(**{part: getattr(sizes, part)})
-        layers, moments = self.narrowed(whole)
-        for path, rank in (("mlp/fc1", whole.fc1), ("mlp/fc2", whole.fc2)):
-            if rank:
-                layers[path] = pair("weighted_kfac", layers[path], rank, moments[path])
-        side = "attn/" if part in ("score", "value") else "mlp/"
-        return self.padded({path: layer for path, layer in layers.items() if path.startswith(side)})
+    def alone(self, part: str, size: int) -> dict[str, Layer]:
+        """The dense layers with one part of the block at that size and all else whole, pairs by `weighted_kfac`."""
+        whole = full(self.block)
+        if part in ("score", "value") and self.attention:
+            sizes = whole._replace(**{part: size})
+            return self.padded(self.attention.layers(sizes.score, sizes.value))
+        assert self.units is not None
+        if part == "width":
+            mlp = self.units.mlp(size)
+            return self.padded({"mlp/fc1": mlp.fc1, "mlp/fc2": mlp.fc2})
+        return self.padded({f"mlp/{part}": self.units.pair(part, size)})
 
     def padded(self, layers: Mapping[str, Layer]) -> dict[str, Layer]:
         """The layers in the dense block's shapes; see `padded`."""

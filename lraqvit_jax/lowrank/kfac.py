@@ -6,6 +6,8 @@ inputs and G = E[Jᵀ J] of the outputs, taken for independent (the Kronecker fa
 that, and undo R in the second factor. Whitened truncation is G = 1, a layer on its own.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
@@ -21,16 +23,40 @@ DAMPING = 0.1
 
 def decompose(kernel: Float[np.ndarray, "m n"], rank: int, moments: Moments, damping: float = DAMPING) -> Pair:
     """The pair of rank `rank` that changes the logits least, as far as the two factors tell."""
-    root = output_root(moments, damping)
-    kernel = np.asarray(kernel, np.float64)
-    pair = whitened.truncate(kernel @ root, moments.covariance, rank)
-    return whitened.balance(Pair(pair.u, np.linalg.solve(root.T, pair.v.T).T))
+    return spectrum(kernel, moments, damping).cut(rank)
 
 
 def losses(kernel: Float[np.ndarray, "m n"], moments: Moments, damping: float = DAMPING) -> Float[np.ndarray, " k"]:
     """The mean square change of the centred logits that each rank channel is worth, descending."""
+    return spectrum(kernel, moments, damping).losses
+
+
+class Spectrum(NamedTuple):
+    """A kernel by what the logits feel of it: pairs of any rank, from one decomposition.
+
+    Attributes:
+        felt: the kernel times R.
+        root: R with R Rᵀ = G.
+        losses: mean square change of the logits that each rank channel is worth, descending.
+        right: the channels, orthonormal rows.
+    """
+
+    felt: Float[np.ndarray, "m n"]
+    root: Float[np.ndarray, "n n"]
+    losses: Float[np.ndarray, " k"]
+    right: Float[np.ndarray, "k n"]
+
+    def cut(self, rank: int) -> Pair:
+        """The pair of that rank that changes the logits least."""
+        right = self.right[:rank]
+        return whitened.balance(Pair(self.felt @ right.T, np.linalg.solve(self.root.T, right.T).T))
+
+
+def spectrum(kernel: Float[np.ndarray, "m n"], moments: Moments, damping: float = DAMPING) -> Spectrum:
+    """Decomposes a kernel; arguments as of `decompose`."""
     root = output_root(moments, damping)
-    return whitened.principal(np.asarray(kernel, np.float64) @ root, moments.covariance)[0]
+    felt = np.asarray(kernel, np.float64) @ root
+    return Spectrum(felt, root, *whitened.principal(felt, moments.covariance))
 
 
 def output_root(moments: Moments, damping: float = DAMPING) -> Float[np.ndarray, "n n"]:

@@ -7,7 +7,7 @@ are scaled by what was measured. The choices of least loss within the budget are
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -184,6 +184,7 @@ class Problem:
         limit: of the sum of all costs.
         multiple: of which hidden widths and ranks are.
         head_multiple: of which channels of a head are.
+        known: costs so far.
     """
 
     blocks: list[Block]
@@ -192,6 +193,7 @@ class Problem:
     limit: float
     multiple: int
     head_multiple: int
+    known: dict[Any, float] = dataclasses.field(default_factory=dict)
 
     def solve(self, scales: Scales) -> dict[str, Sizes]:
         """The sizes of each block with the least loss within the limit; UserError where the smallest are too large."""
@@ -231,29 +233,34 @@ class Problem:
         """Every width with every two ranks, but those that cost and lose more than another."""
         whole, multiple = full(block), self.multiple
         smaller = min(block.mlp[0].features_in, block.mlp[1].features_out)
-        found: list[Choice] = []
+        costs, losses, sizes = [], [], []
         for width in steps(whole.width, multiple, UNITS):
-            lost = float(scales[block.path, "width"](curves.width[width]))
             ranks = [0, *(rank for rank in steps(smaller, multiple, RANKS) if rank < min(smaller, width))]
+            lost = float(scales[block.path, "width"](curves.width[width]))
             sides = []
             for part in ("fc1", "fc2"):
-                scale = scales[block.path, part]
                 tried = [whole._replace(width=width, **{part: rank}) for rank in ranks]
-                costs = [self._cost(block, sizes, (part,)) for sizes in tried]
-                losses = scale(np.array([curves.loss(part, sizes) for sizes in tried]))
-                sides.append([(c, float(loss), rank) for c, loss, rank in zip(costs, losses, ranks, strict=True)])
-            found += [
-                Choice(c1 + c2, lost + l1 + l2, {"width": width, "fc1": r1, "fc2": r2})
-                for c1, l1, r1 in sides[0]
-                for c2, l2, r2 in sides[1]
-            ]
-        return undominated(found)
+                predicted = np.array([curves.loss(part, one) for one in tried])
+                sides.append(
+                    (np.array([self._cost(block, one, (part,)) for one in tried]), scales[block.path, part](predicted))
+                )
+            (cost1, loss1), (cost2, loss2) = sides
+            costs.append((cost1[:, None] + cost2).reshape(-1))
+            losses.append((lost + loss1[:, None] + loss2).reshape(-1))
+            sizes += [{"width": width, "fc1": r1, "fc2": r2} for r1 in ranks for r2 in ranks]
+        cost, loss = np.concatenate(costs), np.concatenate(losses)
+        return [Choice(float(cost[i]), float(loss[i]), sizes[i]) for i in undominated(cost, loss)]
 
     def _cost(self, block: Block, sizes: Sizes, layers: tuple[str, ...]) -> float:
-        """What some layers of a block cost."""
-        plan = entries(block, sizes)
-        infos = resolved((*block.attention, *block.mlp), plan)
-        return sum(self.cost(info, plan[info.path]) for info in infos if info.path.rpartition("/")[2] in layers)
+        """What some layers of a block cost; blocks of the same shapes share it."""
+        infos = (*block.attention, *block.mlp)
+        shapes = tuple((info.features_in, info.features_out, info.tokens, info.heads, info.bias) for info in infos)
+        key = (shapes, sizes, layers)
+        if key not in self.known:
+            plan = entries(block, sizes)
+            of_plan = [info for info in resolved(infos, plan) if info.path.rpartition("/")[2] in layers]
+            self.known[key] = sum(self.cost(info, plan[info.path]) for info in of_plan)
+        return self.known[key]
 
 
 def steps(whole: int, multiple: int, count: int) -> list[int]:
@@ -262,13 +269,11 @@ def steps(whole: int, multiple: int, count: int) -> list[int]:
     return [*range(step, whole, step), whole]
 
 
-def undominated(choices: list[Choice]) -> list[Choice]:
-    """Choices by rising cost, each of which loses less than all that cost less."""
-    kept: list[Choice] = []
-    for choice in sorted(choices, key=lambda one: (one.cost, one.loss)):
-        if not kept or choice.loss < kept[-1].loss:
-            kept.append(choice)
-    return kept
+def undominated(cost: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> list[int]:
+    """Which choices, by rising cost, lose less than all that cost less."""
+    order = np.lexsort((loss, cost))
+    least = np.minimum.accumulate(loss[order])
+    return [int(i) for i in order[np.flatnonzero(np.append(True, least[1:] < least[:-1]))]]
 
 
 def plan_of(layers: Iterable[LinearInfo], chosen: Mapping[str, Sizes]) -> dict[str, LayerPlan]:

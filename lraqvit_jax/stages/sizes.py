@@ -47,7 +47,7 @@ def choose(
         }
         unknown = [key for key, loss in predicted.items() if loss > 0 and loss not in scales[key].points]
         for path, part in console.progress(unknown, f"sizes, round {index + 1}", "part", len(unknown)):
-            measured = changes(path, solved[path].alone(part, chosen[path]))
+            measured = changes(path, solved[path].alone(part, getattr(chosen[path], part)))
             scales[path, part].points[predicted[path, part]] = measured
         _share(scales)
         chosen, before = _solve(problem, scales, options), chosen

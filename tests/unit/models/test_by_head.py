@@ -115,7 +115,9 @@ def test_a_plan_costs_what_is_stored_and_what_xla_multiplies(name, rng):
         assert total.params == sum(leaf.size for leaf in stored if leaf.dtype == np.float32)
         assert total.bytes == sum(leaf.nbytes for leaf in stored)
         model = models.create(variant, num_classes=5, image_size=images.shape[1], plan=plan)
-        compiled = jax.jit(lambda params, x, model=model: model.apply({"params": params}, x)).lower(made, images).compile()
+        compiled = (
+            jax.jit(lambda params, x, model=model: model.apply({"params": params}, x)).lower(made, images).compile()
+        )
         heads = _products_of_attention(model, layers)
         counted.append(compiled.cost_analysis()["flops"] - len(images) * (total.flops + heads))
     # What is not a product is the same in both, but for activations of hidden units that are gone.
