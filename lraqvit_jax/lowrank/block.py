@@ -93,7 +93,7 @@ class Units:
             {name: np.asarray(value, np.float64) for name, value in params[path].items()} for path in LAYERS[2:]
         )
         whole = Mlp(fc1, fc2, moments["mlp/fc1"], moments["mlp/fc2"])
-        root = kfac.output_root(whole.moments2)
+        root = weighted_kfac.output_root(whole.moments2)
         return cls(whole, hidden.removal(fc2["kernel"], whole.moments2.weighted(), root))
 
     @functools.cached_property
@@ -101,8 +101,8 @@ class Units:
         """Of fc1 and fc2 with all units."""
         fc1, fc2, moments1, moments2 = self.whole
         return {
-            "fc1": kfac.spectrum(fc1["kernel"], moments1.weighted()),
-            "fc2": kfac.spectrum(fc2["kernel"], moments2.weighted()),
+            "fc1": weighted_kfac.spectrum(fc1["kernel"], moments1),
+            "fc2": weighted_kfac.spectrum(fc2["kernel"], moments2),
         }
 
     def pair(self, part: str, rank: int) -> Layer:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lraqvit_jax.calibration.moments import Moments
-from lraqvit_jax.lowrank import kfac
+from lraqvit_jax.lowrank import kfac, weighted_kfac
 
 SMALLEST = 1e-10
 """Singular values below this share of the largest count as zero."""
@@ -112,7 +112,7 @@ class Attention:
             cuts.append(cut(query.T @ second @ query, at_query + KEYS * scale * keys))
         return cuts
 
-    def values(self, proj: Moments, damping: float = kfac.DAMPING) -> list[Cut]:
+    def values(self, proj: Moments, damping: float = weighted_kfac.DAMPING) -> list[Cut]:
         """How the value product of each head is cut, by the moments of what the projection reads, with gradients."""
         root, covariance, k = kfac.output_root(proj, damping), proj.weighted().covariance, self.out.shape[1]
         cuts = []
