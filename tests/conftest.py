@@ -8,7 +8,7 @@ import tempfile
 from tests.integration import command
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {command.xla_flags(devices=8)}"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_cache_")
 
 import numpy as np
@@ -19,7 +19,7 @@ if "TESTS_COMPILED" not in os.environ:
     # Programs compiled by the tests and the commands under test; the workers of one session inherit the folder.
     os.environ["TESTS_COMPILED"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_compiled_")
     atexit.register(shutil.rmtree, os.environ["TESTS_COMPILED"], ignore_errors=True)
-os.environ |= command.compiled() | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+os.environ |= command.compiled()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -198,10 +199,16 @@ def left_whole(model: nn.Module, image_size: int, mesh: Mesh) -> int:
 
 def _declared(model: nn.Module, image_size: int, mesh: Mesh) -> tuple[Any, Any]:
     """Shapes of the parameters, and where the rules want them."""
+    boxed = _boxed(model, image_size)
+    return _unbox(boxed), nn.logical_to_mesh(nn.get_partition_spec(boxed), _flax(mesh))
+
+
+@functools.lru_cache(maxsize=32)
+def _boxed(model: nn.Module, image_size: int) -> Any:
+    """Shapes of the parameters in Flax's boxes, which name the axes; tracing a model takes a second or so."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     with nn.logical_axis_rules(()):
-        boxed = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    return _unbox(boxed), nn.logical_to_mesh(nn.get_partition_spec(boxed), _flax(mesh))
+        return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
 def _parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

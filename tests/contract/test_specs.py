@@ -33,11 +33,19 @@ DECOMPOSITIONS = [
     for one in pkgutil.iter_modules(lowrank.__path__)
     if hasattr(importlib.import_module(f"{lowrank.__name__}.{one.name}"), "decompose")
 ]
+FULL = ("vit_tiny", "vit_nano", "vit_pico")
 VARIANTS = {
     json.dumps(importlib.import_module(f"{models.__name__}.{module}").VARIANTS[name], sort_keys=True): name
     for name, module in reversed(models.variants().items())
 }.values()
 """The first of each set of fields: vit_tiny and deit_tiny differ by name alone."""
+DEEP = ("swin_small", "swin_large")
+"""Of the depth of swin_base, which takes longest."""
+SHALLOW = [
+    pytest.param(name, marks=pytest.mark.slow if name in DEEP else ())
+    for name in (name if name.startswith("swin") or name in FULL else f"{name}_depth2" for name in VARIANTS)
+]
+"""All variants; ViTs whose blocks are the same over again are cut to two of them, but for `FULL`."""
 FAMILIES = {module: name for name, module in reversed(models.variants().items())}.values()
 """The first variant of each file of models."""
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -69,7 +77,7 @@ def test_there_are_eight_devices_to_test_on():
     assert jax.device_count() == 8
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_the_spec_names_every_linear_layer_with_its_shape_and_no_other(name):
     params = abstract(name)
     kernels = {
@@ -86,7 +94,7 @@ def test_the_spec_names_every_linear_layer_with_its_shape_and_no_other(name):
     assert len(spec(name).layers) == len(listed)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_every_norm_of_the_spec_exists_and_feeds_one_layer_of_its_width(name):
     params = abstract(name)
     normed = [info for info in spec(name).layers if info.norm]
@@ -99,7 +107,7 @@ def test_every_norm_of_the_spec_exists_and_feeds_one_layer_of_its_width(name):
         }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", SHALLOW)
 def test_the_forward_pass_has_the_specs_order_tokens_and_blocks(name):
     params = abstract(name)
     images = jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.float32)

@@ -71,14 +71,14 @@ def put_in(text: str) -> str:
 
 def environment() -> dict[str, str]:
     """Of a process that uses this checkout, one device, and the programs that the tests have compiled."""
-    return os.environ | command.compiled() | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    return os.environ | command.compiled() | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": command.xla_flags(devices=1)}
 
 
-def run(folder: pathlib.Path, words: list[str]) -> subprocess.CompletedProcess:
-    """Runs a command of Python's in the folder."""
+def run(folder: pathlib.Path, words: list[str], **options) -> subprocess.CompletedProcess:
+    """Runs a command of Python's in the folder; one of this package's with the options of `command.run`."""
     flag, name, *rest = [put_in(word) for word in words[1:]]
     if flag == "-m" and name.startswith("lraqvit_jax."):
-        return command.run(*rest, module=name.removeprefix("lraqvit_jax."), cwd=folder, check=True)
+        return command.run(*rest, module=name.removeprefix("lraqvit_jax."), cwd=folder, check=True, **options)
     words = [sys.executable, flag, name, *rest]
     done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     return command.checked(done, check=True)

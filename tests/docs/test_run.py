@@ -8,6 +8,7 @@ import pytest
 from lraqvit_jax import config
 from tests.docs import blocks, place
 from tests.docs.test_docs import EVERY
+from tests.integration import command
 
 MAIN = "lraqvit_jax.main"
 
@@ -44,7 +45,8 @@ LONG = "compress("
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("place")
     place.make(path)
-    place.run(path, FIRST)
+    as_users_do = command.xla_flags(devices=1, others="")
+    place.run(path, FIRST, variables={"XLA_FLAGS": as_users_do})
     return path
 
 

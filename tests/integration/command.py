@@ -5,6 +5,7 @@
 
 import atexit
 import functools
+import importlib.metadata
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -23,6 +24,22 @@ FAST = ("--config.teacher.steps=6", "--config.steps=6", "--config.checkpoint_eve
 """A complete run in seconds: `configs/digits.py` with few steps."""
 PATIENCE = 300
 """Seconds after which a command has hung."""
+
+
+def quick() -> str:
+    """XLA's flags for programs that are compiled once and run for a moment: a third of the CPU time, slower programs.
+
+    The README's command is tested without them, and everything is by `TESTS_XLA_FLAGS= bash launch/test.sh`.
+    """
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # A later one has no other emitters.
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    return os.environ.get("TESTS_XLA_FLAGS", flags)
+
+
+def xla_flags(devices: int, others: str | None = None) -> str:
+    """Of a process with so many CPU devices; the others are `quick()` unless given."""
+    return f"--xla_force_host_platform_device_count={devices} {quick() if others is None else others}".strip()
 
 
 def compiled() -> dict[str, str]:
@@ -44,7 +61,7 @@ def environment(devices: int = 1) -> dict[str, str]:
         | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": xla_flags(devices),
             "OPENBLAS_NUM_THREADS": "1",
             "JE_ARROW_MALLOC_CONF": "background_thread:false",
         }

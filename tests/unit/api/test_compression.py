@@ -59,9 +59,8 @@ def test_names_and_preprocessing_go_along(made, photos):
 def test_without_low_rank_the_integers_are_close_to_the_model(params, photos):
     result = lraqvit_jax.compress(small.model(), params, photos, preprocess=PREPROCESS, budget=1, **OPTIONS)
     assert all(layer == LayerPlan("quantized", 0, 8, "per_token_dynamic") for layer in result.plan.values())
-    want = np.asarray(
-        small.model().apply({"params": params}, np.stack([PREPROCESS(memory.decoded(one)) for one in photos]))
-    )
+    images = np.stack([PREPROCESS(memory.decoded(one)) for one in photos])
+    want = np.asarray(small.apply(small.model(), params, images))
     got = result.logits(photos)
     assert 0 < np.abs(got - want).max() < 0.05 * np.abs(want).max()
 

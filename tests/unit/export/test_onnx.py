@@ -28,8 +28,8 @@ FAMILIES = [
     ("vit_pico_tanh", 8, 0),
     ("swin_pico", 8, 8),
     ("swin_pico", 10, 0),  # Windows that do not tile the map, an odd side that is merged.
-    ("deit_tiny_distilled_patch8", 16, 8),
-    ("deit3_tiny_patch8", 16, 0),
+    ("deit_tiny_distilled_patch8_depth2", 16, 8),
+    ("deit3_tiny_patch8_depth2", 16, 0),
 ]
 """Model, image size, rank."""
 

@@ -131,15 +131,23 @@ def test_the_minimum_found_is_no_worse_than_any_start_and_better_than_naive(rng,
 
 
 def test_gradient_steps_improve_on_the_grid(rng):
-    x, kernel = outliers(rng)
-    before, after = (
-        minimize(x, kernel, "per_token", "none", iterations=steps, learning_rate=0.1) for steps in (0, 100)
-    )
-    values = [eq_14(one, x, kernel, "per_token", "none") for one in (before, after)]
-    assert values[1] < 0.9 * values[0]
+    """No draw gets worse; how far one goes hangs on the last bits of a sum, so the gain is asked of all together."""
+    draws = {f"draw{index}:x": outliers(rng) for index in range(16)}
+    products = {key: Product(*pair, int8("per_tensor")) for key, pair in draws.items()}
+
+    def errors(iterations):
+        options = dataclasses.replace(OPTIONS, penalty="none", iterations=iterations, learning_rate=0.1)
+        alphas = wads.smooth(products, options)
+        return np.array([eq_14(alphas[key], *pair, "per_tensor", "none") for key, pair in draws.items()])
+
+    before, after = errors(0), errors(100)
+    assert np.all(after <= before * (1 + 1e-3))
+    assert np.exp(np.mean(np.log(after / before))) < 0.95
     # Without any step it is the best start.
-    grid = [eq_14(normalized(start), x, kernel, "per_token", "none") for start in starts(x, kernel)]
-    assert values[0] == pytest.approx(min(grid), rel=1e-2)
+    grid = [
+        min(eq_14(normalized(start), *pair, "per_tensor", "none") for start in starts(*pair)) for pair in draws.values()
+    ]
+    np.testing.assert_allclose(before, grid, rtol=1e-2)
 
 
 def test_alpha_is_one_where_nothing_is_better():
