@@ -73,7 +73,7 @@ def of(x: Float[np.ndarray, "tokens m"], gradients: Float[np.ndarray, "tokens n"
     x = np.asarray(x, np.float64)
     gradient = None if gradients is None else gradients.T @ gradients / len(gradients)
     moments = Moments(x.T @ x / len(x), x.mean(0), np.abs(x).mean(0), gradient=gradient)
-    if gradients is None:
+    if gradients is None or len(gradients) != len(x):  # of other tokens than the inputs, no weights of these
         return moments
     weights = np.square(gradients).sum(1, keepdims=True)
     total = weights.sum()

@@ -44,6 +44,7 @@ import safetensors.numpy
 
 from lraqvit_jax import models
 from lraqvit_jax.base import files, trees
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.base.trees import flatten
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.weights import artifacts
@@ -54,6 +55,11 @@ FORMAT = "lraqvit_jax 1"
 def save(artifact: artifacts.Artifact, path: pathlib.Path) -> None:
     """Writes an artefact of any form; the branch of a reparam layer is merged into its pair."""
     meta = artifact.meta
+    if odd := next((path for path, layer in artifact.plan.items() if layer.basis or layer.width), ""):
+        raise UserError(
+            f"{artifact.name} has identity blocks or fewer channels, as in {odd}, which a safetensors file does not "
+            "hold yet; export it as onnx or stablehlo."
+        )
     metadata = {"format": FORMAT, "model": meta["model"], "num_classes": str(meta["num_classes"])}
     metadata |= {name: json.dumps(meta[name]) for name in ("plan", "preprocess", "class_names")}
     path.parent.mkdir(parents=True, exist_ok=True)

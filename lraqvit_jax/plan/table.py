@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from lraqvit_jax.plan.cost import Cost, layer_cost, total_cost
-from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan, dense
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan, dense, resolved
 
 
 def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
@@ -14,7 +14,8 @@ def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
         layers: the model's linear layers.
         other_params: parameters outside them (norms, position embedding, class token), stored in float32.
     """
-    layers = list(layers)
+    dense_layers = list(layers)
+    layers = resolved(dense_layers, plan)
     width = max(len(info.path) for info in layers)
     lines = [
         f"{'layer':<{width}}  {'form':<9} {'shape':>11} {'rank':>5} {'bits':>4} {'params':>11} {'MFLOPs':>9} {'MB':>8}"
@@ -26,14 +27,14 @@ def table(plan: Plan, layers: Iterable[LinearInfo], other_params: int) -> str:
             f"{info.path:<{width}}  {layer.form:<9} {shape:>11} {layer.rank or '-':>5} {_width(layer):>4} "
             f"{cost.params:>11,} {cost.flops / 1e6:>9.2f} {cost.bytes / 1e6:>8.3f}"
         )
-    for name, of_model in (("dense", dense(layers)), ("planned", plan)):
-        cost = total_cost(of_model, layers) + Cost(other_params, 0, 4 * other_params)
+    for name, of_model in (("dense", dense(dense_layers)), ("planned", plan)):
+        cost = total_cost(of_model, dense_layers) + Cost(other_params, 0, 4 * other_params)
         lines.append(
             f"{name:<8} {cost.params / 1e6:.3f} M parameters, {cost.flops / 1e9:.3f} GFLOPs in linear layers, "
             f"{cost.bytes / 1e6:.3f} MB"
         )
-    encoder = [info for info in layers if info.compressible]
-    share = _kernels(plan, encoder) / _kernels(dense(layers), encoder)
+    whole, encoder = ([info for info in of if info.compressible] for of in (dense_layers, layers))
+    share = _kernels(plan, encoder) / _kernels(dense(whole), whole)
     lines.append(f"The pairs hold {100 * share:.1f} % of the encoder's linear parameters.")
     return "\n".join([*lines, *left_in_float(plan)])
 

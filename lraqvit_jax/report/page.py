@@ -125,8 +125,10 @@ def rank_map(run: Run) -> dict[str, Any]:
     outside = []
     for info in run.layers:
         block, kind = place(info.path)
-        rank = run.plan[info.path].rank
-        cell = {"rank": rank, "of": min(info.features_in, info.features_out), "share": rank / info.break_even}
+        layer = run.plan[info.path]
+        rank, kept = layer.rank, layer_cost(info, layer).params - info.features_out * info.bias
+        kept_share = kept / (info.features_in * info.features_out) if rank else 0.0
+        cell = {"rank": rank, "of": min(info.features_in, info.features_out), "share": kept_share}
         if block:
             cells.setdefault(kind, {})[block] = cell
         else:
@@ -134,9 +136,7 @@ def rank_map(run: Run) -> dict[str, Any]:
     blocks = list(dict.fromkeys(block for row in cells.values() for block in row))
     encoder = [info for info in run.layers if info.compressible]
     whole = sum(info.features_in * info.features_out for info in encoder)
-    kept = sum(
-        info.features_in * info.features_out * (run.plan[info.path].rank / info.break_even or 1) for info in encoder
-    )
+    kept = sum(layer_cost(info, run.plan[info.path]).params - info.features_out * info.bias for info in encoder)
     share = f"{100 * kept / whole:.1f}" if whole else ""
     return {"name": run.name, "blocks": blocks, "kinds": cells, "outside": outside, "share": share}
 

@@ -14,7 +14,7 @@ from lraqvit_jax.config import Config, restored
 from lraqvit_jax.data import class_names
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.files import read_plan
-from lraqvit_jax.plan.records import LinearInfo, Plan
+from lraqvit_jax.plan.records import LinearInfo, Plan, resolved
 from lraqvit_jax.run import metrics, results
 from lraqvit_jax.weights import artifacts, tensors
 
@@ -124,7 +124,7 @@ def _layers(metas: Mapping[str, Mapping[str, Any]], plan: Plan) -> tuple[LinearI
     size = meta["preprocess"]["size"]
     layers = models.spec(meta["model"], num_classes=meta["num_classes"], image_size=size).layers
     check(plan, layers)
-    return tuple(layers)
+    return tuple(resolved(layers, plan))
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
