@@ -220,7 +220,8 @@ def _projections(graph: Graph, x: str, path: str) -> list[str]:
     """Query, key and value of the attention at that path, of one layer or of three: (rows, heads * channels) each."""
     if f"{path}/query" not in graph.plan:
         return linear(graph, x, f"{path}/qkv")
-    return [linear(graph, x, f"{path}/{name}")[0] for name in HEAD_PARTS]
+    # Each has a name for what it reads.
+    return [linear(graph, graph.add("Identity", x), f"{path}/{name}")[0] for name in HEAD_PARTS]
 
 
 def _widths(graph: Graph, path: str, heads: int, dim: int) -> tuple[int, int]:
