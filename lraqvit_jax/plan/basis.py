@@ -36,7 +36,7 @@ def dense_kernel(layer: Mapping[str, Any], basis: str, m: int) -> Float[np.ndarr
     """
     if "kernel" in layer:
         return np.asarray(layer["kernel"]) if not basis else _with_block(layer["kernel"], layer["basis"], m)
-    u, v = (np.asarray(layer[name]) + np.asarray(layer.get(f"d{name}", 0)) for name in ("u", "v"))
+    u, v = (np.asarray(layer[name]) + np.asarray(layer.get(f"d{name}", np.float32(0))) for name in ("u", "v"))
     if not basis:
         return u @ v
     if basis == "input":

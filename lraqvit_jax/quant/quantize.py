@@ -202,7 +202,7 @@ def quantize(
     steps = steps or steps_of(options)
     turned = between.apply(options.between, products(params, plan, layers, seen))
     alphas, shifts = dict(steps.smooth(turned, options)), steps.shift(turned, options)
-    for key in [key for key in alphas if key.endswith(":z") and turned[key].layer.basis]:
+    for key in [key for key in alphas if key.endswith(":z") and key in turned and turned[key].layer.basis]:
         del alphas[key]  # What is between these factors is an input or an output itself, and cannot be divided.
     changes, new_plan, errors = {}, dict(plan), dict[str, float]()
     for info in console.progress(layers, "quantize", "layer"):

@@ -112,7 +112,7 @@ def test_only_a_quantized_qkv_can_have_it():
     one["blocks_0/attn/qkv"] = dataclasses.replace(one["blocks_0/attn/qkv"], attention="uniform")
     check(one, small.LAYERS)
     for path, change, says in (
-        ("blocks_0/mlp/fc1", {"attention": "uniform"}, "only a quantized layer 'qkv'"),
+        ("blocks_0/mlp/fc1", {"attention": "uniform"}, "only a quantized 'qkv'"),
         ("blocks_0/attn/qkv", {"attention": "unifrom"}, "did you mean 'uniform'"),
     ):
         with pytest.raises(UserError, match=says):
