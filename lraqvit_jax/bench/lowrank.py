@@ -27,7 +27,6 @@ from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.config import Config
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import decomposition, reparam, spectra
-from lraqvit_jax.lowrank.pairs import pair
 from lraqvit_jax.options.bench import LowRankGrid
 from lraqvit_jax.options.training import Run
 from lraqvit_jax.plan import blocks, cost, ranks
@@ -133,16 +132,17 @@ def _untrained(ws: Workspace, dense: Artifact, seed: int, table: Table) -> Itera
     batches, _ = ws.calibration(config.factorize.calibration_images)
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients=True, seed=seed)
     params, spectrum = artifacts.host(dense.params), spectra.memo(config.cache_dir)
-    planner = plan.Planner.of(ws, dense, layers, moments) if "products" in grid.methods else None
+    planner: plan.Planner | None = None
     for method, budget in itertools.product(grid.methods, grid.budgets):
         missing = [name for name in grid.decompositions if not table.has((name, method, budget, seed))]
         if not missing:
             continue
         options = dataclasses.replace(config.plan, method=method, budget=budget)
-        if planner and method == "products":
+        if method == "products":
+            planner = planner or plan.Planner.of(ws, dense, layers, moments)
             planned = planner.plan(ws, options)
             for name in missing:
-                small = _padded(ws, planner, planned, name, params)
+                small = _padded(planner, planned, name, params)
                 yield (name, method, budget, seed), _row(ws, dense, small, planned)
             continue
         measured = method in ranks.MEASURED
@@ -158,14 +158,11 @@ def _untrained(ws: Workspace, dense: Artifact, seed: int, table: Table) -> Itera
             yield (name, method, budget, seed), _row(ws, dense, trees.replace(params, products), planned)
 
 
-def _padded(ws: Workspace, planner: plan.Planner, planned: plan_lib.Plan, name: str, params: Any) -> Any:
+def _padded(planner: plan.Planner, planned: plan_lib.Plan, name: str, params: Any) -> Any:
     """The dense model that computes what the planned one does, its pairs by the decomposition of that name."""
     changes: dict[str, Any] = {}
     for path, solved in planner.solved.items():
-        layers, moments = solved.narrowed(blocks.sizes_of(solved.block, planned))
-        for layer in ("mlp/fc1", "mlp/fc2"):
-            if rank := planned[f"{path}/{layer}"].rank:
-                layers[layer] = pair(name, layers[layer], rank, moments[layer])
+        layers = solved.layers(blocks.sizes_of(solved.block, planned), name)
         changes |= {f"{path}/{layer}": value for layer, value in solved.padded(layers).items()}
     return trees.replace(params, changes)
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float
 
 from lraqvit_jax.base import trees
 from lraqvit_jax.data.pipeline import Batch
@@ -59,7 +60,7 @@ class Changes:
                 y = _call(self._chain[first][1])(changed, x)
                 for path, module in self._chain[first + 1 :]:
                     y = _call(module)(trees.get(self._params, path), y)
-                total += float(_square(self._classify(self._params, y), logits, mask))
+                total += float(squared_change(self._classify(self._params, y), logits, mask))
         return total / self.images
 
 
@@ -69,7 +70,10 @@ def _call(module: nn.Module, method: str = "__call__") -> Any:
 
 
 @jax.jit
-def _square(logits: jax.Array, dense: jax.Array, mask: jax.Array) -> jax.Array:
+def squared_change(
+    logits: Float[Array, "batch classes"], dense: Float[Array, "batch classes"], mask: Bool[Array, " batch"]
+) -> Float[Array, ""]:
+    """Sum over the images that are real of the square of the centred logits' change."""
     moved = logits - dense
     moved -= jnp.mean(moved, -1, keepdims=True)
     return jnp.sum(jnp.where(mask[:, None], jnp.square(moved), 0))

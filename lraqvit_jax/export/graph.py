@@ -17,7 +17,7 @@ class Graph:
         exact: see `export.onnx.export`.
         params: of the artefact, on the host.
         plan: of the artefact.
-        inputs: features that each layer reads, by path.
+        layers: the linear layers, as the plan leaves them, by path.
         orders: see `export.onnx.orders`.
     """
 
@@ -26,7 +26,7 @@ class Graph:
     ) -> None:
         self.target, self.exact, self.orders = target, exact, orders
         self.params, self.plan = artifacts.host(artifact.params), artifact.plan
-        self.inputs = {info.path: info.features_in for info in artifact.spec.layers}
+        self.layers = {info.path: info for info in artifact.spec.layers}
         self.nodes, self.constants = list[Any](), dict[str, Any]()
         self._scope, self._count = "", 0
         self._once = dict[Any, str]()

@@ -18,7 +18,7 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.export import basis
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.lowrank import reparam
-from lraqvit_jax.plan.cost import LATER, factor_shapes
+from lraqvit_jax.plan.cost import LATER, kernel_shapes
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
 
@@ -81,7 +81,7 @@ def linear(graph: Graph, x: str, path: str, gamma: Any = None) -> list[str]:
 
 def _float(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, gamma: Any, parts: int) -> list[str]:
     factor = np.float32(1) if gamma is None else gamma
-    m = graph.inputs[path]
+    m = graph.layers[path].features_in
     if layer.rank:
         first = graph.constant(np.asarray(weights["u"], np.float32), "u")
         x = graph.add("MatMul", x, basis.spread(graph, first, weights, m) if layer.basis == "input" else first)
@@ -104,24 +104,22 @@ def _float(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, gamm
 
 def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, gamma: Any, parts: int) -> list[str]:
     names = ["u", "v"] if layer.rank else ["kernel"]
+    shapes, m = kernel_shapes(graph.layers[path], layer), graph.layers[path].features_in
     order, column, outputs = graph.orders.get(path), "", [x]
     for name in names:
         part, ending = "z" if name == "v" else "x", name == names[-1]
-        shapes = factor_shapes(graph.inputs[path], 0, layer)
         copies, joins = name != "v" and layer.basis == "input", ending and layer.basis in LATER
-        rows = shapes[name][0] if layer.rank else _stored_rows(weights, graph.inputs[path])
-        kernel = qarray.of(weights[name], layer.kernel_bits, layer.group, rows)
+        kernel = qarray.of(weights[name], layer.kernel_bits, layer.group, shapes[name][0])
         factor = gamma if ending and gamma is not None and not joins else np.float32(1)
         values, scale = np.asarray(kernel.unpack()), np.asarray(kernel.scale) * factor
         bias = weights["bias"] * factor if ending and "bias" in weights and not joins else None
         stored: Any = (weights.get(f"{part}_{one}") for one in ("scale", "center"))
-        grid = (one[order] if order is not None and np.ndim(one) else one for one in stored)
+        x_scale, x_center = (value[order] if order is not None and np.ndim(value) else value for value in stored)
         x = unscaled = outputs[0]
         if part == "x" and "smooth" in weights:
             x = graph.scaled(x, 1 / weights["smooth"])
-        spread = functools.partial(basis.spread, weights=weights, m=graph.inputs[path]) if copies else None
-        inputs = graph.inputs[path] if part == "x" else layer.rank
-        whole = Product(name, values, scale, bias, next(grid), next(grid), inputs, spread)
+        spread = functools.partial(basis.spread, weights=weights, m=m) if copies else None
+        whole = Product(name, values, scale, bias, x_scale, x_center, m if part == "x" else layer.rank, spread)
         products = whole.columns(parts if ending and not joins else 1)
         if layer.group:
             outputs = _grouped(graph, x, products, layer, part)
@@ -135,11 +133,6 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
             n = layer.rank + values.shape[1]
             outputs = basis.joined(graph, unscaled, outputs[0], layer, weights, gamma, parts, n)
     return outputs
-
-
-def _stored_rows(weights: Any, m: int) -> int:
-    """Rows of a kernel as it is stored: those of m inputs that are not copied."""
-    return m - (np.shape(weights["basis"])[-1] if "basis" in weights else 0)
 
 
 def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, ending: bool) -> list[str]:

@@ -141,8 +141,8 @@ def _vit(graph: Graph, model: Any) -> str:
         graph.at(f"{where}/norm1")
         parts = _projections(graph, _norm(graph, x, block["norm1"], model.norm_eps), f"{where}/attn")
         graph.at(f"{where}/attn")
-        widths = _widths(graph, f"{where}/attn", model.heads, dim)
-        y = _attention(graph, parts, tokens, model.heads, dim, kept=kept, widths=widths)
+        widths = _widths(graph, f"{where}/attn", dim)
+        y = _attention(graph, parts, tokens, model.heads, dim, widths, kept=kept)
         (y,) = linear(graph, y, f"{where}/attn/proj", block.get("ls1_gamma"))
         graph.at(where)
         x = graph.add("Add", _first(graph, x, tokens, kept, dim), y)
@@ -181,8 +181,8 @@ def _swin(graph: Graph, model: Any) -> str:
         parts = _projections(graph, y, f"{path}/attn")
         graph.at(f"{path}/attn")
         bias = _window_bias(graph, part, weights["attn"]["relative_position_bias_table"], padded)
-        widths = _widths(graph, f"{path}/attn", part.heads, dim)
-        y = _attention(graph, parts, part.window**2, part.heads, dim, bias, widths=widths)
+        widths = _widths(graph, f"{path}/attn", dim)
+        y = _attention(graph, parts, part.window**2, part.heads, dim, widths, bias)
         (y,) = linear(graph, y, f"{path}/attn/proj")
         graph.at(path)
         y = graph.add("Gather", graph.shape(y, -1, padded * padded, dim), graph.constant(back), axis=1)
@@ -224,19 +224,25 @@ def _projections(graph: Graph, x: str, path: str) -> list[str]:
     return [linear(graph, graph.add("Identity", x), f"{path}/{name}")[0] for name in HEAD_PARTS]
 
 
-def _widths(graph: Graph, path: str, heads: int, dim: int) -> tuple[int, int]:
+def _widths(graph: Graph, path: str, dim: int) -> tuple[int, int]:
     """Features of query and of value, all heads together."""
-    by_name = (graph.plan.get(f"{path}/{name}") for name in ("query", "value"))
-    query, value = (layer.width * heads if layer and layer.width else dim for layer in by_name)
-    return query, value
+    query, value = (graph.layers.get(f"{path}/{name}") for name in ("query", "value"))
+    return (query.features_out, value.features_out) if query and value else (dim, dim)
 
 
 def _attention(
-    graph: Graph, parts: list[str], tokens: int, heads: int, dim: int, bias: str = "", kept: int = 0, widths: Any = ()
+    graph: Graph,
+    parts: list[str],
+    tokens: int,
+    heads: int,
+    dim: int,
+    widths: tuple[int, int],
+    bias: str = "",
+    kept: int = 0,
 ) -> str:
     """Query, key and value, (rows, heads * channels) each, -> (rows, heads * channels of value), of the first `kept`
-    tokens; 0 is all. `widths` are those of query and value where they are not `dim`."""
-    (query, *others), (wide, out) = parts, widths or (dim, dim)
+    tokens; 0 is all. `widths` are those of query and value, `dim` that of a dense model's."""
+    (query, *others), (wide, out) = parts, widths
     query = graph.shape(_first(graph, query, tokens, kept or tokens, wide), -1, kept or tokens, wide)
     others = [graph.shape(one, -1, tokens, width) for one, width in zip(others, (wide, out), strict=True)]
     added = [bias] if bias else []

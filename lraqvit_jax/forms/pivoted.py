@@ -9,6 +9,7 @@ no multiplication: the products are those of the cost, `r (m + n - r)` for a pai
     by head    y_h = x[basis_h] + x[rest_h] kernel_h      kernel (m - width, heads width), basis (heads, width)
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,17 +42,18 @@ def take(rows: Rows, channels: Int[Array, " k"]) -> Float[Array, "rows k"]:
     return rows.T[channels].T
 
 
-def input_side(params: Params, x: Rows) -> Float[Array, "rows n"]:
-    """r of the inputs pass through the first factor."""
-    return between(params, x, "input") @ params["v"].astype(x.dtype)
-
-
 def copied(x: Array, basis: Any, multiply: Any) -> Array:
     """`x[basis] + multiply(x, the others)`, of one basis (r,) or one for each head (heads, width): x (..., m)."""
     bases = jnp.atleast_2d(basis)
     rows = x.reshape(-1, x.shape[-1])
     same = jnp.concatenate([take(rows, chosen) for chosen in bases], -1)
     return same.reshape(*x.shape[:-1], -1) + multiply(x, inputs=rest_of(bases, x.shape[-1]))
+
+
+def by_inputs(x: Rows, kernel: Float[Array, "rest n"], inputs: Int[Array, "heads rest"]) -> Float[Array, "rows n"]:
+    """What the kernel of each head makes of its own inputs, head beside head."""
+    kernels = jnp.split(kernel.astype(x.dtype), len(inputs), -1)
+    return jnp.concatenate([take(x, rest) @ part for rest, part in zip(inputs, kernels, strict=True)], -1)
 
 
 def joined(z: Array, others: Array, basis: Int[Array, " r"] | None) -> Array:
@@ -63,35 +65,30 @@ def joined(z: Array, others: Array, basis: Int[Array, " r"] | None) -> Array:
     return rows.reshape(y.shape)
 
 
-def output_side(params: Params, x: Rows) -> Float[Array, "rows n"]:
-    """r of the outputs are what is between the factors."""
-    z = between(params, x, "output")
-    return joined(z, z @ params["v"].astype(x.dtype), params["basis"])
-
-
-def leading(params: Params, x: Rows) -> Float[Array, "rows n"]:
-    """The first r outputs are what is between the factors."""
-    z = between(params, x, "leading")
-    return joined(z, z @ params["v"].astype(x.dtype), None)
-
-
 def between(params: Params, x: Rows, basis: str) -> Float[Array, "rows r"]:
     """What is between the factors of a pair with that basis."""
     if basis != "input":
         return x @ params["u"].astype(x.dtype)
-    chosen = params["basis"]
-    return take(x, chosen) + take(x, rest_of(chosen, x.shape[-1])) @ params["u"].astype(x.dtype)
+    return copied(x, params["basis"], functools.partial(by_inputs, kernel=params["u"]))
+
+
+def input_side(params: Params, x: Rows) -> Float[Array, "rows n"]:
+    """r of the inputs pass through the first factor."""
+    return between(params, x, "input") @ params["v"].astype(x.dtype)
+
+
+def output_side(params: Params, x: Rows) -> Float[Array, "rows n"]:
+    """r of the outputs are what is between the factors; the first ones, where no basis says which."""
+    z = between(params, x, "output")
+    return joined(z, z @ params["v"].astype(x.dtype), params.get("basis"))
 
 
 def by_head(params: Params, x: Rows) -> Float[Array, "rows n"]:
     """Each head copies `width` of the inputs."""
-    basis, kernel = params["basis"], params["kernel"].astype(x.dtype)
-    rest, kernels = rest_of(basis, x.shape[-1]), jnp.split(kernel, len(basis), -1)
-    heads = [take(x, basis[h]) + take(x, rest[h]) @ kernels[h] for h in range(len(basis))]
-    return jnp.concatenate(heads, -1)
+    return copied(x, params["basis"], functools.partial(by_inputs, kernel=params["kernel"]))
 
 
-PAIRS = {"input": input_side, "output": output_side, "leading": leading}
+PAIRS = {"input": input_side, "output": output_side, "leading": output_side}
 
 
 def pivoted(basis: str, rank: int) -> Any:

@@ -1,6 +1,5 @@
 """The quantized form: one product on integers, Eq. 11."""
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -58,11 +57,8 @@ def quantized_product(
     shifted = x if middle is None else x - middle
     rows = codes_of(arithmetic)(shifted, step, layer.bits).reshape(-1, x.shape[-1])
     values, dot = kernel.unpack(), qarray.integer_dot if arithmetic == "integer" else qarray.float_dot
-    sums = functools.partial(_sums, values=values, kernel=kernel, dot=dot)
-    if kernel.group:
-        total = sums(rows, inputs=inputs).reshape(*x.shape[:-1], -1) * scale
-    else:
-        total = sums(rows, inputs=inputs).reshape(*x.shape[:-1], -1) * (scale * kernel.scale)
+    sums = _sums(rows, values, kernel, dot, inputs).reshape(*x.shape[:-1], -1)
+    total = sums * (scale if kernel.group else scale * kernel.scale)
     if center is None:
         return total
     columns = qarray.scaled_dot(jnp.ones((1, len(values))), values, kernel.scale, kernel.group, dot)[0]
@@ -77,16 +73,16 @@ def _sums(
     inputs: Int[Array, "heads k"] | None,
 ) -> Float[Array, "rows n"]:
     """Sums of integers, in groups already times the kernel's scales."""
+
+    def of_head(rows: Array, values: Array, scale: Array) -> Array:
+        return qarray.scaled_dot(rows, values, scale, kernel.group, dot) if kernel.group else dot(rows, values)
+
     if inputs is None:
-        return qarray.scaled_dot(rows, values, kernel.scale, kernel.group, dot) if kernel.group else dot(rows, values)
-    parts = []
+        return of_head(rows, values, kernel.scale)
     columns = (jnp.split(part, len(inputs), -1) for part in (values, kernel.scale))
-    for channels, of_head, scale in zip(inputs, *columns, strict=True):
-        head_rows = take(rows, channels)
-        parts.append(
-            qarray.scaled_dot(head_rows, of_head, scale, kernel.group, dot) if kernel.group else dot(head_rows, of_head)
-        )
-    return jnp.concatenate(parts, -1)
+    return jnp.concatenate(
+        [of_head(take(rows, channels), *parts) for channels, *parts in zip(inputs, *columns, strict=True)], -1
+    )
 
 
 def _dynamic(

@@ -17,12 +17,12 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import heads, hidden, kfac, spectra, weighted_kfac
 from lraqvit_jax.lowrank.bias import bias_shift
+from lraqvit_jax.lowrank.pairs import Layer, pair
 from lraqvit_jax.plan.blocks import Block, Curves, Sizes, full
+from lraqvit_jax.plan.budget import Curve, loss_curve
 
 LAYERS = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
 """Of a dense block, by their paths in it."""
-Layer = dict[str, np.ndarray]
-Curve = Float[np.ndarray, " k+1"]
 
 
 class Mlp(NamedTuple):
@@ -37,12 +37,7 @@ class Mlp(NamedTuple):
         """What fc1 and fc2 lose at every rank from 0 to full."""
         first = weighted_kfac.losses(self.fc1["kernel"], self.moments1)
         second = weighted_kfac.losses(self.fc2["kernel"], self.moments2)
-        return tail(first), tail(second)
-
-
-def tail(values: Float[np.ndarray, " k"]) -> Curve:
-    """What is lost with 0, 1, ... k channels left, of what each is worth, falling to 0."""
-    return np.append(np.cumsum(values[::-1])[::-1], 0.0)
+        return loss_curve(first), loss_curve(second)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +88,7 @@ class Units:
             {name: np.asarray(value, np.float64) for name, value in params[path].items()} for path in LAYERS[2:]
         )
         whole = Mlp(fc1, fc2, moments["mlp/fc1"], moments["mlp/fc2"])
-        root = weighted_kfac.output_root(whole.moments2)
+        root = kfac.output_root(whole.moments2)
         return cls(whole, hidden.removal(fc2["kernel"], whole.moments2.weighted(), root))
 
     @functools.cached_property
@@ -169,7 +164,7 @@ class Solved:
         widths = {max(1, int(share * self.units.count)) for share in WIDTHS}
         ranks = {width: self.units.mlp(width).curves() for width in widths if width < self.units.count}
         whole = self.units.spectra
-        ranks[self.units.count] = (tail(whole["fc1"].losses), tail(whole["fc2"].losses))
+        ranks[self.units.count] = (loss_curve(whole["fc1"].losses), loss_curve(whole["fc2"].losses))
         return Curves(score, value, self.units.removal.losses, ranks)
 
     def narrowed(self, sizes: Sizes) -> tuple[dict[str, Layer], dict[str, Moments]]:
@@ -180,6 +175,14 @@ class Solved:
             return layers, {}
         fc1, fc2, moments1, moments2 = self.units.mlp(sizes.width)
         return layers | {"mlp/fc1": fc1, "mlp/fc2": fc2}, {"mlp/fc1": moments1, "mlp/fc2": moments2}
+
+    def layers(self, sizes: Sizes, decomposition: str) -> dict[str, Layer]:
+        """`narrowed` with fc1 and fc2 as pairs by that decomposition, where they have a rank."""
+        layers, moments = self.narrowed(sizes)
+        for name, rank in (("mlp/fc1", sizes.fc1), ("mlp/fc2", sizes.fc2)):
+            if rank:
+                layers[name] = pair(decomposition, layers[name], rank, moments[name])
+        return layers
 
     def alone(self, part: str, size: int) -> dict[str, Layer]:
         """The dense layers with one part of the block at that size and all else whole, pairs by `weighted_kfac`."""

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from lraqvit_jax.calibration.moments import Moments
-from lraqvit_jax.lowrank import kfac, weighted_kfac
+from lraqvit_jax.lowrank import kfac
+from lraqvit_jax.plan.budget import loss_curve
 
 SMALLEST = 1e-10
 """Singular values below this share of the largest count as zero."""
@@ -40,7 +41,7 @@ class Cut(NamedTuple):
 
     def losses(self) -> Float[np.ndarray, " k+1"]:
         """Mean square change of the logits with 0, 1, ... k channels left, falling to 0."""
-        return np.append(np.cumsum(np.square(self.values)[::-1])[::-1], 0.0)
+        return loss_curve(np.square(self.values))
 
     def factors(self, width: int) -> Factors:
         """a and b of `first @ a`, `b @ second`, that keep `width` channels; the identity where that is all."""
@@ -112,9 +113,9 @@ class Attention:
             cuts.append(cut(query.T @ second @ query, at_query + KEYS * scale * keys))
         return cuts
 
-    def values(self, proj: Moments, damping: float = weighted_kfac.DAMPING) -> list[Cut]:
+    def values(self, proj: Moments) -> list[Cut]:
         """How the value product of each head is cut, by the moments of what the projection reads, with gradients."""
-        root, covariance, k = kfac.output_root(proj, damping), proj.weighted().covariance, self.out.shape[1]
+        root, covariance, k = kfac.output_root(proj), proj.weighted().covariance, self.out.shape[1]
         cuts = []
         for head, out in enumerate(self.out):
             channels = slice(head * k, (head + 1) * k)

@@ -14,6 +14,7 @@ import scipy.linalg
 from jaxtyping import Float, Int
 
 from lraqvit_jax.calibration.moments import Moments
+from lraqvit_jax.plan.budget import loss_curve
 
 DAMPING = 1e-4
 """Share of C's mean diagonal that is added to the diagonal."""
@@ -75,7 +76,7 @@ def removal(
         weights = (weights - u @ b)[alive]
         units, size, diagonal = units[alive], np.sum(np.square(weights), 1), np.diag(inverse).copy()
         done += count
-    return Removal(order, np.append(np.cumsum(gone)[::-1], 0.0))
+    return Removal(order, loss_curve(gone[::-1]))
 
 
 def compensated(

@@ -13,8 +13,6 @@ from lraqvit_jax.lowrank import kfac
 
 STATISTICS = "gradients"
 CORRECTS_BIAS = True
-DAMPING = kfac.DAMPING
-"""On ViT-Tiny 0.1 to 3 are alike."""
 
 
 def seen(moments: Moments) -> Moments:
@@ -22,21 +20,16 @@ def seen(moments: Moments) -> Moments:
     return moments.weighted()
 
 
-def decompose(kernel: Float[np.ndarray, "m n"], rank: int, moments: Moments, damping: float = DAMPING) -> Pair:
+def decompose(kernel: Float[np.ndarray, "m n"], rank: int, moments: Moments) -> Pair:
     """The pair of rank `rank` that changes the logits least, as far as the two factors tell."""
-    return kfac.decompose(kernel, rank, seen(moments), damping)
+    return spectrum(kernel, moments).cut(rank)
 
 
-def spectrum(kernel: Float[np.ndarray, "m n"], moments: Moments, damping: float = DAMPING) -> kfac.Spectrum:
-    """Decomposes a kernel, for pairs of any rank."""
-    return kfac.spectrum(kernel, seen(moments), damping)
-
-
-def output_root(moments: Moments, damping: float = DAMPING) -> Float[np.ndarray, "n n"]:
-    """`kfac.output_root` with this damping."""
-    return kfac.output_root(moments, damping)
-
-
-def losses(kernel: Float[np.ndarray, "m n"], moments: Moments, damping: float = DAMPING) -> Float[np.ndarray, " k"]:
+def losses(kernel: Float[np.ndarray, "m n"], moments: Moments) -> Float[np.ndarray, " k"]:
     """The mean square change of the centred logits that each rank channel is worth, descending."""
-    return kfac.losses(kernel, seen(moments), damping)
+    return spectrum(kernel, moments).losses
+
+
+def spectrum(kernel: Float[np.ndarray, "m n"], moments: Moments) -> kfac.Spectrum:
+    """Decomposes a kernel, for pairs of any rank."""
+    return kfac.spectrum(kernel, seen(moments))

@@ -54,7 +54,8 @@ class Sizes(NamedTuple):
 
 
 def blocks(layers: Iterable[LinearInfo]) -> list[Block]:
-    """The blocks of layers; one whose qkv or proj is missing keeps its attention, one without fc1 or fc2 its MLP."""
+    """The blocks of layers that may be changed; one whose qkv or proj is missing keeps its attention, one without fc1
+    or fc2 its MLP."""
     infos = {info.path: info for info in layers}
     paths = list(dict.fromkeys(path.rpartition("/")[0].rpartition("/")[0] for path in infos))
     made = []
@@ -63,21 +64,21 @@ def blocks(layers: Iterable[LinearInfo]) -> list[Block]:
         for names in (("attn/qkv", "attn/proj"), ("mlp/fc1", "mlp/fc2")):
             there = tuple(infos[f"{path}/{name}"] for name in names if f"{path}/{name}" in infos)
             parts.append(there if len(there) == len(names) else ())
-        made.append(Block(path, *parts))
+        if any(parts):
+            made.append(Block(path, *parts))
     return made
 
 
-def changes(block: Block, plan: Plan) -> bool:
-    """Whether the plan leaves the block fewer channels or hidden units, or has its attention by head."""
-    one = only(block, plan)
-    return bool(one.attention or one.mlp)
-
-
-def only(block: Block, plan: Plan) -> Block:
-    """The block without the parts of which the plan leaves all channels as they are."""
-    attention = block.attention if block.attention and by_head(block.attention[0], plan) else ()
-    mlp = block.mlp if block.mlp and plan[block.mlp[0].path].width else ()
-    return Block(block.path, attention, mlp)
+def narrowed(layers: Iterable[LinearInfo], plan: Plan) -> list[Block]:
+    """The blocks of which the plan leaves fewer channels or hidden units, or has the attention by head, without their
+    parts that stay as they are."""
+    made = []
+    for block in blocks(layers):
+        attention = block.attention if block.attention and by_head(block.attention[0], plan) else ()
+        mlp = block.mlp if block.mlp and plan[block.mlp[0].path].width else ()
+        if attention or mlp:
+            made.append(Block(block.path, attention, mlp))
+    return made
 
 
 def full(block: Block) -> Sizes:
@@ -184,7 +185,7 @@ class Problem:
         limit: of the sum of all costs.
         multiple: of which hidden widths and ranks are.
         head_multiple: of which channels of a head are.
-        known: costs so far.
+        costs: of layers at sizes, as they were asked for.
     """
 
     blocks: list[Block]
@@ -193,10 +194,10 @@ class Problem:
     limit: float
     multiple: int
     head_multiple: int
-    known: dict[Any, float] = dataclasses.field(default_factory=dict)
+    costs: dict[Any, float] = dataclasses.field(default_factory=dict)
 
     def solve(self, scales: Scales) -> dict[str, Sizes]:
-        """The sizes of each block with the least loss within the limit; UserError where the smallest are too large."""
+        """The sizes of each block with the least loss within the limit; ValueError where the smallest are too large."""
         choices = {}
         for block in self.blocks:
             for name, options in self._choices(block, scales):
@@ -256,11 +257,11 @@ class Problem:
         infos = (*block.attention, *block.mlp)
         shapes = tuple((info.features_in, info.features_out, info.tokens, info.heads, info.bias) for info in infos)
         key = (shapes, sizes, layers)
-        if key not in self.known:
+        if key not in self.costs:
             plan = entries(block, sizes)
             of_plan = [info for info in resolved(infos, plan) if info.path.rpartition("/")[2] in layers]
-            self.known[key] = sum(self.cost(info, plan[info.path]) for info in of_plan)
-        return self.known[key]
+            self.costs[key] = sum(self.cost(info, plan[info.path]) for info in of_plan)
+        return self.costs[key]
 
 
 def steps(whole: int, multiple: int, count: int) -> list[int]:

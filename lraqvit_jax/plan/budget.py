@@ -20,6 +20,11 @@ Curve = Float[np.ndarray, " k+1"]
 """What a layer loses at every rank from 0 to full, descending to 0."""
 
 
+def loss_curve(worth: Float[np.ndarray, " k"]) -> Curve:
+    """What is lost with 0, 1, ... k channels left, of what each is worth, in the order in which they are kept."""
+    return np.append(np.cumsum(worth[::-1])[::-1], 0.0)
+
+
 class Choice(NamedTuple):
     """What a layer, or a part of a block, can be: its cost, its loss, and its size; of a layer the rank, 0 where it
     stays dense."""

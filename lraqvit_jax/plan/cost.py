@@ -32,7 +32,7 @@ def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
     `info` is the layer as the plan leaves it (`records.resolved`).
     """
     m, n = info.features_in, info.features_out
-    shapes = factor_shapes(m, n, layer, info.heads or 1).values()
+    shapes = kernel_shapes(info, layer).values()
     kernels, bias, basis = sum(map(math.prod, shapes)), n * info.bias, 2 * copied(info, layer)
     params, flops = kernels + bias, 2 * info.tokens * kernels
     if layer.form != "quantized":
@@ -42,6 +42,11 @@ def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
     scales += sum(-(-rows // (layer.group or rows)) * columns for rows, columns in shapes)
     stored = sum(packed_rows(rows, layer.kernel_bits) * columns for rows, columns in shapes)
     return Cost(params, flops, stored + basis + 4 * (scales + bias))
+
+
+def kernel_shapes(info: LinearInfo, layer: LayerPlan) -> dict[str, tuple[int, int]]:
+    """`factor_shapes` of a layer as the plan leaves it."""
+    return factor_shapes(info.features_in, info.features_out, layer, info.heads or 1)
 
 
 def factor_shapes(m: int, n: int, layer: LayerPlan, heads: int = 1) -> dict[str, tuple[int, int]]:

@@ -20,6 +20,7 @@ from lraqvit_jax.lowrank.pairs import Layer, Spectrum, pair
 from lraqvit_jax.options.training import Run
 from lraqvit_jax.plan import blocks
 from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
@@ -71,24 +72,33 @@ def _write(ws: Workspace, baselines: Mapping[str, str], runs: Mapping[str, Run])
 def narrowed(ws: Workspace, dense: Artifact) -> tuple[Any, Mapping[str, Moments], list[int]]:
     """The dense model with the channels of heads and the hidden units that the plan leaves, its layers named as in the
     plan; the moments of its layers as far as they are known; and the calibration images that were drawn for that."""
-    params, moments, drawn = artifacts.host(dense.params), ws.moments, list[int]()
-    parts = blocks.blocks(info for info in ws.spec.layers if info.compressible)
-    changed = {one.path: blocks.only(one, ws.plan) for one in parts if blocks.changes(one, ws.plan)}
+    params, encoder = artifacts.host(dense.params), [info for info in ws.spec.layers if info.compressible]
+    changed = blocks.narrowed(encoder, ws.plan)
     if not changed:
-        return params, moments, drawn
-    infos = [info for one in changed.values() for info in (*one.attention, *one.mlp)]
-    if any(info.path not in moments or moments[info.path].gradient is None for info in infos):
-        batches, drawn = ws.calibration(ws.config.factorize.calibration_images)
-        encoder = [info for info in ws.spec.layers if info.compressible]
-        moments = statistics.moments(dense.model, dense.params, encoder, batches, ws.mesh, True, ws.config.seed)
+        return params, ws.moments, []
+    inside = {info.path for part in changed for info in (*part.attention, *part.mlp)}
+    layers_of_plan = [info for info in encoder if info.path in inside or ws.plan[info.path].rank]
+    moments, drawn = _measured(ws, dense, layers_of_plan, ws.moments, gradients=True)
     narrow_moments = dict(moments)
-    for path, solved in block.solve(list(changed.values()), params, moments).items():
-        small, of_layers = solved.narrowed(blocks.sizes_of(changed[path], ws.plan))
+    for path, solved in block.solve(changed, params, moments).items():
+        small, of_layers = solved.narrowed(blocks.sizes_of(solved.block, ws.plan))
         narrow_moments |= {f"{path}/{name}": value for name, value in of_layers.items()}
         gone = [f"{path}/attn/qkv"] if "attn/query" in small else []
         layers = {f"{path}/{name}": _rounded(layer) for name, layer in small.items()}
         params = trees.without(trees.replace(params, layers), gone)
     return params, narrow_moments, drawn
+
+
+def _measured(
+    ws: Workspace, dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments], gradients: bool
+) -> tuple[Mapping[str, Moments], list[int]]:
+    """The moments of the layers, measured anew where some are missing or lack the gradients; and the calibration images
+    that they are of."""
+    batches, drawn = ws.calibration(ws.config.factorize.calibration_images)
+    missing = any(info.path not in moments or (gradients and moments[info.path].gradient is None) for info in layers)
+    if missing:
+        moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, ws.config.seed)
+    return moments, drawn
 
 
 def _rounded(layer: Mapping[str, np.ndarray]) -> Layer:
@@ -142,19 +152,12 @@ def pairs(
     layers = [info for info in ws.spec.layers if ranks.get(info.path)]
     wants = {name: decomposition(name).STATISTICS for name in sorted(names)}
     images = ws.config.factorize.calibration_images
-    layer_moments = dict(moments or {})
-    drawn: list[int] = []
+    layer_moments, drawn = dict(moments or {}), list[int]()
     if {"inputs", "gradients"} & {*wants.values()}:
-        batches, drawn = ws.calibration(images)
-        gradients, seed = "gradients" in wants.values(), ws.config.seed
-        if not layer_moments or (gradients and any(measured.gradient is None for measured in layer_moments.values())):
-            layer_moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
+        measured, drawn = _measured(ws, dense, layers, layer_moments, "gradients" in wants.values())
+        layer_moments = dict(measured)
     single = [name for name, kind in wants.items() if kind != "sequential"]
-    if len(single) < len(wants) and any(
-        plan_lib.by_head(info, ws.plan) or ws.plan[info.path].width
-        for info in ws.spec.layers
-        if info.path in ws.plan or plan_lib.by_head(info, ws.plan)
-    ):
+    if len(single) < len(wants) and blocks.narrowed([info for info in ws.spec.layers if info.compressible], ws.plan):
         name = next(name for name, kind in wants.items() if kind == "sequential")
         raise UserError(
             f"{name} solves the layers of the dense model in turn, and the plan has others; use weighted_kfac."

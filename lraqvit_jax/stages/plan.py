@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.calibration import observe as statistics
-from lraqvit_jax.calibration.changes import Changes
+from lraqvit_jax.calibration.changes import Changes, squared_change
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import block, kfac, spectra, whitened
@@ -37,26 +36,16 @@ def run(ws: Workspace) -> Workspace:
     seed = ws.config.seed
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     if options.method == "products":
-        planned = products(ws, dense, layers, moments, options)
+        planned = Planner.of(ws, dense, layers, moments).plan(ws, options)
     else:
         planned = ranks.of_ranks(ws.spec.layers, choose(ws, dense, layers, moments, options))
     return dataclasses.replace(ws.with_plan(planned), moments=moments)
 
 
-def products(
-    ws: Workspace,
-    dense: Artifact,
-    layers: list[LinearInfo],
-    moments: Mapping[str, Moments],
-    options: PlanOptions,
-) -> dict[str, LayerPlan]:
-    """The float plan of the method "products"; arguments as of `choose`, the moments with gradients."""
-    return Planner.of(ws, dense, layers, moments).plan(ws, options)
-
-
 @dataclasses.dataclass(frozen=True)
 class Planner:
-    """The closed forms of every block that may be changed, and what was measured so far: for any number of budgets."""
+    """The method "products": the closed forms of every block that may be changed, and what was measured so far, for any
+    number of budgets."""
 
     solved: Mapping[str, block.Solved]
     changes: Changes
@@ -64,9 +53,8 @@ class Planner:
 
     @classmethod
     def of(cls, ws: Workspace, dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments]) -> "Planner":
-        """Solves every block; arguments as of `products`."""
-        parts = [part for part in blocks.blocks(layers) if part.attention or part.mlp]
-        solved = block.solve(parts, artifacts.host(dense.params), moments)
+        """Solves every block; arguments as of `choose`, the moments with gradients."""
+        solved = block.solve(blocks.blocks(layers), artifacts.host(dense.params), moments)
         batches = ws.others(ws.config.factorize.calibration_images, ws.config.plan.measured_images)
         return cls(solved, Changes(dense.model, dense.params, batches, ws.mesh), sizes.scales(solved))
 
@@ -90,7 +78,7 @@ def choose(
     moments: Mapping[str, Moments],
     options: PlanOptions,
 ) -> dict[str, int]:
-    """Ranks by a method of `ranks.MEASURED`.
+    """Ranks by a method of `ranks.MEASURED`, but "products", which chooses more.
 
     Args:
         ws: for the plan of the deployed model, and for images where the method measures.
@@ -120,7 +108,7 @@ def curves(
         else:
             values = whitened.principal(kernel, layer_moments.covariance)[0]
             values = values / max(np.sum(values), 1e-30)
-        return np.append(np.cumsum(values[::-1])[::-1], 0.0)
+        return budget.loss_curve(values)
 
     return dict(zip([layer.path for layer in layers], spectra.each(curve, layers, "plan"), strict=True))
 
@@ -165,9 +153,7 @@ def _scaled(
         @jax.jit
         def change(params: Any, images: jax.Array, dense_logits: jax.Array, mask: jax.Array) -> jax.Array:
             logits: Any = dense.model.apply({"params": params}, images)
-            moved = logits - dense_logits
-            moved -= jnp.mean(moved, -1, keepdims=True)
-            return jnp.sum(jnp.where(mask[:, None], jnp.square(moved), 0))
+            return squared_change(logits, dense_logits, mask)
 
         placed = [sharding.put_batch(batch, ws.mesh) for batch in batches]
         dense_logits = [apply(dense.params, batch["image"]) for batch in placed]

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from lraqvit_jax.base import trees
-from lraqvit_jax.plan.cost import factor_shapes
+from lraqvit_jax.plan.cost import kernel_shapes
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import qarray
 
@@ -42,8 +42,7 @@ def start(params: Any, plan: Plan, layers: Iterable[LinearInfo]) -> Any:
         path, layer = info.path, plan[info.path]
         if layer.form == "quantized":
             weights = dict(trees.get(params, path))
-            shapes = factor_shapes(info.features_in, info.features_out, layer, info.heads or 1)
-            for name, (rows, _) in shapes.items():
+            for name, (rows, _) in kernel_shapes(info, layer).items():
                 kernel = qarray.of(weights[name], layer.kernel_bits, layer.group, rows)
                 weights[name] = {"latent": kernel.dequantize(), "scale": kernel.scale}
             if layer.granularity == "per_token_dynamic":

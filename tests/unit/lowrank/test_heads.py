@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lraqvit_jax.calibration import moments
-from lraqvit_jax.lowrank import heads, weighted_kfac
+from lraqvit_jax.lowrank import heads, kfac
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 
 HEADS, K, DIM, TOKENS = 2, 5, 8, 7
@@ -106,9 +106,9 @@ def test_scores_are_cut_where_the_logits_feel_the_queries(rng):
     assert change(a @ b) < change(plain[0] @ plain[1])
 
 
-def test_damping_is_that_of_weighted_kfac(rng):
+def test_damping_is_that_of_kfac(rng):
     *_, kernels, _, values, seen = _solved(rng)
-    root = weighted_kfac.output_root(seen)
+    root = kfac.output_root(seen)
     felt = kernels.out[0] @ root @ root.T @ kernels.out[0].T
     covariance = seen.weighted().covariance[:K, :K]
     np.testing.assert_allclose(values[0].losses(), heads.cut(covariance, felt).losses())

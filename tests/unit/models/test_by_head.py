@@ -11,7 +11,6 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.calibration import moments as moments_lib
 from lraqvit_jax.lowrank import block, gauge
-from lraqvit_jax.lowrank.pairs import pair
 from lraqvit_jax.plan import blocks, check, cost, records
 from lraqvit_jax.plan.blocks import Sizes
 from tests.unit import small
@@ -43,15 +42,12 @@ def subject(name, rng):
 
 def shrunk(spec, params, seen, size_of, deployed=True):
     """Parameters and plan with the sizes that `size_of` gives for each block."""
-    parts = [one for one in blocks.blocks(info for info in spec.layers if info.compressible) if one.mlp]
+    parts = blocks.blocks(info for info in spec.layers if info.compressible)
     chosen = {one.path: size_of(one) for one in parts}
     plan = blocks.plan_of(spec.layers, chosen)
     check.check(plan, spec.layers)
     for path, solved in block.solve(parts, params, seen).items():
-        layers, moments = solved.narrowed(chosen[path])
-        for name, rank in (("mlp/fc1", chosen[path].fc1), ("mlp/fc2", chosen[path].fc2)):
-            if rank:
-                layers[name] = pair("weighted_kfac", layers[name], rank, moments[name])
+        layers = solved.layers(chosen[path], "weighted_kfac")
         changed = {f"{path}/{name}": layer for name, layer in layers.items()}
         params = trees.without(trees.replace(params, changed), [f"{path}/attn/qkv"])
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
@@ -89,13 +85,10 @@ def test_deployed_training_and_padded_forms_compute_the_same(name, rng):
     for deployed in (True, False):
         made, plan = shrunk(spec, params, seen, smaller, deployed)
         logits.append(small.apply(models.create(variant, num_classes=5, image_size=size, plan=plan), made, images))
-    parts = [one for one in blocks.blocks(info for info in spec.layers if info.compressible) if one.mlp]
+    parts = blocks.blocks(info for info in spec.layers if info.compressible)
     padded = params
     for path, solved in block.solve(parts, params, seen).items():
-        sizes = smaller(solved.block)
-        layers, moments = solved.narrowed(sizes)
-        for layer, rank in (("mlp/fc1", sizes.fc1), ("mlp/fc2", sizes.fc2)):
-            layers[layer] = pair("weighted_kfac", layers[layer], rank, moments[layer])
+        layers = solved.layers(smaller(solved.block), "weighted_kfac")
         padded = trees.replace(padded, {f"{path}/{key}": value for key, value in solved.padded(layers).items()})
     expected = np.asarray(small.apply(model, padded, images))
     for got in logits:
@@ -153,7 +146,7 @@ PARTNERS = {"attn/query": "attn/key", "mlp/fc1": "mlp/fc2"}
 @pytest.mark.parametrize("words", WRONG)
 def test_a_plan_that_does_not_fit_together_is_refused(words):
     spec = models.spec("vit_pico", num_classes=5, image_size=8)
-    parts = [one for one in blocks.blocks(info for info in spec.layers if info.compressible) if one.mlp]
+    parts = blocks.blocks(info for info in spec.layers if info.compressible)
     plan = blocks.plan_of(spec.layers, {one.path: smaller(one) for one in parts})
     layer, fields = WRONG[words]
     changed = [layer, PARTNERS[layer]] if fields.keys() == {"width"} and layer in PARTNERS else [layer]
