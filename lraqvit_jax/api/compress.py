@@ -50,10 +50,11 @@ def compress(
     fields: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
-    """Makes a dense model small: low-rank pairs in place of kernels, distillation if asked for, integers.
+    """Makes a dense model small: fewer channels in heads, fewer hidden units, low-rank pairs; distillation if asked for;
+    integers.
 
-    The ranks are those that move the logits least under the budget, the pairs K-FAC truncations, both measured on the
-    images; labels are not needed. Nothing is trained where `steps` is 0.
+    The sizes are those that move the logits least under the budget, measured on the images; labels are not needed.
+    Nothing is trained where `steps` is 0.
 
     Example:
         >>> teacher, params, preprocess = lraqvit_jax.weights.load("timm:vit_tiny_patch16_224.safetensors")
@@ -74,7 +75,7 @@ def compress(
         steps: of distillation from the dense model, by its blocks and logits.
         class_names: in the order of the logits; () takes ImageNet's where there are 1,000 classes.
         workdir: where to keep artefacts, and to go on from when called again; "" keeps nothing.
-        fields: any other field of `lraqvit_jax.config` by its dotted name, such as {"plan.method": "energy",
+        fields: any other field of `lraqvit_jax.config` by its dotted name, such as {"plan.method": "logits",
             "optimizer.learning_rate": 1e-4}; the run is called "low_rank", the quantizer "int8" (of 8 bits).
         mesh: where it is computed; None is all devices.
 
@@ -116,11 +117,11 @@ def _fields(
     config.update(model=name, num_classes=model.num_classes, steps=steps)
     config.data.train, config.preprocess = source, dataclasses.asdict(preprocess)
     config.batch_size = config.eval_batch_size = -(-BATCH // devices) * devices
-    config.plan.update(method="logits" if budget < 1 else "by_kind", budget=budget)
+    config.plan.update(method="products" if budget < 1 else "by_kind", budget=budget)
     config.factorize.update(baselines=(), calibration_images=min(256, count))
     branch = "zero" if steps else "none"
     distillation = {"alpha": 0.0, "beta": 10.0, "normalized": True, "gamma": 1.0}
-    config.runs = {RUN: config_lib.run(decomposition="kfac", branch=branch, **distillation)}
+    config.runs = {RUN: config_lib.run(decomposition="weighted_kfac", branch=branch, **distillation)}
     config.optimizer.update(learning_rate=2e-5, warmup=min(20, steps))
     config.quant.update(source=RUN, calibration_images=min(32, count))
     config.quant.methods = {

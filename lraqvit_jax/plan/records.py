@@ -116,6 +116,8 @@ def resolved(layers: Iterable[LinearInfo], plan: Plan) -> list[LinearInfo]:
     Args:
         layers: of the dense model, in the order of the forward pass.
         plan: of the model.
+
+    Layers that are those of the plan already stay what they are.
     """
     return [
         part for info in layers for part in (_by_head(info, plan) if by_head(info, plan) else [_narrowed(info, plan)])
@@ -144,7 +146,9 @@ def _by_head(qkv: LinearInfo, plan: Plan) -> list[LinearInfo]:
 
 
 def _narrowed(info: LinearInfo, plan: Plan) -> LinearInfo:
-    """A layer with the channels that the plan leaves of it."""
+    """A layer with the channels that the plan leaves of it; what a plan was resolved to stays as it is."""
+    if info.path.rpartition("/")[2] in HEAD_PARTS:
+        return info
     layer = plan.get(info.path, DENSE)
     norm = "" if layer.basis == "input" else info.norm
     if not layer.width:

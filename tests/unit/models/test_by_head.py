@@ -104,6 +104,7 @@ def test_a_plan_costs_what_is_stored_and_what_xla_multiplies(name, rng):
         made, plan = shrunk(spec, params, seen, size_of)
         layers = records.resolved(spec.layers, plan)
         total = cost.total_cost(plan, spec.layers)
+        assert cost.total_cost(plan, layers) == total
         stored = [leaf for info in layers for leaf in jax.tree.leaves(trees.get(made, info.path))]
         assert total.params == sum(leaf.size for leaf in stored if leaf.dtype == np.float32)
         assert total.bytes == sum(leaf.nbytes for leaf in stored)
