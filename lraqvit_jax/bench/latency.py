@@ -11,7 +11,6 @@ fewer.
 """
 
 import contextlib
-import importlib
 import importlib.metadata
 import json
 import os
@@ -124,9 +123,7 @@ def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, R
             stablehlo.export(artifact.model, artifact.params, size, platforms, made["stablehlo"])
         if "safetensors" in made:
             safetensors.save(artifact, made["safetensors"])
-        family = models.variants()[models.split(model)[0]]
-        table = importlib.import_module(f"{models.__name__}.{family}").VARIANTS
-        fields = {**models.fields(table, model, size), "image_size": size}
+        family, fields = models.architecture(model, size)
         images = np.random.default_rng(0).standard_normal((1, size, size, 3), np.float32)
         logits = np.asarray(jax.jit(artifact.model.apply)({"params": artifact.params}, images))[0]
         del artifact

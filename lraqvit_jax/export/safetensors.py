@@ -5,14 +5,23 @@ A layer X of timm's model, with m features in and n out, is stored in the form t
     dense      X.weight (n, m), X.bias (n,): a file with nothing else is a timm state dict
     low rank   X.0.weight (r, m), X.1.weight (n, r), X.1.bias (n,):
                torch.nn.Sequential(nn.Linear(m, r, bias=False), nn.Linear(r, n))
+    pivoted    a factor has an identity block, which copies channels and is not stored; a basis, int16, says which, and
+               `rest` are all others, rising:
+               X.0.basis (r,): z = x[basis] + X.0.weight @ x[rest], X.0.weight (r, m - r)
+               X.1.basis (r,): y[basis] = z, y[rest] = X.1.weight @ z, X.1.weight (n - r, r); then the bias (n,)
+               no basis, but X.1.bias longer than X.1.weight: the same, with the first r outputs as the basis
+               X.basis (heads, w), n = heads w: head after head, y = x[basis] + X.weight @ x[rest], X.weight (n, m - w)
     int8       the names of the compressed-tensors format: X.weight int8 (n, m), X.weight_scale float32 (n, 1),
                X.input_scale float32 () or (tokens, 1) where it is static; and of ours X.input_smooth (m,), where the
                input is divided by a vector first, and X.input_center, like input_scale, where the grid of the
                activations is asymmetric. A pair has these under X.0 and X.1. With groups of g input channels,
-               weight_scale is (n, m / g rounded up).
+               weight_scale is (n, m / g rounded up), m without those that a basis copies.
     int4, int6 X.weight_packed uint8 (n, bytes) for X.weight: m integers plus 8 (int6: plus 32), of which a byte holds
                two: the first half of the row in the low bits, the second half in the high bits. Three bytes hold four
                integers of 6 bits, one of each quarter, the first lowest; first all first bytes, then all second ones.
+
+Where the plan is by head, attn.query, attn.key and attn.value stand in place of attn.qkv, head after head; query and
+key have a width of their own, value another. Scores are q @ k.T / sqrt(dim / heads), whatever the width.
 
 With sums over integers exact and rounding to nearest, ties to even, such a matrix computes
 
@@ -22,16 +31,23 @@ With sums over integers exact and rounding to nearest, ties to even, such a matr
 where a missing input_smooth is 1, a missing bias or input_center 0, and a missing input_scale, for each token,
 `clip * max|x / input_smooth| / 127` with the plan's `clip`, for X.1 its `clip_z` where that is not 0 (a token of zeros
 has q = 0). Where the plan says asymmetric without a stored centre, it is the middle of the token's range, rounded to a
-whole multiple of the scale. What the plan's `attention` says of a layer qkv is in `lraqvit_jax/quant/attention.py`.
+whole multiple of the scale. What is copied is x or z itself, neither divided nor rounded, though scales and centres of
+tokens are those of all inputs. What the plan's `attention` says of a layer qkv or query is in
+`lraqvit_jax/quant/attention.py`.
 
 What reads pixels is a convolution, as in timm: patch_embed.proj.weight is (n, 3, p, p) and its input_smooth goes by the
-same (3, p, p); but where it is packed both go by (p, p, 3). timm's DeiT-III gives the class token no position:
-`cls_token` has it added.
+same (3, p, p); but where it is packed, or has a basis of pixels, all go by (p, p, 3). timm's DeiT-III gives the class
+token no position: `cls_token` has it added.
+
+All that is the layout "factors". "expanded" is the dense model that a float one computes, a state dict that timm's
+model takes with strict=True: pairs are multiplied out, query, key and value are a qkv, and zeros stand for the channels
+and hidden units that are gone.
 
 Metadata, all strings: `format` ("lraqvit_jax 1"), `model`, `num_classes`, and as JSON `plan` (by our parameter paths),
 `preprocess` and `class_names`.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -44,26 +60,59 @@ import safetensors.numpy
 
 from lraqvit_jax import models
 from lraqvit_jax.base import files, trees
-from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.base.trees import flatten
-from lraqvit_jax.lowrank import reparam
+from lraqvit_jax.lowrank import expand, reparam
+from lraqvit_jax.options.export import LAYOUTS
+from lraqvit_jax.plan import records
+from lraqvit_jax.plan.files import to_json
+from lraqvit_jax.plan.records import LayerPlan, Plan
 from lraqvit_jax.weights import artifacts
 
 FORMAT = "lraqvit_jax 1"
 
 
-def save(artifact: artifacts.Artifact, path: pathlib.Path) -> None:
-    """Writes an artefact of any form; the branch of a reparam layer is merged into its pair."""
+def save(artifact: artifacts.Artifact, path: pathlib.Path, layout: str = "factors") -> None:
+    """Writes an artefact; the branch of a reparam layer is merged into its pair.
+
+    Args:
+        artifact: of any form.
+        path: of the file.
+        layout: one of `options.export.LAYOUTS`.
+
+    Raises:
+        UserError: no such layout; "expanded", of integers.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"There is no safetensors layout {layout!r}; {nearest(layout, LAYOUTS)}")
+    artifact = expanded(artifact) if layout == "expanded" else artifact
     meta = artifact.meta
-    if odd := next((path for path, layer in artifact.plan.items() if layer.basis or layer.width), ""):
-        raise UserError(
-            f"{artifact.name} has identity blocks or fewer channels, as in {odd}, which a safetensors file does not "
-            "hold yet; export it as onnx or stablehlo."
-        )
     metadata = {"format": FORMAT, "model": meta["model"], "num_classes": str(meta["num_classes"])}
     metadata |= {name: json.dumps(meta[name]) for name in ("plan", "preprocess", "class_names")}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, safetensors.numpy.save(tensors(artifact), metadata))
+
+
+def obstacle(plan: Plan, layout: str) -> str:
+    """Why a model of this plan cannot be written so, as the rest of a sentence; "" if it can."""
+    odd = next((path for path, layer in plan.items() if layer.form == "quantized"), "")
+    if layout != "expanded" or not odd:
+        return ""
+    return (
+        f"has integers, as in {odd}, which timm's layers do not compute with; take the layout 'factors', or the "
+        "float model that it was made of."
+    )
+
+
+def expanded(artifact: artifacts.Artifact) -> artifacts.Artifact:
+    """The dense model that a float artefact computes; UserError for one of integers."""
+    if reason := obstacle(artifact.plan, "expanded"):
+        raise UserError(f"{artifact.name} {reason}")
+    meta, size = artifact.meta, artifact.preprocess.size
+    layers = models.spec(meta["model"], num_classes=meta["num_classes"], image_size=size).layers
+    params = expand.dense_params(artifacts.host(artifact.params), artifact.plan, layers)
+    meta = meta | {"plan": to_json(records.dense(layers))}
+    return dataclasses.replace(artifact, model=artifacts.build(meta), params=params, meta=meta)
 
 
 def tensors(artifact: artifacts.Artifact) -> dict[str, np.ndarray]:
@@ -74,7 +123,7 @@ def tensors(artifact: artifacts.Artifact) -> dict[str, np.ndarray]:
     for path, layer in artifact.plan.items():
         weights = trees.get(params, path)
         weights = reparam.merge(weights) if layer.form == "reparam" else weights
-        named |= _linear(timm_name(path, swin), weights, pixels=path == "patch_embed")
+        named |= _linear(timm_name(path, swin), weights, layer, pixels=path == "patch_embed")
     for path, value in flatten(params).items():
         if not any(path.startswith(f"{layer}/") for layer in artifact.plan):
             named[timm_name(path, swin)] = value
@@ -96,14 +145,17 @@ def timm_name(path: str, swin: bool) -> str:
     return f"{renamed.get(first, first)}{slash}{rest}".replace("/", ".")
 
 
-def _linear(name: str, weights: Mapping[str, Any], pixels: bool) -> dict[str, np.ndarray]:
+def _linear(name: str, weights: Mapping[str, Any], layer: LayerPlan, pixels: bool) -> dict[str, np.ndarray]:
     """One layer in its form; `pixels` where its inputs are the (p, p, 3) of a patch."""
     named = {}
     where = {"u": f"{name}.0", "v": f"{name}.1"} if "u" in weights else {"kernel": name}
+    if "basis" in weights:
+        factor = "v" if layer.basis == "output" else "u"
+        named[f"{where.get(factor, name)}.basis"] = weights["basis"]
     for key, one in where.items():
         kernel, first = weights[key], key != "v"
         packed = isinstance(kernel, Mapping) and kernel["qvalue"].dtype == np.uint8
-        by_pixel = pixels and not packed
+        by_pixel = pixels and not packed and layer.basis != "input"
         if isinstance(kernel, Mapping):
             named[f"{one}.weight_scale"] = kernel["scale"].T if kernel["scale"].ndim > 1 else kernel["scale"][:, None]
             for stored in ("scale", "center"):

@@ -198,7 +198,8 @@ class Solved:
 
     def padded(self, layers: Mapping[str, Layer]) -> dict[str, Layer]:
         """The layers in the dense block's shapes; see `padded`."""
-        return padded(layers, self._dense, self._heads)
+        shapes = {path: layer["kernel"].shape for path, layer in self._dense.items()}
+        return padded(layers, shapes, self._heads)
 
 
 def solve(blocks: list[Block], params: Any, moments: Mapping[str, Moments]) -> dict[str, Solved]:
@@ -212,16 +213,15 @@ def solve(blocks: list[Block], params: Any, moments: Mapping[str, Moments]) -> d
     return {solved.block.path: solved for solved in spectra.each(one, blocks, "blocks")}
 
 
-def padded(layers: Mapping[str, Layer], dense: Mapping[str, Any], count: int) -> dict[str, Layer]:
+def padded(layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, int]], count: int) -> dict[str, Layer]:
     """The layers of a smaller block in the shapes of a dense one, zeros for what is gone: it computes the same.
 
     Args:
         layers: some of "attn/query", "attn/key", "attn/value" and "attn/proj", all or none of them, and "mlp/fc1" and
             "mlp/fc2"; a kernel, or the pair u, v.
-        dense: the dense block, by LAYERS.
+        shapes: of the dense block's kernels, by LAYERS; of those that are wanted.
         count: of heads.
     """
-    shapes = {path: np.shape(dense[path]["kernel"]) for path in LAYERS}
     made: dict[str, Layer] = {}
     if "attn/query" in layers:
         (m, n), n_out = shapes["attn/qkv"], shapes["attn/proj"][1]
@@ -242,7 +242,7 @@ def padded(layers: Mapping[str, Layer], dense: Mapping[str, Any], count: int) ->
         if path in layers:
             layer = layers[path]
             small = layer["u"] @ layer["v"] if "u" in layer else layer["kernel"]
-            kernel, bias = np.zeros(shapes[path]), np.zeros(shapes[path][1])
-            kernel[: small.shape[0], : small.shape[1]], bias[: len(layer["bias"])] = small, layer["bias"]
-            made[path] = {"kernel": kernel, "bias": bias}
+            missing = np.subtract(shapes[path], small.shape)
+            kernel = np.pad(small, [(0, missing[0]), (0, missing[1])])
+            made[path] = {"kernel": kernel, "bias": np.pad(layer["bias"], (0, missing[1]))}
     return {path: {name: value.astype(np.float32) for name, value in layer.items()} for path, layer in made.items()}

@@ -126,6 +126,13 @@ def spec(name: str, *, num_classes: int, image_size: int) -> ModelSpec:
     return _module(name).spec(name, num_classes=num_classes, image_size=image_size)
 
 
+def architecture(name: str, image_size: int) -> tuple[str, dict[str, Any]]:
+    """The module that has a model, and the fields of its variant with `image_size`; errors as `create`."""
+    module = _module(name)
+    values = {**fields(module.VARIANTS, name, image_size), "image_size": image_size}
+    return module.__name__.rpartition(".")[2], values
+
+
 def fields(table: Mapping[str, Mapping[str, Any]], name: str, image_size: int) -> dict[str, Any]:
     """Returns a variant's fields; UserError where its patches do not tile the image."""
     base, changes = split(name)

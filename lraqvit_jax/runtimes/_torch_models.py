@@ -26,22 +26,40 @@ def build(tensors: Tensors, family: str, fields: Mapping[str, Any]) -> nn.Module
         fields: of the variant, as `lraqvit_jax.models` has them.
 
     Raises:
-        ValueError: layers of a form that PyTorch's dynamic int8 does not have.
+        ValueError: layers of a form that PyTorch's dynamic int8 does not have, or a patch embedding that copies pixels.
     """
     return {"vit": Vit, "swin": Swin}[family](tensors, fields)
 
 
 def linear(tensors: Tensors, name: str) -> nn.Module:
     """One layer, in the form that its tensors have."""
-    if f"{name}.0.weight" in tensors:
-        return nn.Sequential(linear(tensors, f"{name}.0"), linear(tensors, f"{name}.1"))
+    if f"{name}.0.weight" not in tensors:
+        return product(tensors, name, tensors.get(f"{name}.bias"), tensors.get(f"{name}.basis"))
+    first = product(tensors, f"{name}.0", None, tensors.get(f"{name}.0.basis"))
+    bias, basis = tensors.get(f"{name}.1.bias"), tensors.get(f"{name}.1.basis")
+    n = sum(tensors[f"{name}.1.weight"].shape)
+    if basis is None and (bias is None or len(bias) < n):
+        return nn.Sequential(first, product(tensors, f"{name}.1", bias))
+    places = None if basis is None else torch.argsort(torch.cat([basis.long(), others(basis, n)]))
+    return nn.Sequential(first, Joined(product(tensors, f"{name}.1", None), places, bias))
+
+
+def product(tensors: Tensors, name: str, bias: torch.Tensor | None, basis: torch.Tensor | None = None) -> nn.Module:
+    """One matrix, and where a basis, (width,) or (heads, width), says which inputs are copied, those added."""
     if f"{name}.input_scale" in tensors:
         raise ValueError("PyTorch has dynamic int8 alone, and this model static scales")
-    scale, bias = tensors.get(f"{name}.weight_scale"), tensors.get(f"{name}.bias")
+    scale = tensors.get(f"{name}.weight_scale")
     if f"{name}.weight" not in tensors or (scale is not None and scale.shape[1] > 1):
         raise ValueError("PyTorch's dynamic int8 has kernels of 8 bits, one scale to a channel")
-    weight = tensors[f"{name}.weight"].flatten(1)
+    weight, copied = tensors[f"{name}.weight"].flatten(1), None
+    if basis is not None:
+        if name.startswith("patch_embed"):
+            raise ValueError("the patch embedding of this model copies pixels, for which PyTorch has no form here")
+        copied = basis.long()
+        weight = spread(weight, torch.atleast_2d(copied))
     n, m = weight.shape
+    if copied is not None and scale is None:  # One product is faster than copies.
+        weight[torch.arange(n), copied.flatten()] = 1
     if scale is None:
         made: Any = nn.Linear(m, n, bias is not None, device="meta")
         made.weight = nn.Parameter(weight, requires_grad=False)
@@ -51,7 +69,61 @@ def linear(tensors: Tensors, name: str) -> nn.Module:
         zeros = torch.zeros(n, dtype=torch.int64)
         made.set_weight_bias(torch.quantize_per_channel(weight * scale, scale[:, 0], zeros, 0, torch.qint8), bias)
     smooth = tensors.get(f"{name}.input_smooth")
-    return made if smooth is None else nn.Sequential(Scaled(1 / smooth), made)
+    made = made if smooth is None else nn.Sequential(Scaled(1 / smooth), made)
+    return made if copied is None or scale is None else Copied(made, copied.flatten())
+
+
+def spread(weight: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+    """The matrix (n, m) of all inputs, zeros for those that a head copies.
+
+    Args:
+        weight: as stored, (n, m - width), head after head.
+        bases: which inputs each head copies, (heads, width).
+    """
+    heads, width = bases.shape
+    whole = weight.new_zeros(len(weight), weight.shape[1] + width)
+    for rows, stored, copied in zip(whole.chunk(heads), weight.chunk(heads), bases, strict=True):
+        rows[:, others(copied, whole.shape[1])] = stored
+    return whole
+
+
+def others(basis: torch.Tensor, count: int) -> torch.Tensor:
+    """The numbers below `count` that are not in the basis, rising."""
+    left = torch.ones(count, dtype=torch.bool)
+    left[basis.long()] = False
+    return left.nonzero()[:, 0]
+
+
+class Copied(nn.Module):
+    """`x[channels] + multiply(x)`."""
+
+    channels: torch.Tensor
+
+    def __init__(self, multiply: nn.Module, channels: torch.Tensor) -> None:
+        super().__init__()
+        self.multiply = multiply
+        self.register_buffer("channels", channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., self.channels] + self.multiply(x)
+
+
+class Joined(nn.Module):
+    """`[z, multiply(z)] + bias`, its channels in the order of `places`; None leaves them as they are."""
+
+    places: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def __init__(self, multiply: nn.Module, places: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.multiply = multiply
+        self.register_buffer("places", places)
+        self.register_buffer("bias", bias)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([z, self.multiply(z)], -1)
+        y = y if self.places is None else y[..., self.places]
+        return y if self.bias is None else y + self.bias
 
 
 class Scaled(nn.Module):
@@ -85,14 +157,20 @@ class Attention(nn.Module):
     def __init__(self, tensors: Tensors, name: str, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv, self.proj = linear(tensors, f"{name}.qkv"), linear(tensors, f"{name}.proj")
+        by_head = any(key.startswith(f"{name}.query.") for key in tensors)
+        names = ("query", "key", "value") if by_head else ("qkv",)
+        self.projections = nn.ModuleList(linear(tensors, f"{name}.{part}") for part in names)
+        self.proj = linear(tensors, f"{name}.proj")
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """(groups, tokens, dim) -> the same; `bias`, (1 or groups, heads, tokens, tokens), is added to the logits."""
         groups, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(groups, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias)
-        return self.proj(mixed.transpose(1, 2).reshape(groups, tokens, dim))
+        outputs = [layer(x) for layer in self.projections]
+        parts = outputs if len(outputs) > 1 else outputs[0].chunk(3, -1)
+        query, key, value = (part.reshape(groups, tokens, self.heads, -1).transpose(1, 2) for part in parts)
+        scale = (dim // self.heads) ** -0.5
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+        return self.proj(mixed.transpose(1, 2).reshape(groups, tokens, -1))
 
 
 class Mlp(nn.Sequential):

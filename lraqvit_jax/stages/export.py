@@ -54,6 +54,7 @@ def _asked(ws: Workspace) -> dict[str, Any]:
     return {
         "platforms": list(options.platforms),
         "onnx_target": options.onnx_target,
+        "safetensors": options.safetensors,
         "class_names": ws.class_names,
     }
 
@@ -100,14 +101,20 @@ def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dic
     """Every file that can be made of an artefact, by its suffix."""
     options, name = ws.config.export, artifact.name
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
-    if reason := onnx.obstacle(artifact.plan):
-        console.say(f"no {paths.pop('onnx').name}: {name} {reason}")
+    obstacles = {
+        "onnx": onnx.obstacle(artifact.plan),
+        "safetensors": safetensors.obstacle(artifact.plan, options.safetensors),
+    }
+    for suffix, reason in obstacles.items():
+        if reason:
+            console.say(f"no {paths[suffix].name}: {name} {reason}")
+            paths.pop(suffix).unlink(missing_ok=True)
     writes: dict[str, Callable[[pathlib.Path], Any]] = {
         "stablehlo": functools.partial(
             stablehlo.export, artifact.model, artifact.params, artifact.preprocess.size, options.platforms
         ),
         "onnx": functools.partial(onnx.export, artifact, target=options.onnx_target),
-        "safetensors": functools.partial(safetensors.save, artifact),
+        "safetensors": functools.partial(safetensors.save, artifact, layout=options.safetensors),
     }
     for suffix, path in progress(paths.items(), f"export {name}", "file"):
         writes[suffix](path)

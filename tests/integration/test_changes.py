@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.numpy
 
 from lraqvit_jax.config import parse
 from lraqvit_jax.run import opening
@@ -38,8 +39,11 @@ def test_files_are_exported_again_only_where_what_was_asked_for_changed(made, tm
     command.digits(made, *FIELDS, CPU, "--config.export.onnx_target=vnni", "--stages=export", check=True)
     assert card(made)["onnx_target"] == "vnni"
     assert (made / "export" / "lra.stablehlo").stat().st_mtime_ns > before["lra.stablehlo"]
-    command.digits(made, *FIELDS, "--config.export.platforms=('cpu','tpu')", "--stages=export", check=True)
+    more = ("--config.export.platforms=('cpu','tpu')", "--config.export.safetensors=expanded")
+    command.digits(made, *FIELDS, *more, "--stages=export", check=True)
     assert card(made)["platforms"] == ["cpu", "tpu"]
+    stored = safetensors.numpy.load_file(made / "export" / "lra.safetensors")
+    assert stored["blocks.0.attn.qkv.weight"].shape[0] == 3 * stored["blocks.0.attn.qkv.weight"].shape[1]
 
 
 @pytest.mark.parametrize("platforms", ["('cuda',)", "('gpu', 'cpu')", "()"])

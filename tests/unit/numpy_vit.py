@@ -3,6 +3,8 @@
 It reads compressed layers too, by what export/safetensors.py says of them.
 """
 
+import math
+
 import numpy as np
 from scipy.special import erf
 
@@ -30,33 +32,66 @@ def unpacked(packed, bits):
     return np.concatenate(list(np.moveaxis(quarters, -1, 0)), 1).astype(np.float64) - 32
 
 
-def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, clip=1.0, bits=8, weight_bits=8, group=0):
-    """Logits (batch, classes) of images (batch, size, size, 3); `clip` is that of dynamic input scales."""
+def layers(tensors, clip=1.0, bits=8, weight_bits=8, group=0):
+    """`linear(x, name)` of the layers in some tensors; `clip` is that of dynamic input scales."""
     t = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
-    patch = t.get("patch_embed.proj.weight", t.get("patch_embed.proj.0.weight"))
-    # Packed, it has no shape to tell: as many patches as positions behind the class token.
-    p = images.shape[1] // int((t["pos_embed"].shape[1] - 1) ** 0.5) if patch is None else patch.shape[-1]
-    dim = t["cls_token"].shape[-1]
-    batch, size = images.shape[:2]
 
     def linear(x, name):
-        if f"{name}.0.weight" in t or f"{name}.0.weight_packed" in t:
-            return linear(linear(x, f"{name}.0"), f"{name}.1")
-        weight, bias = t.get(f"{name}.weight"), t.get(f"{name}.bias", 0)
+        if f"{name}.0.weight" not in t and f"{name}.0.weight_packed" not in t:
+            return product(x, name, tensors.get(f"{name}.basis")) + t.get(f"{name}.bias", 0)
+        z = product(x, f"{name}.0", tensors.get(f"{name}.0.basis"))
+        y, bias = product(z, f"{name}.1"), t.get(f"{name}.1.bias", 0)
+        if np.size(bias) == z.shape[-1] + y.shape[-1]:
+            copied = tensors.get(f"{name}.1.basis", np.arange(z.shape[-1]))
+            joined = np.zeros((*y.shape[:-1], len(bias)))
+            joined[..., copied], joined[..., np.setdiff1d(np.arange(len(bias)), copied)] = z, y
+            y = joined
+        return y + bias
+
+    def product(x, name, basis=None):
+        """Without the bias; each row of `basis` are inputs that a head copies."""
+        pixels = name in ("patch_embed.proj", "patch_embed.proj.0")
+        if pixels and (basis is not None or f"{name}.weight_packed" in t):  # They go by (p, p, 3).
+            p = math.isqrt(x.shape[-1] // 3)
+            x = np.moveaxis(x.reshape(*x.shape[:2], 3, p, p), 2, 4).reshape(x.shape)
+        if basis is None:
+            return multiplied(x, name, [np.arange(x.shape[-1])])
+        copied = np.atleast_2d(basis)
+        inputs = [np.setdiff1d(np.arange(x.shape[-1]), one) for one in copied]
+        return x[..., copied.reshape(-1)] + multiplied(x, name, inputs)
+
+    def by_head(rows, weight, inputs):
+        parts = zip(inputs, np.split(weight, len(inputs)), strict=True)
+        return np.concatenate([rows[..., channels] @ part.T for channels, part in parts], -1)
+
+    def multiplied(x, name, inputs):
+        weight = t.get(f"{name}.weight")
         if weight is None:
-            weight = unpacked(tensors[f"{name}.weight_packed"], weight_bits)[:, : x.shape[-1]]
-            if name.startswith("patch_embed.proj") and x.shape[-1] == 3 * p * p:  # pixels go by (p, p, 3)
-                x = np.moveaxis(x.reshape(*x.shape[:2], 3, p, p), 2, 4).reshape(x.shape)
+            weight = unpacked(tensors[f"{name}.weight_packed"], weight_bits)[:, : len(inputs[0])]
         weight = weight.reshape(len(weight), -1)
         if f"{name}.weight_scale" not in t:
-            return x @ weight.T + bias
+            return by_head(x, weight, inputs)
         scales = t[f"{name}.weight_scale"]
         weight = weight * np.repeat(scales, group or weight.shape[1], 1)[:, : weight.shape[1]]
         x, limit = x / t.get(f"{name}.input_smooth", 1), 2 ** (bits - 1) - 1
         center = t.get(f"{name}.input_center", 0)
         scale = t.get(f"{name}.input_scale", clip * np.abs(x).max(-1, keepdims=True) / limit)
         codes = np.clip(np.round((x - center) / scale), -limit, limit)
-        return codes @ weight.T * scale + center * weight.sum(1) + bias
+        return by_head(codes, weight, inputs) * scale + center * weight.sum(1)
+
+    return linear
+
+
+def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, **options):
+    """Logits (batch, classes) of images (batch, size, size, 3); options as of `layers`."""
+    t = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
+    patch = t.get("patch_embed.proj.weight", t.get("patch_embed.proj.0.weight"))
+    # It may have no shape to tell: as many patches as positions behind the class token.
+    told = patch is not None and patch.ndim == 4
+    p = patch.shape[-1] if told else images.shape[1] // int((t["pos_embed"].shape[1] - 1) ** 0.5)
+    dim = t["cls_token"].shape[-1]
+    batch, size = images.shape[:2]
+    linear = layers(tensors, **options)
 
     def norm(x, name):
         return layer_norm(x, t[f"{name}.weight"], t[f"{name}.bias"], eps)
@@ -76,12 +111,16 @@ def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, clip=1.0, bits=8, 
 
     for index in range(depth):
         block = f"blocks.{index}"
-        qkv = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv").reshape(batch, -1, 3, heads, dim // heads)
-        q, k, v = np.moveaxis(qkv, (2, 3), (0, 2))
+        whole = any(name.startswith(f"{block}.attn.qkv.") for name in t)
+        names = ["qkv"] if whole else ["query", "key", "value"]
+        parts = [linear(norm(x, f"{block}.norm1"), f"{block}.attn.{name}") for name in names]
+        parts = np.split(parts[0], 3, -1) if whole else parts
+        q, k, v = (np.moveaxis(part.reshape(batch, -1, heads, part.shape[-1] // heads), 2, 1) for part in parts)
         scores = q @ k.swapaxes(-1, -2) / np.sqrt(dim // heads)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = (weights / weights.sum(-1, keepdims=True)) @ v
-        mixed = linear(np.moveaxis(mixed, 1, 2).reshape(batch, -1, dim), f"{block}.attn.proj")
+        mixed = np.moveaxis(mixed, 1, 2)
+        mixed = linear(mixed.reshape(*mixed.shape[:2], -1), f"{block}.attn.proj")
         x = x + mixed * t.get(f"{block}.ls1.gamma", 1)
         hidden = linear(gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
         x = x + hidden * t.get(f"{block}.ls2.gamma", 1)

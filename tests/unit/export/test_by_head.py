@@ -1,18 +1,25 @@
-"""Blocks by head, pivoted pairs and narrower MLPs: on integers, and in ONNX Runtime."""
+"""Blocks by head, pivoted pairs and narrower MLPs: on integers, in ONNX Runtime, and in safetensors files."""
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from lraqvit_jax import config, models
+from lraqvit_jax.base import trees
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.calibration import observe
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.export import onnx
+from lraqvit_jax.export import safetensors as export
 from lraqvit_jax.plan import check, cost, files, records
 from lraqvit_jax.quant import quantize
+from lraqvit_jax.weights import layouts
 from lraqvit_jax.weights.artifacts import Artifact
-from tests.unit import small
+from tests.unit import numpy_vit, small
+from tests.unit.export import rounding
 from tests.unit.models import test_by_head as by_head
 
 
@@ -23,9 +30,9 @@ def _artifact(variant, size, params, plan):
     return Artifact(model, params, preprocess, meta | {"preprocess": preprocess.to_json()})
 
 
-def _float(name, rng):
+def _float(name, rng, size_of=by_head.smaller):
     variant, _, params, spec, seen, images = by_head.subject(name, rng)
-    made, plan = by_head.shrunk(spec, params, seen, by_head.smaller)
+    made, plan = by_head.shrunk(spec, params, seen, size_of)
     return _artifact(variant, images.shape[1], made, plan), images
 
 
@@ -81,8 +88,94 @@ def test_integers_follow_the_float_model_and_the_file_follows_them(name, granula
 
 
 def _leaves(params, path):
-    import jax
-
-    from lraqvit_jax.base import trees
-
     return jax.tree.leaves(trees.get(params, path))
+
+
+def _errors(artifact, images, path, **options):
+    """For each image, the largest difference of a float64 transcription, on the file, to the model; over the largest
+    logit of all."""
+    export.save(artifact, path)
+    right = numpy_vit.logits(safetensors.numpy.load_file(path), images, **options)
+    got = np.asarray(small.apply(artifact.model, artifact.params, images))
+    return np.abs(got - right).max(-1) / np.abs(right).max()
+
+
+def _whole_with_pairs(one):
+    """Whole attention and all hidden units, pairs on both sides."""
+    return by_head.blocks.full(one)._replace(fc1=one.mlp[0].features_in // 2, fc2=5)
+
+
+HEADS = {"vit_pico": 2, "deit3": 3}
+
+
+@pytest.mark.parametrize(("name", "size_of"), [("vit_pico", by_head.smaller), ("deit3", _whole_with_pairs)])
+def test_a_float_file_holds_what_its_docstring_says(name, size_of, rng, tmp_path):
+    artifact, images = _float(name, rng, size_of)
+    errors = _errors(artifact, images, tmp_path / "model.safetensors", heads=HEADS[name])
+    assert errors.max() < rounding.ROUNDINGS * rounding.EPS
+    named = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    width, dim = artifact.plan["blocks_0/attn/key"].width or artifact.model.dim // HEADS[name], artifact.model.dim
+    shapes = {part: named[f"blocks.0.attn.{part}.weight"].shape for part in ("query", "key")}
+    assert shapes == {"query": (HEADS[name] * width, dim), "key": (HEADS[name] * width, dim - width)}
+    stored = sum(value.nbytes for key, value in named.items() if ".attn." in key or ".mlp." in key)
+    dense = models.spec(artifact.meta["model"], num_classes=5, image_size=images.shape[1]).layers
+    inside = [info for info in records.resolved(dense, artifact.plan) if info.path.startswith("blocks")]
+    assert stored == sum(cost.layer_cost(info, artifact.plan[info.path]).bytes for info in inside)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "method", "fields"),
+    [
+        ("per_token_dynamic", "dynamic", {}),
+        ("per_token", "smoothquant", {"asymmetric": True, "group": 4, "weight_bits": 4}),
+    ],
+)
+def test_an_integer_file_holds_what_its_docstring_says(granularity, method, fields, rng, tmp_path):
+    floating, images = _float("vit_pico", rng)
+    artifact = _quantized(floating, images, granularity, method, **fields)
+    options = {name: value for name, value in fields.items() if name != "asymmetric"}
+    errors = _errors(artifact, images, tmp_path / "model.safetensors", heads=2, **options)
+    assert rounding.same_integers(errors)
+
+
+def test_pairs_that_copy_inputs_or_outputs(rng, tmp_path):
+    """Any layer, as a plan that was edited may have it."""
+    bases = {"patch_embed": "input", "blocks_0/attn/qkv": "output", "blocks_0/attn/proj": "input"}
+    pairs = {path: records.LayerPlan("pivoted", small.RANK, basis=basis) for path, basis in bases.items()}
+    plan = small.plan() | pairs
+    params, images = small.params(plan, rng), small.images(rng)
+    counts = {"patch_embed": 48, "blocks_0/attn/qkv": 96, "blocks_0/attn/proj": 32}
+    for path, count in counts.items():
+        trees.get(params, path)["basis"] = np.sort(rng.permutation(count)[: small.RANK]).astype(np.int16)
+    meta = {"name": "small", "model": "vit_pico", "num_classes": 10, "class_names": [], "plan": files.to_json(plan)}
+    artifact = Artifact(small.model(plan), params, Preprocess(8), meta | {"preprocess": Preprocess(8).to_json()})
+    assert _errors(artifact, images, tmp_path / "one", heads=2).max() < rounding.ROUNDINGS * rounding.EPS
+    stored = {key for key in safetensors.numpy.load_file(tmp_path / "one") if key.endswith("basis")}
+    assert stored == {"patch_embed.proj.0.basis", "blocks.0.attn.qkv.1.basis", "blocks.0.attn.proj.0.basis"}
+    expanded = export.expanded(artifact)
+    assert _errors(expanded, images, tmp_path / "one", heads=2).max() < rounding.ROUNDINGS * rounding.EPS
+    whole, factors = (np.asarray(small.apply(one.model, one.params, images)) for one in (expanded, artifact))
+    np.testing.assert_allclose(whole, factors, atol=3e-5 * np.abs(factors).max())
+
+
+@pytest.mark.parametrize("name", by_head.VARIANTS)
+def test_an_expanded_file_is_a_dense_model_of_timm(name, rng, tmp_path):
+    artifact, images = _float(name, rng)
+    variant, size = by_head.VARIANTS[name]
+    export.save(artifact, tmp_path / "model.safetensors", "expanded")
+    named = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    layout = layouts.find(named, "the file")
+    params = layouts.convert(layout, layout.normalize(named), variant, size)
+    dense = models.create(variant, num_classes=5, image_size=size)
+    got = np.asarray(small.apply(dense, params, images))
+    expected = np.asarray(small.apply(artifact.model, artifact.params, images))
+    np.testing.assert_allclose(got, expected, atol=3e-5 * np.abs(expected).max())
+
+
+def test_integers_are_not_expanded(rng, tmp_path):
+    floating, images = _float("vit_pico", rng)
+    with pytest.raises(UserError, match="patch_embed, which timm's layers do not"):
+        export.save(_quantized(floating, images, "per_token_dynamic", "dynamic"), tmp_path / "one", "expanded")
+    with pytest.raises(UserError, match="no safetensors layout 'expand'"):
+        export.save(floating, tmp_path / "one", "expand")
+    assert not (tmp_path / "one").exists()
