@@ -6,7 +6,7 @@ are scaled by what was measured. The choices of least loss within the budget are
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,22 +216,15 @@ class Problem:
         whole, curves = full(block), self.curves[block.path]
         if block.attention:
             for part, layers in (("score", ("query", "key")), ("value", ("value", "proj"))):
-                losses = scales[block.path, part](getattr(curves, part))
                 sizes = steps(whole.score, self.head_multiple, whole.score)
-                yield (
-                    part,
-                    [
-                        Choice(
-                            self._cost(block, whole._replace(**{part: size}), layers), float(losses[size]), {part: size}
-                        )
-                        for size in sizes
-                    ],
-                )
+                losses = scales[block.path, part](getattr(curves, part)[sizes])
+                costs = [self._cost(block, whole._replace(**{part: size}), layers) for size in sizes]
+                yield part, undominated(np.array(costs), losses, [{part: size} for size in sizes])
         if block.mlp:
             yield "mlp", self._mlp(block, curves, scales)
 
     def _mlp(self, block: Block, curves: Curves, scales: Scales) -> list[Choice]:
-        """Every width with every two ranks, but those that cost and lose more than another."""
+        """Every width with every two ranks."""
         whole, multiple = full(block), self.multiple
         smaller = min(block.mlp[0].features_in, block.mlp[1].features_out)
         costs, losses, sizes = [], [], []
@@ -249,8 +242,7 @@ class Problem:
             costs.append((cost1[:, None] + cost2).reshape(-1))
             losses.append((lost + loss1[:, None] + loss2).reshape(-1))
             sizes += [{"width": width, "fc1": r1, "fc2": r2} for r1 in ranks for r2 in ranks]
-        cost, loss = np.concatenate(costs), np.concatenate(losses)
-        return [Choice(float(cost[i]), float(loss[i]), sizes[i]) for i in undominated(cost, loss)]
+        return undominated(np.concatenate(costs), np.concatenate(losses), sizes)
 
     def _cost(self, block: Block, sizes: Sizes, layers: tuple[str, ...]) -> float:
         """What some layers of a block cost; blocks of the same shapes share it."""
@@ -270,11 +262,13 @@ def steps(whole: int, multiple: int, count: int) -> list[int]:
     return [*range(step, whole, step), whole]
 
 
-def undominated(cost: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> list[int]:
-    """Which choices, by rising cost, lose less than all that cost less."""
+def undominated(cost: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], sizes: Sequence[Any]) -> list[Choice]:
+    """The choices, by rising cost, that lose less than all that cost less or as much. (A latency need not rise with
+    sizes.)"""
     order = np.lexsort((loss, cost))
     least = np.minimum.accumulate(loss[order])
-    return [int(i) for i in order[np.flatnonzero(np.append(True, least[1:] < least[:-1]))]]
+    kept = order[np.flatnonzero(np.append(True, least[1:] < least[:-1]))]
+    return [Choice(float(cost[i]), float(loss[i]), sizes[i]) for i in kept]
 
 
 def plan_of(layers: Iterable[LinearInfo], chosen: Mapping[str, Sizes]) -> dict[str, LayerPlan]:
