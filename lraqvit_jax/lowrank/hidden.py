@@ -92,6 +92,6 @@ def compensated(
 
 
 def _damped(covariance: Float[np.ndarray, "h h"], damping: float) -> Float[np.ndarray, "h h"]:
-    damped = covariance.copy()
+    damped = (covariance + covariance.T) / 2  # Summed in float32, its triangles differ; downdating would multiply that.
     damped[np.diag_indices(len(damped))] += max(damping * np.trace(damped) / len(damped), 1e-30)
     return damped

@@ -67,3 +67,13 @@ def test_a_unit_that_others_spell_out_goes_first_and_for_nothing(rng):
     kernel = np.concatenate([kernel, rng.standard_normal((1, 4))])
     made = hidden.removal(kernel, moments.of(x), root, damping=1e-9)
     assert made.losses[5] < 1e-4 * made.losses[4]
+
+
+def test_sums_that_were_rounded_on_one_side_change_nothing(rng):
+    x, kernel, root = _layer(rng, units=150, rows=100)
+    seen = moments.of(x)
+    noise = 1e-7 * np.trace(seen.second) / 150 * rng.standard_normal((150, 150))
+    made = hidden.removal(kernel, seen._replace(second=seen.second + np.triu(noise, 1)), root)
+    exact = hidden.removal(kernel, seen, root)
+    assert np.all(np.isfinite(made.losses))
+    np.testing.assert_allclose(made.losses, exact.losses, atol=1e-3 * exact.losses[0])
