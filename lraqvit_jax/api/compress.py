@@ -50,8 +50,8 @@ def compress(
     fields: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
-    """Makes a dense model small: fewer channels in heads, fewer hidden units, low-rank pairs; distillation if asked for;
-    integers.
+    """Makes a dense model small: fewer channels in its heads, fewer hidden units, low-rank pairs; distillation if
+    asked for; then integers.
 
     The sizes are those that move the logits least under the budget, measured on the images; labels are not needed.
     Nothing is trained where `steps` is 0.
