@@ -11,12 +11,10 @@ import markupsafe
 from lraqvit_jax import config as config_lib
 from lraqvit_jax.config import Config
 from lraqvit_jax.options import records
-from lraqvit_jax.plan.cost import layer_cost
-from lraqvit_jax.plan.records import LinearInfo, Plan
-from lraqvit_jax.report import activations, panels, spectra, table, theme, training, words
+from lraqvit_jax.report import activations, frontier, panels, sizes, spectra, table, theme, training, words
 from lraqvit_jax.report.blocks import FigureBlock
 from lraqvit_jax.report.figures import SERIES
-from lraqvit_jax.report.read import Run, place
+from lraqvit_jax.report.read import Run
 
 LISTS = ("runs.", "quant.methods.")
 """Where the names in a configuration are the user's."""
@@ -45,10 +43,11 @@ def one(run: Run) -> str:
         bodies=bodies([run], rows),
         rows=rows,
         costs=tradeoffs(rows),
+        grids=frontier.frontier(run, rows),
         latency=words.latency(run),
         measure=words.measure(run),
-        maps=[rank_map(run)],
-        plan=plan_rows(run.plan, run.layers),
+        maps=[sizes.size_map(run)],
+        plan=sizes.plan_rows(run.plan, run.layers),
         parts=parts,
         examples=examples(run),
         runs=[(run.name, provenance(run), json.dumps(run.config, indent=1))],
@@ -73,9 +72,10 @@ def several(runs: Sequence[Run]) -> str:
         bodies=bodies(runs, rows),
         rows=rows,
         costs=tradeoffs(rows, colors),
+        grids=[],
         latency=" ".join(f"{run.name}: {said}" for run in runs if (said := words.latency(run))),
         measure="" if any(run.latency for run in runs) else words.measure(runs[0]),
-        maps=[rank_map(run) for run in runs],
+        maps=[sizes.size_map(run) for run in runs],
         plan=[],
         parts=[],
         examples=None,
@@ -117,43 +117,6 @@ def tradeoffs(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str] | Non
         svg = theme.inline(svg, f"cost{key.replace('_', '')}", title, description)
         figures.append(FigureBlock(svg, f"Top-1 against {label}."))
     return figures
-
-
-def rank_map(run: Run) -> dict[str, Any]:
-    """Ranks by kind of layer and block: for each cell the rank, and the share of the kernel's parameters it keeps."""
-    cells: dict[str, dict[str, Any]] = {}
-    outside = []
-    for info in run.layers:
-        block, kind = place(info.path)
-        layer = run.plan[info.path]
-        rank, kept = layer.rank, layer_cost(info, layer).params - info.features_out * info.bias
-        kept_share = kept / (info.features_in * info.features_out) if rank else 0.0
-        cell = {"rank": rank, "of": min(info.features_in, info.features_out), "share": kept_share}
-        if block:
-            cells.setdefault(kind, {})[block] = cell
-        else:
-            outside.append(f"{info.path} {f'rank {rank}' if rank else 'dense'}")
-    blocks = list(dict.fromkeys(block for row in cells.values() for block in row))
-    encoder = [info for info in run.layers if info.compressible]
-    whole = sum(info.features_in * info.features_out for info in encoder)
-    kept = sum(layer_cost(info, run.plan[info.path]).params - info.features_out * info.bias for info in encoder)
-    share = f"{100 * kept / whole:.1f}" if whole else ""
-    return {"name": run.name, "blocks": blocks, "kinds": cells, "outside": outside, "share": share}
-
-
-def plan_rows(plan: Plan, layers: Sequence[LinearInfo]) -> list[dict[str, Any]]:
-    """One row of the plan table for each layer."""
-    return [
-        {
-            "path": info.path,
-            "shape": f"{info.features_in} x {info.features_out}",
-            "break_even": info.break_even,
-            "params": layer_cost(info, plan[info.path]).params,
-            "mflops": layer_cost(info, plan[info.path]).flops / 1e6,
-            **{name: getattr(plan[info.path], name) for name in ("form", "rank", "bits", "granularity")},
-        }
-        for info in layers
-    ]
 
 
 def examples(run: Run) -> dict[str, Any]:

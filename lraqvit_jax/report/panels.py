@@ -202,6 +202,38 @@ def tradeoff(
     return _panel(name, draw, 2.9)
 
 
+def frontier(
+    name: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    front: Sequence[tuple[float, float]],
+    rows: Sequence[Mapping[str, Any]],
+) -> str:
+    """Top-1 against millions of parameters: lines of what was measured, and a numbered mark for each model of a run.
+
+    Args:
+        name: of the figure.
+        lines: by their names, points by size.
+        front: the points that no other beats, by size.
+        rows: with number, group, params, top1.
+    """
+    costs, values = [row["params"] / 1e6 for row in rows], [float(row["top1"]) for row in rows]
+
+    def draw(axes: Any) -> None:
+        axes.plot(*zip(*front, strict=True), color=SERIES[5], linewidth=7, alpha=0.2, solid_capstyle="round")
+        for index, points in enumerate(lines.values()):
+            color, dashes = line_style(index)
+            axes.plot(*zip(*points, strict=True), color=color, linestyle=dashes, marker=".", linewidth=1.2)
+        for row, cost, value in zip(rows, costs, values, strict=True):
+            size = 8 if row["group"] == "dense" else 6
+            axes.plot(cost, value, SHAPES[row["group"]], color=INK, markersize=size, fillstyle="none")
+        axes.set(xlabel="parameters, millions", ylabel="top-1, %")
+        axes.margins(y=0.1)
+        _cost_axis(axes, [*costs, *(cost for points in lines.values() for cost, _ in points)])
+        _number(axes, costs, values, [str(row["number"]) for row in rows])
+
+    return _panel(name, draw, 2.9)
+
+
 def _cost_axis(axes: Any, costs: Sequence[float]) -> None:
     """Logarithmic where costs differ by more than 1.5, with plain numbers at the ticks, and room for labels."""
     low, high = min(costs), max(costs)

@@ -14,7 +14,7 @@ from lraqvit_jax.config import Config, restored
 from lraqvit_jax.data import class_names
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.files import read_plan
-from lraqvit_jax.plan.records import LinearInfo, Plan, resolved
+from lraqvit_jax.plan.records import LinearInfo, Plan
 from lraqvit_jax.run import metrics, results
 from lraqvit_jax.weights import artifacts, tensors
 
@@ -22,6 +22,9 @@ MEND = "delete it, or put it back"
 LATENCY = "latency-runtimes.json"
 """What `bench latency` writes."""
 EXAMPLE = {"index": int, "label": int, "src": str, "dense": dict, "other": dict}
+LOW_RANK = "lowrank.json"
+"""What `bench lowrank` writes."""
+LOW_RANK_ROW = {"name": str, "method": str, "budget": float, "params": int, "top1": float}
 LATENCY_ROW = {"runtime": str, "model": str, "threads": int, "batch": int, "wall": dict}
 ANSWERS = ("image", "label", "answer", "probability")
 
@@ -35,7 +38,7 @@ class Run(NamedTuple):
         rows: of results.json.
         config: as the run had it; {} where there is no config.json.
         plan: of the deployed model, by layer.
-        layers: that the plan names; () where no artefact says what model it is.
+        layers: of the dense model; () where no artefact says what model it is.
         metas: what each artefact says of itself, by name.
         training: rows of metrics.jsonl.
         spectra: singular values of the dense kernels that are factorized, by layer.
@@ -43,6 +46,7 @@ class Run(NamedTuple):
         answers: what each model said of each image, arrays by the names of ANSWERS.
         examples: images that two models answer differently; see `report.examples`.
         latency: of `bench latency`; {} where nothing is measured.
+        lowrank: of `bench lowrank`, likewise.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Run(NamedTuple):
     answers: Mapping[str, Mapping[str, np.ndarray]]
     examples: Mapping[str, Any]
     latency: Mapping[str, Any]
+    lowrank: Mapping[str, Any]
 
     def row(self, name: str) -> Mapping[str, Any] | None:
         return next((row for row in self.rows if row["name"] == name), None)
@@ -102,6 +107,7 @@ def run(directory: pathlib.Path) -> Run:
         {name: arrays for name, arrays in _arrays(folder, "answers").items() if _whole(arrays)},
         _listing(folder / "examples.json", "images", EXAMPLE),
         _listing(directory / LATENCY, "rows", LATENCY_ROW),
+        _listing(directory / LOW_RANK, "rows", LOW_RANK_ROW),
     )
 
 
@@ -124,7 +130,7 @@ def _layers(metas: Mapping[str, Mapping[str, Any]], plan: Plan) -> tuple[LinearI
     size = meta["preprocess"]["size"]
     layers = models.spec(meta["model"], num_classes=meta["num_classes"], image_size=size).layers
     check(plan, layers)
-    return tuple(resolved(layers, plan))
+    return tuple(layers)
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from tests.unit.report.made import (
     add_dense,
     add_int8,
     add_latency,
+    add_low_rank,
     add_metrics,
     add_rows,
     opened,
@@ -25,4 +26,5 @@ def whole(tmp_path_factory):
     add_int8(ws, rng)
     add_answers(ws, {"dense": [0, 1, 2], "int8_wads": [2, 3, 4, 5], "rb_lra_kd": [0, 1, 2]})
     add_latency(ws)
+    add_low_rank(ws)
     return ws, rendered(ws)

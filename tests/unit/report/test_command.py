@@ -53,6 +53,7 @@ def test_runs_are_compared_side_by_side(two, tmp_path):
         (lambda folder: (folder / "config.json").write_text('{"config": 3}'), "config.json has config = 3"),
         (lambda folder: (folder / "plan.json").write_text("[]"), "plan.json is no JSON object"),
         (lambda folder: (folder / read.LATENCY).write_text('{"rows": [3]}'), "latency-runtimes.json has row = 3"),
+        (lambda folder: (folder / read.LOW_RANK).write_text('{"rows": [{"name": 1}]}'), "lowrank.json has name = 1"),
         (
             lambda folder: (folder / "report" / "examples.json").write_text('{"images": 1}'),
             "examples.json has images = 1",

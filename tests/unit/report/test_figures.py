@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from lraqvit_jax.report import activations, page, panels, read, spectra, theme, training
+from lraqvit_jax.report import activations, panels, read, spectra, theme, training
 from tests.unit.report.made import Page
 
 
@@ -105,19 +105,3 @@ def test_layers_have_a_place():
     assert read.place("blocks_11/mlp/fc1") == ("11", "mlp/fc1")
     assert read.place("stages_1/blocks_0/attn/qkv") == ("1.0", "attn/qkv")
     assert read.place("stages_1/downsample/reduction") == ("", "stages_1/downsample/reduction")
-
-
-def test_the_map_says_what_share_a_pair_keeps(whole):
-    run = read.run(whole[0].directory)
-    found = page.rank_map(run)
-    sizes = {info.path: info.features_in * info.features_out for info in run.layers if info.compressible}
-    kept = {
-        path: layer.rank * (info.features_in + info.features_out) if (layer := run.plan[path]).rank else sizes[path]
-        for path, info in ((info.path, info) for info in run.layers if info.compressible)
-    }
-    assert found["share"] == f"{100 * sum(kept.values()) / sum(sizes.values()):.1f}"
-    for path, count in kept.items():
-        block, kind = read.place(path)
-        cell = found["kinds"][kind][block]
-        assert cell["rank"] == run.plan[path].rank
-        assert cell["rank"] == 0 or cell["share"] == pytest.approx(count / sizes[path])
