@@ -26,12 +26,9 @@ spec.loader.exec_module(real)
 def get_config():
     config = real.get_config()
     config.update(steps=2, batch_size=8, eval_batch_size=14, checkpoint_every=2, log_every=1)
-    config.plan.update(attention_rank=6, mlp_rank=8, multiple=2)
-    config.factorize.update(baselines=(), calibration_images=8)
-    config.runs.rb_lra_kd.decomposition = "svd"
+    config.plan.update(multiple=2, head_multiple=2, measured_images=4, rounds=1)
+    config.factorize.calibration_images = 8
     config.quant.calibration_images = 4
-    for name in ("int8_naive", "int8_per_token", "int8_wads"):
-        del config.quant.methods[name]
     config.export.update(artifacts=("int8_per_token_dynamic", "int8_per_token_dynamic_7"), platforms=("cpu",))
     return config
 """
