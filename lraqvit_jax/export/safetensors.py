@@ -47,23 +47,36 @@ from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.base.trees import flatten
 from lraqvit_jax.lowrank import reparam
+from lraqvit_jax.plan.records import Plan
 from lraqvit_jax.weights import artifacts
 
 FORMAT = "lraqvit_jax 1"
 
 
 def save(artifact: artifacts.Artifact, path: pathlib.Path) -> None:
-    """Writes an artefact of any form; the branch of a reparam layer is merged into its pair."""
+    """Writes an artefact; the branch of a reparam layer is merged into its pair.
+
+    Raises:
+        UserError: the file cannot hold it, as `obstacle` says.
+    """
     meta = artifact.meta
-    if odd := next((path for path, layer in artifact.plan.items() if layer.basis or layer.width), ""):
-        raise UserError(
-            f"{artifact.name} has identity blocks or fewer channels, as in {odd}, which a safetensors file does not "
-            "hold yet; export it as onnx or stablehlo."
-        )
+    if reason := obstacle(artifact.plan):
+        raise UserError(f"{artifact.name} {reason}")
     metadata = {"format": FORMAT, "model": meta["model"], "num_classes": str(meta["num_classes"])}
     metadata |= {name: json.dumps(meta[name]) for name in ("plan", "preprocess", "class_names")}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, safetensors.numpy.save(tensors(artifact), metadata))
+
+
+def obstacle(plan: Plan) -> str:
+    """Why a model of this plan cannot be written, as the rest of a sentence; "" if it can."""
+    odd = next((path for path, layer in plan.items() if layer.basis or layer.width), "")
+    if not odd:
+        return ""
+    return (
+        f"has identity blocks or fewer channels, as in {odd}, which a safetensors file does not hold yet; export it as "
+        "onnx or stablehlo."
+    )
 
 
 def tensors(artifact: artifacts.Artifact) -> dict[str, np.ndarray]:

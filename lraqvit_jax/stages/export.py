@@ -100,8 +100,9 @@ def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dic
     """Every file that can be made of an artefact, by its suffix."""
     options, name = ws.config.export, artifact.name
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
-    if reason := onnx.obstacle(artifact.plan):
-        console.say(f"no {paths.pop('onnx').name}: {name} {reason}")
+    for suffix, kind in (("onnx", onnx), ("safetensors", safetensors)):
+        if reason := kind.obstacle(artifact.plan):
+            console.say(f"no {paths.pop(suffix).name}: {name} {reason}")
     writes: dict[str, Callable[[pathlib.Path], Any]] = {
         "stablehlo": functools.partial(
             stablehlo.export, artifact.model, artifact.params, artifact.preprocess.size, options.platforms
