@@ -128,7 +128,7 @@ def _untrained(ws: Workspace, dense: Artifact, seed: int, table: Table) -> Itera
     if all(table.has(cell) for cell in cells):
         return
     ws = dataclasses.replace(ws, config=dataclasses.replace(config, seed=seed))
-    layers = ranks.factorized(ws.spec.layers, config.plan.keep_dense)
+    layers = ranks.factorized(ws.spec.layers, config.plan.keep_dense, config.plan.pivot)
     batches, _ = ws.calibration(config.factorize.calibration_images)
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients=True, seed=seed)
     params, spectrum = artifacts.host(dense.params), spectra.memo(config.cache_dir)
@@ -148,7 +148,7 @@ def _untrained(ws: Workspace, dense: Artifact, seed: int, table: Table) -> Itera
         measured = method in ranks.MEASURED
         planned = ranks.make_plan(ws.spec.layers, options)
         chosen = plan.choose(ws, dense, layers, moments, options) if measured else {}
-        planned = ranks.of_ranks(ws.spec.layers, chosen) if measured else planned
+        planned = ranks.of_ranks(ws.spec.layers, chosen, options.pivot) if measured else planned
         kept = {path: layer.rank for path, layer in planned.items() if layer.rank}
         for name in missing:
             made = _pairs(ws, dense, kept, name, moments, spectrum)

@@ -23,6 +23,7 @@ class PlanOptions:
     rounds: int = option(3, low=0)  # of products: how often they are measured and the sizes chosen anew
     attention_rank: int = option(0, low=0)
     mlp_rank: int = option(0, low=0)
+    pivot: bool = False  # pairs with an identity block, r (m + n - r) numbers: every rank below the full one saves
     keep_dense: tuple[str, ...] = ()  # paths, or beginnings of paths, that are not factorized
 
 

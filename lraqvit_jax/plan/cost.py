@@ -144,9 +144,9 @@ RankCost = Callable[[LinearInfo, int], float]
 
 
 def parameters(layer: LinearInfo, rank: int) -> int:
-    """Parameters of the kernel, or of the pair."""
+    """Parameters of the kernel, or of the pair, with an identity block where `layer` is to have one."""
     m, n = layer.features_in, layer.features_out
-    return rank * (m + n) if rank else m * n
+    return rank * (m + n - rank * layer.pivoted) if rank else m * n
 
 
 def macs(layer: LinearInfo, rank: int) -> int:

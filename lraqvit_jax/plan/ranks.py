@@ -1,5 +1,7 @@
 """Ranks for a budget."""
 
+import bisect
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 from lraqvit_jax.base.errors import UserError, nearest
@@ -10,7 +12,8 @@ from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 
 
 def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1) -> dict[str, int]:
-    """Every layer keeps at most the share `budget` of its kernel's parameters: `r = budget * m n / (m + n)`.
+    """Every layer keeps at most the share `budget` of its kernel's parameters: `r = budget * m n / (m + n)`, or more
+    with an identity block.
 
     Args:
         layers: those to factorize.
@@ -26,7 +29,7 @@ def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1
     check_budget(budget, multiple)
     ranks = {}
     for layer in layers:
-        rank = int(budget * layer.break_even) // multiple * multiple
+        rank = _largest(layer, budget) // multiple * multiple
         if rank < 1:
             raise UserError(
                 f"plan.budget {budget} leaves layer {layer.path!r} no rank at multiples of {multiple}; "
@@ -34,6 +37,14 @@ def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1
             )
         ranks[layer.path] = rank
     return ranks
+
+
+def _largest(layer: LinearInfo, budget: float) -> int:
+    """The largest rank at which a pair has at most the share `budget` of its kernel's parameters."""
+    if not layer.pivoted:
+        return int(budget * layer.break_even)
+    ranks = range(1, int(layer.break_even) + 1)
+    return bisect.bisect_right(ranks, budget * parameters(layer, 0), key=lambda rank: parameters(layer, rank))
 
 
 def check_budget(budget: float, multiple: int) -> None:
@@ -105,8 +116,8 @@ MEASURED = ("energy", "activation", "logits", "sensitivity", "products")
 """Methods that need the dense model and calibration images; the stage `plan` runs them."""
 
 
-def factorized(layers: Iterable[LinearInfo], keep_dense: Iterable[str] = ()) -> list[LinearInfo]:
-    """The layers inside encoder blocks, without those that are kept.
+def factorized(layers: Iterable[LinearInfo], keep_dense: Iterable[str] = (), pivot: bool = False) -> list[LinearInfo]:
+    """The layers inside encoder blocks, without those that are kept; with `pivot`, their pairs have identity blocks.
 
     Raises:
         UserError: a path to keep holds no such layer, or together they hold all.
@@ -118,7 +129,7 @@ def factorized(layers: Iterable[LinearInfo], keep_dense: Iterable[str] = ()) -> 
     left = [layer for layer in encoder if not any(_inside(layer.path, kept) for kept in keep_dense)]
     if not left:
         raise UserError("plan.keep_dense covers every encoder layer, so that nothing is left to factorize; name fewer.")
-    return left
+    return [dataclasses.replace(layer, pivoted=pivot) for layer in left]
 
 
 def make_plan(layers: Iterable[LinearInfo], options: PlanOptions) -> dict[str, LayerPlan]:
@@ -130,10 +141,15 @@ def make_plan(layers: Iterable[LinearInfo], options: PlanOptions) -> dict[str, L
             are. A method of MEASURED gives the uniform ratio of its budget, for the time being.
 
     Raises:
-        UserError: unknown method, a budget that cannot be met, or a path to keep that holds no layer.
+        UserError: unknown method, a budget that cannot be met, a path to keep that holds no layer, or `pivot` where
+            that is decided already.
     """
     layers, method = list(layers), options.method
-    encoder = factorized(layers, options.keep_dense)
+    if options.pivot and method == "products":
+        raise UserError(
+            "plan.pivot is of no use with plan.method=products, which places identity blocks itself; drop it."
+        )
+    encoder = factorized(layers, options.keep_dense, options.pivot)
     if method in ("uniform_ratio", *MEASURED):
         ranks = uniform_ratio(encoder, options.budget, options.multiple)
     elif method == "uniform_rank":
@@ -144,15 +160,27 @@ def make_plan(layers: Iterable[LinearInfo], options: PlanOptions) -> dict[str, L
         ranks = by_kind(encoder, {"attention": options.attention_rank, "mlp": options.mlp_rank})
     else:
         raise UserError(f"plan.method is {method!r}; {nearest(method, (*METHODS, *MEASURED))}")
-    return of_ranks(layers, ranks)
+    return of_ranks(layers, ranks, options.pivot)
 
 
-def of_ranks(layers: Iterable[LinearInfo], ranks: Mapping[str, int]) -> dict[str, LayerPlan]:
-    """The plan with pairs of these ranks; a layer without one, or with 0, stays dense."""
-    return {
-        layer.path: LayerPlan("low_rank", ranks[layer.path]) if ranks.get(layer.path) else LayerPlan()
-        for layer in layers
-    }
+def of_ranks(layers: Iterable[LinearInfo], ranks: Mapping[str, int], pivot: bool = False) -> dict[str, LayerPlan]:
+    """The plan with pairs of these ranks, with identity blocks or without; a layer without one, or with 0, stays
+    dense."""
+    return {layer.path: entry(layer, ranks.get(layer.path, 0), pivot) for layer in layers}
+
+
+BASES = {"qkv": "input", "fc1": "leading"}
+"""Where the identity block of a pair lies, by the layer's name; elsewhere it is "output". What qkv copies is gathered
+from its inputs, a third of its outputs; the order of fc1's outputs goes into fc2."""
+
+
+def entry(layer: LinearInfo, rank: int, pivot: bool) -> LayerPlan:
+    """A layer's part of the float plan; rank 0 is dense."""
+    if not rank:
+        return LayerPlan()
+    if not pivot:
+        return LayerPlan("low_rank", rank)
+    return LayerPlan("pivoted", rank, basis=BASES.get(layer.path.rpartition("/")[2], "output"))
 
 
 def _inside(path: str, where: str) -> bool:

@@ -29,6 +29,7 @@ class LinearInfo:
         bias: whether b is there.
         padded: whether zeros come among the inputs behind that norm (Swin fills up its maps to whole windows).
         heads: of an attention layer, how many heads share its channels; 0 elsewhere.
+        pivoted: while ranks are chosen, whether a pair of this layer would have an identity block.
     """
 
     path: str
@@ -40,6 +41,7 @@ class LinearInfo:
     bias: bool = True
     padded: bool = False
     heads: int = 0
+    pivoted: bool = False
 
     @property
     def takes_shift(self) -> bool:
@@ -54,7 +56,10 @@ class LinearInfo:
 
     @property
     def break_even(self) -> float:
-        """The rank at which a pair has as many parameters as the dense kernel, m n / (m + n)."""
+        """The rank at which a pair has as many parameters as the dense kernel: m n / (m + n), or the full one, with
+        an identity block."""
+        if self.pivoted:
+            return min(self.features_in, self.features_out)
         return self.features_in * self.features_out / (self.features_in + self.features_out)
 
 

@@ -30,7 +30,7 @@ def run(ws: Workspace) -> Workspace:
         return ws
     dense = ws.load("dense", "teacher")
     options = ws.config.plan
-    layers = ranks.factorized(ws.spec.layers, options.keep_dense)
+    layers = ranks.factorized(ws.spec.layers, options.keep_dense, options.pivot)
     batches, _ = ws.calibration(ws.config.factorize.calibration_images)
     gradients = options.method in ("logits", "products")
     seed = ws.config.seed
@@ -38,7 +38,8 @@ def run(ws: Workspace) -> Workspace:
     if options.method == "products":
         planned = Planner.of(ws, dense, layers, moments).plan(ws, options)
     else:
-        planned = ranks.of_ranks(ws.spec.layers, choose(ws, dense, layers, moments, options))
+        chosen = choose(ws, dense, layers, moments, options)
+        planned = ranks.of_ranks(ws.spec.layers, chosen, options.pivot)
     return dataclasses.replace(ws.with_plan(planned), moments=moments)
 
 
@@ -117,10 +118,13 @@ def rank_cost(options: PlanOptions, plan: Plan) -> cost.RankCost:
     """What a layer costs in `options.unit`; bytes are those of the form that `plan` deploys it in."""
 
     def stored(layer: LinearInfo, rank: int) -> int:
-        entry = plan[layer.path]
-        form = entry.form if entry.form == "quantized" else "low_rank" if rank else "dense"
-        return cost.layer_cost(layer, dataclasses.replace(entry, form=form, rank=rank)).bytes
+        deployed, entry = plan[layer.path], ranks.entry(layer, rank, options.pivot)
+        form = deployed.form if deployed.form == "quantized" else entry.form
+        return cost.layer_cost(layer, dataclasses.replace(deployed, form=form, rank=rank, basis=entry.basis)).bytes
 
+    if options.unit == "latency" and options.pivot:
+        milliseconds = cost.form_cost("latency", lambda _, layer: layer, _table(options.latency))
+        return lambda layer, rank: milliseconds(layer, ranks.entry(layer, rank, True))
     if options.unit == "latency":
         return cost.latency(_table(options.latency))
     return {"params": cost.parameters, "macs": cost.macs, "bytes": stored}[options.unit]

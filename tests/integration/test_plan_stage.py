@@ -3,9 +3,11 @@
 import json
 
 import chex
+import jax
 import pytest
 
 from lraqvit_jax import models
+from lraqvit_jax.base import trees
 from lraqvit_jax.plan.cost import parameters
 from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.weights import artifacts
@@ -13,6 +15,7 @@ from tests.integration import command
 from tests.unit import small
 
 FIELDS = (*command.FAST, "--config.plan.method=logits", "--config.plan.budget=0.6")
+PIVOT = ("--config.plan.budget=0.8", "--config.plan.pivot=True")
 SPEC = models.spec("vit_pico", num_classes=10, image_size=8)
 
 
@@ -67,6 +70,26 @@ def test_plan_and_factorize_in_one_call_share_their_statistics_and_change_nothin
         for where in (tmp_path, planned[0])
     )
     chex.assert_trees_all_equal(one, two)
+
+
+def test_pairs_with_identity_blocks_buy_larger_ranks_and_are_merged_quantized_and_exported(tmp_path):
+    command.digits(tmp_path, *command.FAST, "--config.plan.method=logits", *PIVOT, check=True)
+    found = chosen(tmp_path)
+    layers = [info for info in SPEC.layers if info.compressible]
+    assert any(found[info.path] > info.break_even for info in layers)
+    made = artifacts.load_artifact(tmp_path / "checkpoints" / "rb_lra_kd")
+    kernels = sum(
+        leaf.size for info in layers for leaf in jax.tree.leaves(trees.get(made.params, info.path)) if leaf.ndim == 2
+    )
+    assert 0.7 < kernels / sum(info.features_in * info.features_out for info in layers) <= 0.8
+    assert made.meta["merge_difference"] < 1e-5
+    trained = artifacts.load_artifact(tmp_path / "checkpoints" / "rb_lra_kd.trained")
+    assert {layer.basis for layer in trained.plan.values()} == {""}
+    rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert rows["rb_lra_kd"]["params"] == rows["lra"]["params"] < rows["dense"]["params"]
+    exported = {path.name for path in (tmp_path / "export").iterdir()}
+    assert {"rb_lra_kd.onnx", "int8_wads.onnx"} <= exported and not any("safetensors" in name for name in exported)
+    assert rows["int8_wads"]["size_mb"] < 0.5 * rows["rb_lra_kd"]["size_mb"]
 
 
 def test_a_plan_that_the_user_edited_stands(tmp_path):

@@ -34,7 +34,8 @@ class Problem(NamedTuple):
     def choices(self, layer):
         """What a layer may be, {rank: (cost, loss)}; 0 is dense, which loses nothing."""
         m, n = layer.features_in, layer.features_out
-        paying = [rank for rank in range(self.multiple, min(m, n) + 1, self.multiple) if rank * (m + n) < m * n]
+        ranks, saved = range(self.multiple, min(m, n) + 1, self.multiple), int(layer.pivoted)
+        paying = [rank for rank in ranks if rank * (m + n) - saved * rank**2 < m * n]
         losses = {rank: float(self.curves[layer.path][rank]) for rank in paying}
         return {rank: (self.cost(layer, rank), loss) for rank, loss in ({0: 0.0} | losses).items()}
 
@@ -58,7 +59,9 @@ class Problem(NamedTuple):
 def problems(draw, costs=("parameters", "macs", "measured"), units=(1.0, 0.1)):
     """Whole numbers, so that ties are many and sums are exact; in tenths, ties are broken by rounding alone."""
     shapes = draw(st.lists(st.tuples(*[st.integers(3, 20)] * 2, st.integers(1, 9)), min_size=1, max_size=5))
-    layers = [LinearInfo(f"layer_{index}", *shape, "mlp") for index, shape in enumerate(shapes)]
+    layers = [
+        LinearInfo(f"layer_{index}", *shape, "mlp", pivoted=draw(st.booleans())) for index, shape in enumerate(shapes)
+    ]
     curves, times, unit = {}, {}, draw(st.sampled_from(units))
     for layer in layers:
         k = min(layer.features_in, layer.features_out)
