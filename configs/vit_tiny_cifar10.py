@@ -1,7 +1,8 @@
 r"""A ViT-Tiny of ImageNet's, fine-tuned to a few classes at 64 pixels, made half as large, then int8: for a specialist.
 
     python -m lraqvit_jax.main --config configs/vit_tiny_cifar10.py --workdir DIR \
-        --config.weights=timm:vit_tiny_patch16_224.safetensors --config.data.train=folder:CIFAR10 --config.data.eval=folder:CIFAR10
+        --config.weights=timm:vit_tiny_patch16_224.safetensors \
+        --config.data.train=folder:CIFAR10 --config.data.eval=folder:CIFAR10
 
 The folder has train/ and test/ with one folder a class, or is tfds:cifar10. Any labelled folder of yours will do.
 """
@@ -24,9 +25,7 @@ def get_config():
     config.plan.update(method="products", budget=0.5)
     config.factorize.update(baselines=("weighted_kfac",), calibration_images=1024)
     config.runs = {
-        "kd": base.run(
-            decomposition="weighted_kfac", branch="none", alpha=0.0, beta=10.0, normalized=True, gamma=1.0
-        ),
+        "kd": base.run(decomposition="weighted_kfac", branch="none", alpha=0.0, beta=10.0, normalized=True, gamma=1.0),
     }
     config.quant.update(source="kd")
     config.quant.methods = {

@@ -1,4 +1,4 @@
-r"""A pretrained ViT-Tiny or DeiT-Tiny compressed as the paper does it, without labels: pairs, branch, distillation, int8.
+r"""A pretrained ViT-Tiny or DeiT-Tiny compressed as the paper does, without labels: pairs, branch, distillation, int8.
 
     python -m lraqvit_jax.main --config configs/vit_tiny_paper.py --workdir DIR \
         --config.weights=timm:vit_tiny_patch16_224.safetensors \

@@ -32,7 +32,9 @@ def get_config():
     config.quant.source = "small"
     config.quant.methods = {
         "int8_per_token_dynamic": base.quantizer(granularity="per_token_dynamic"),
-        "int8_per_token_dynamic_7": base.quantizer(granularity="per_token_dynamic", weight_bits=7),  # What AVX2 multiplies fastest.
+        "int8_per_token_dynamic_7": base.quantizer(
+            granularity="per_token_dynamic", weight_bits=7
+        ),  # What AVX2 multiplies fastest.
     }
     config.export.artifacts = ("dense", "small", "int8_per_token_dynamic", "int8_per_token_dynamic_7")
     return config
