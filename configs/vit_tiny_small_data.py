@@ -4,9 +4,9 @@ r"""A pretrained ViT or DeiT, made smaller on some hundred images of yours, then
         --config.weights=timm:vit_tiny_patch16_224.safetensors \
         --config.data.train='folder:PHOTOS?labels=none' --config.data.eval=folder:LABELLED
 
-No label is needed. Channels of heads, hidden units and ranks go where the logits feel it least, under `plan.budget`: the
-share of the encoder's linear layers that is left. Nothing is trained; below a budget of 0.8 it pays to distil from the dense
-model: --config.steps=600 --config.optimizer.learning_rate=5e-5 is half an hour on two CPU cores.
+No label is needed. Channels of heads, hidden units and ranks go where the logits feel it least, under `plan.budget`:
+the share of the encoder's linear layers that is left. Nothing is trained; below a budget of 0.8 it pays to distil from
+the dense model: --config.steps=600 --config.optimizer.learning_rate=5e-5 is half an hour on two CPU cores.
 """
 
 from lraqvit_jax import config as base
@@ -30,11 +30,10 @@ def get_config():
         ),
     }
     config.quant.source = "small"
+    dynamic = {"granularity": "per_token_dynamic"}
     config.quant.methods = {
-        "int8_per_token_dynamic": base.quantizer(granularity="per_token_dynamic"),
-        "int8_per_token_dynamic_7": base.quantizer(
-            granularity="per_token_dynamic", weight_bits=7
-        ),  # What AVX2 multiplies fastest.
+        "int8_per_token_dynamic": base.quantizer(**dynamic),
+        "int8_per_token_dynamic_7": base.quantizer(**dynamic, weight_bits=7),  # What AVX2 multiplies fastest.
     }
     config.export.artifacts = ("dense", "small", "int8_per_token_dynamic", "int8_per_token_dynamic_7")
     return config
