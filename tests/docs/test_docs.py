@@ -25,7 +25,7 @@ ELSEWHERE = {
 """Scripts of launch/, and what runs them."""
 MAIN = "lraqvit_jax.main"
 PARSED = (MAIN, "lraqvit_jax.bench")
-FIELDS = [MAIN, "--config=configs/vit_tiny_small_data.py", "--workdir=DIR"]
+FIELDS = [MAIN, "--config=configs/vit_tiny_paper.py", "--workdir=DIR"]
 """What a line of fields alone is put behind."""
 
 
