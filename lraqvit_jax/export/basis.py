@@ -44,7 +44,16 @@ def spread(graph: Graph, stored: str, weights: Mapping[str, Any], m: int, fill: 
 
 def copied(graph: Graph, x: str, weights: Mapping[str, Any]) -> str:
     """The inputs that are copied, head beside head: (rows, n)."""
-    return graph.add("Gather", x, graph.constant(np.asarray(weights["basis"]).reshape(-1).astype(np.int64)), axis=1)
+    return _columns(graph, x, np.asarray(weights["basis"]).reshape(-1))
+
+
+def _columns(graph: Graph, x: str, channels: Int[np.ndarray, " n"]) -> str:
+    """Channels of rows, in this order: (rows, n). As rows of the transposed, since runtimes copy a row at once and a
+    column number by number."""
+    across = graph.add(
+        "Gather", graph.add("Transpose", x, perm=(1, 0)), graph.constant(channels.astype(np.int64)), axis=0
+    )
+    return graph.add("Transpose", across, perm=(1, 0))
 
 
 def joined(
@@ -71,7 +80,7 @@ def joined(
     factors = [None] * parts if gamma is None else np.split(np.broadcast_to(gamma, (n,)), parts)
     outputs = []
     for (channels, added), factor in zip(pieces, factors, strict=True):
-        piece = y if layer.basis == "leading" else graph.add("Gather", y, graph.constant(channels), axis=1)
+        piece = y if layer.basis == "leading" else _columns(graph, y, channels)
         piece = piece if factor is None else graph.scaled(piece, factor)
         outputs.append(graph.add("Add", piece, graph.constant(added)) if "bias" in weights else piece)
     return outputs
