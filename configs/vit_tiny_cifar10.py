@@ -25,7 +25,7 @@ def get_config():
     config.plan.update(method="products", budget=0.5)
     config.factorize.update(baselines=("weighted_kfac",), calibration_images=1024)
     config.runs = {
-        "kd": base.run(decomposition="weighted_kfac", branch="none", alpha=0.0, beta=10.0, normalized=True, gamma=1.0),
+        "kd": base.run(decomposition="weighted_kfac", branch="none", **base.UNLABELLED),
     }
     config.quant.update(source="kd")
     config.quant.methods = {

@@ -12,19 +12,14 @@ from lraqvit_jax import config as base
 
 
 def get_config():
-    config = base.default()
-    config.data.train = config.data.eval = "folder:images"
-    config.augment = "random_resized_crop(0.4, 1)|flip_lr"
-    config.batch_size = 24
-    config.eval_batch_size = 50
+    config = base.photographs()
     config.steps = 600
     config.checkpoint_every = 100
-    config.log_every = 10
     config.optimizer.update(learning_rate=2e-5, warmup=20)
     config.plan.update(method="by_kind", attention_rank=112, mlp_rank=144)
     config.factorize.baselines = ("svd", "whitened", "kfac")
     config.runs = {
-        "rb_lra_kd": base.run(decomposition="kfac", branch="zero", alpha=0.0, beta=10.0, normalized=True, gamma=1.0),
+        "rb_lra_kd": base.run(decomposition="kfac", branch="zero", **base.UNLABELLED),
     }
     dynamic = {"granularity": "per_token_dynamic"}
     config.quant.methods.update(

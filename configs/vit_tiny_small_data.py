@@ -13,21 +13,14 @@ from lraqvit_jax import config as base
 
 
 def get_config():
-    config = base.default()
-    config.data.train = config.data.eval = "folder:images"
-    config.augment = "random_resized_crop(0.4, 1)|flip_lr"
-    config.batch_size = 24
-    config.eval_batch_size = 50
+    config = base.photographs()
     config.steps = 0
     config.checkpoint_every = 100
-    config.log_every = 10
     config.optimizer.update(learning_rate=2e-5, warmup=20)
     config.plan.update(method="products", budget=0.9028)
     config.factorize.baselines = ()
     config.runs = {
-        "small": base.run(
-            decomposition="weighted_kfac", branch="none", alpha=0.0, beta=10.0, normalized=True, gamma=1.0
-        ),
+        "small": base.run(decomposition="weighted_kfac", branch="none", **base.UNLABELLED),
     }
     config.quant.source = "small"
     dynamic = {"granularity": "per_token_dynamic"}

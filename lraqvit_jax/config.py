@@ -19,7 +19,20 @@ from lraqvit_jax.options.quant import QUANTIZERS, Quantization, Quantizer
 from lraqvit_jax.options.records import named, option
 from lraqvit_jax.options.training import Mix, Optimizer, Run, Teacher
 
-__all__ = ["FREE", "QUANTIZERS", "STAGES", "Config", "default", "imagenet", "ladder", "parse", "quantizer", "run"]
+__all__ = [
+    "FREE",
+    "QUANTIZERS",
+    "STAGES",
+    "UNLABELLED",
+    "Config",
+    "default",
+    "imagenet",
+    "ladder",
+    "parse",
+    "photographs",
+    "quantizer",
+    "run",
+]
 
 STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
 
@@ -91,6 +104,21 @@ def run(**fields: Any) -> ConfigDict:
 def quantizer(**fields: Any) -> ConfigDict:
     """One quantized model; fields of `options.quant.Quantizer`."""
     return ConfigDict({**records.to_dict(Quantizer()), **fields})
+
+
+UNLABELLED = {"alpha": 0.0, "beta": 10.0, "normalized": True, "gamma": 1.0}
+"""Fields of a run that is distilled without labels: by blocks, relative to the teacher's outputs, and logits."""
+
+
+def photographs() -> ConfigDict:
+    """A pretrained model on a folder of images; labels are for evaluation alone."""
+    config = default()
+    config.data.train = config.data.eval = "folder:images"
+    config.augment = "random_resized_crop(0.4, 1)|flip_lr"
+    config.batch_size = 24
+    config.eval_batch_size = 50
+    config.log_every = 10
+    return config
 
 
 def ladder(learning_rate: float, **distillation: Any) -> ConfigDict:

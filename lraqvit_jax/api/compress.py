@@ -120,8 +120,7 @@ def _fields(
     config.plan.update(method="products" if budget < 1 else "by_kind", budget=budget)
     config.factorize.update(baselines=(), calibration_images=min(256, count))
     branch = "zero" if steps else "none"
-    distillation = {"alpha": 0.0, "beta": 10.0, "normalized": True, "gamma": 1.0}
-    config.runs = {RUN: config_lib.run(decomposition="weighted_kfac", branch=branch, **distillation)}
+    config.runs = {RUN: config_lib.run(decomposition="weighted_kfac", branch=branch, **config_lib.UNLABELLED)}
     config.optimizer.update(learning_rate=2e-5, warmup=min(20, steps))
     config.quant.update(source=RUN, calibration_images=min(32, count))
     config.quant.methods = {

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from lraqvit_jax.plan.budget import Choice, Curve, cheapest
 from lraqvit_jax.plan.cost import FormCost
-from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan, by_head, resolved, sibling
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan, by_head, pivoted, resolved, sibling
 
 PARTS = ("score", "value", "width", "fc1", "fc2")
 UNITS, RANKS = 48, 24
@@ -99,9 +99,8 @@ def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:
         made[proj.path] = LayerPlan(width=value)
     if block.mlp:
         width = sizes.width if sizes.width < whole.width else 0
-        for info, rank, basis in zip(block.mlp, sizes[3:], ("leading", "output"), strict=True):
-            pair = LayerPlan("pivoted", rank, width=width, basis=basis)
-            made[info.path] = pair if rank else LayerPlan(width=width)
+        for info, rank in zip(block.mlp, sizes[3:], strict=True):
+            made[info.path] = pivoted(info.path, rank, width) if rank else LayerPlan(width=width)
     return made
 
 

@@ -103,7 +103,7 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
     if layer.form == "dense" and layer.rank:
         raise UserError(f"Layer {info.path!r} is dense but has rank {layer.rank}; remove the rank or the form.")
     check_basis(info, layer)
-    limit = min(info.features_in, info.features_out) if layer.basis else info.break_even
+    limit = info.break_even_of(layer)
     if layer.rank < 0 or layer.rank >= limit:
         raise UserError(
             f"Layer {info.path!r} ({info.features_in} x {info.features_out}) has rank {layer.rank}; a pair saves "

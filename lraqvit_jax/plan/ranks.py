@@ -8,7 +8,7 @@ from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan.check import check_layer
 from lraqvit_jax.plan.cost import parameters
-from lraqvit_jax.plan.records import LayerPlan, LinearInfo
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo, pivoted
 
 
 def uniform_ratio(layers: Iterable[LinearInfo], budget: float, multiple: int = 1) -> dict[str, int]:
@@ -169,18 +169,11 @@ def of_ranks(layers: Iterable[LinearInfo], ranks: Mapping[str, int], pivot: bool
     return {layer.path: entry(layer, ranks.get(layer.path, 0), pivot) for layer in layers}
 
 
-BASES = {"qkv": "input", "fc1": "leading"}
-"""Where the identity block of a pair lies, by the layer's name; elsewhere it is "output". What qkv copies is gathered
-from its inputs, a third of its outputs; the order of fc1's outputs goes into fc2."""
-
-
 def entry(layer: LinearInfo, rank: int, pivot: bool) -> LayerPlan:
     """A layer's part of the float plan; rank 0 is dense."""
     if not rank:
         return LayerPlan()
-    if not pivot:
-        return LayerPlan("low_rank", rank)
-    return LayerPlan("pivoted", rank, basis=BASES.get(layer.path.rpartition("/")[2], "output"))
+    return pivoted(layer.path, rank) if pivot else LayerPlan("low_rank", rank)
 
 
 def _inside(path: str, where: str) -> bool:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 
 FORMS = ("dense", "reparam", "low_rank", "pivoted", "quantized")
 BASES = ("", "input", "output", "leading")
+PAIR_BASES = {"qkv": "input", "fc1": "leading"}
+"""Where the identity block of a pair lies, by the layer's name; elsewhere it is "output". What qkv copies is gathered
+from its inputs, a third of its outputs; the order of fc1's outputs goes into fc2."""
 HEAD_PARTS = ("query", "key", "value")
 """Layers in place of a "qkv" whose attention is planned by head."""
 PACKED = (4, 6)
@@ -61,6 +64,10 @@ class LinearInfo:
         if self.pivoted:
             return min(self.features_in, self.features_out)
         return self.features_in * self.features_out / (self.features_in + self.features_out)
+
+    def break_even_of(self, layer: "LayerPlan") -> float:
+        """`break_even` of a pair as that entry of a plan has it."""
+        return dataclasses.replace(self, pivoted=self.pivoted or bool(layer.basis)).break_even
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +169,11 @@ def _narrowed(info: LinearInfo, plan: Plan) -> LinearInfo:
     if info.path.endswith("/fc1"):
         return dataclasses.replace(info, norm=norm, features_out=wide)
     return dataclasses.replace(info, norm=norm, features_in=wide)
+
+
+def pivoted(path: str, rank: int, width: int = 0) -> LayerPlan:
+    """The entry of a layer whose pair has an identity block, where it costs least; float and deployed."""
+    return LayerPlan("pivoted", rank, width=width, basis=PAIR_BASES.get(path.rpartition("/")[2], "output"))
 
 
 def low_rank(plan: Plan, form: str = "low_rank") -> dict[str, LayerPlan]:

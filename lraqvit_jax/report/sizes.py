@@ -67,18 +67,18 @@ SCORES, VALUES, HIDDEN = "score channels a head", "value channels a head", "hidd
 def _parts(run: Run) -> tuple[dict[str, dict[str, Cell]], set[str]]:
     """Channels and hidden units by block where whole blocks are planned, and the layers that they say all of."""
     cells: dict[str, dict[str, Cell]] = {}
-    said: set[str] = set()
+    covered: set[str] = set()
     for block in blocks.narrowed((info for info in run.layers if info.compressible), run.plan):
         sizes, whole = blocks.sizes_of(block, run.plan), blocks.full(block)
-        known = [(SCORES, sizes.score, whole.score), (VALUES, sizes.value, whole.value)] * bool(block.attention)
-        known += [(HIDDEN, sizes.width, whole.width)] * bool(block.mlp)
-        for kind, size, of in known:
+        parts = [(SCORES, sizes.score, whole.score), (VALUES, sizes.value, whole.value)] * bool(block.attention)
+        parts += [(HIDDEN, sizes.width, whole.width)] * bool(block.mlp)
+        for kind, size, of in parts:
             cells.setdefault(kind, {})[place(f"{block.path}/mlp")[0]] = Cell(
                 "all" if size == of else str(size), size / of
             )
         attention = ("query", "key", "value", "proj") if block.attention else ()
-        said |= {f"{block.path}/attn/{name}" for name in attention}
-    return cells, said
+        covered |= {f"{block.path}/attn/{name}" for name in attention}
+    return cells, covered
 
 
 def _of(run: Run, kind: str) -> str:
@@ -120,7 +120,7 @@ def plan_rows(plan: Plan, layers: Sequence[LinearInfo]) -> list[dict[str, Any]]:
         {
             "path": info.path,
             "shape": f"{info.features_in} x {info.features_out}",
-            "break_even": min(info.features_in, info.features_out) if plan[info.path].basis else info.break_even,
+            "break_even": info.break_even_of(plan[info.path]),
             "params": layer_cost(info, plan[info.path]).params,
             "mflops": layer_cost(info, plan[info.path]).flops / 1e6,
             **{name: getattr(plan[info.path], name) for name in ("form", "rank", "bits", "granularity")},
