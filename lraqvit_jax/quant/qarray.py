@@ -9,6 +9,7 @@ An asymmetric grid of activations is a symmetric one about a centre c: `x ~= qva
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ from jaxtyping import Array, Float, Int8, UInt8
 from lraqvit_jax.plan.cost import packed_rows
 from lraqvit_jax.plan.records import PACKED
 
+ROUNDINGS = 2.0**-20
+"""Entries within this share of the largest are as large: one value, computed twice, may differ by some roundings."""
 SMALLEST = 2.0**-100
 """Ranges below this count as zero: their scale, or its reciprocal, would leave float32."""
 
@@ -112,8 +115,25 @@ def max_scale(x: Float[Array, "..."], axis: int | tuple[int, ...] | None, bits: 
 
     `axis=None` reduces over everything, to shape ().
     """
-    absmax = jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None)
-    return jnp.where(absmax > SMALLEST, absmax / qmax(bits), 1.0).astype(jnp.float32)
+    largest = _largest(x, axis)
+    return jnp.where(largest > SMALLEST, largest / qmax(bits), 1.0).astype(jnp.float32)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest(x: jax.Array, axis: int | tuple[int, ...] | None) -> jax.Array:
+    """max |x| over `axis`. `jnp.max` finds the entry whose gradient it is by ==, and divides by how many are: by none
+    where XLA computes x a second time with other roundings."""
+    return jnp.max(jnp.abs(x), axis=axis, keepdims=axis is not None)
+
+
+@_largest.defjvp
+def _largest_jvp(axis: Any, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (slope,) = primals, tangents
+    largest = _largest(x, axis)
+    keep = axis is not None
+    at = (jnp.abs(x) >= largest * (1 - ROUNDINGS)).astype(x.dtype)
+    count = jnp.maximum(jnp.sum(at, axis=axis, keepdims=keep), 1)
+    return largest, jnp.sum(at * jnp.sign(x) * slope, axis=axis, keepdims=keep) / count
 
 
 def codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:

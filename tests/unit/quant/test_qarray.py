@@ -70,6 +70,22 @@ def test_any_finite_range_gives_finite_codes(size):
     assert np.isfinite(np.asarray(qarray.codes(x, scale))).all()
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)])
+def test_the_gradient_of_a_scale_is_that_of_its_largest_entry(rng, axis):
+    """By both ways of differentiation; entries that are largest together share it, and zeros have none."""
+    x = rng.standard_normal((5, 4)).astype(np.float32)
+    x[1], x[:, 2] = 0, 0
+    x[0, 0], x[3, 1] = 9, -9  # Two are the largest of all.
+    largest = np.abs(x) == np.abs(x).max(axis, keepdims=True)
+    expected = largest * np.sign(x) / np.maximum(largest.sum(axis, keepdims=True), 1) / 127
+
+    def total(x):
+        return jnp.sum(qarray.max_scale(x, axis=axis))
+
+    for gradient in (jax.grad(total), jax.jit(jax.jacfwd(total))):
+        np.testing.assert_allclose(gradient(jnp.asarray(x)), expected, rtol=1e-6)
+
+
 def test_rounding_is_to_nearest_with_ties_to_even():
     x = jnp.array([0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.5, -500.0, 0.49, 0.51])
     assert np.asarray(qarray.codes(x, jnp.float32(1))).tolist() == [0, 2, 2, 0, -2, 126, 127, -127, 0, 1]
