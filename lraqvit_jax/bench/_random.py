@@ -1,5 +1,6 @@
 """The models to time: artefacts, or random weights in every form, which take a runtime as long as any of a shape."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterable
@@ -12,8 +13,9 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.plan.files import to_json
-from lraqvit_jax.plan.records import LayerPlan, Plan, dense, low_rank
+from lraqvit_jax.plan import check as plan_check
+from lraqvit_jax.plan.files import read_plan, to_json
+from lraqvit_jax.plan.records import Plan, dense, merged, resolved
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
@@ -27,14 +29,17 @@ FORMS = {
     "int8_dense_dynamic": (False, "per_token_dynamic"),
     "int8_low_rank_dynamic": (True, "per_token_dynamic"),
 }
-"""Whether layers are pairs, and the granularity of the activations' scales; "" is float."""
+"""Whether layers are those of the plan, and the granularity of the activations' scales; "" is float."""
 NARROW = "_7"
 """Ends the name of an int8 form whose kernels have 7 bits."""
+KERNELS = ("kernel", "u", "v")
+OTHER = "@"
+"""Before the path of a plan.json, where it is not that of the work directory: "random:low_rank@DIR/plan.json"."""
 
 
 def form(name: str) -> tuple[bool, str, int]:
-    """Whether "random:low_rank" has pairs, its granularity, and the bits of its kernels; UserError for no form."""
-    kind = name.removeprefix(PREFIX)
+    """Whether "random:low_rank" is of the plan, its granularity, and the bits of its kernels; UserError for no form."""
+    kind = name.removeprefix(PREFIX).partition(OTHER)[0]
     plain = kind.removesuffix(NARROW)
     if plain not in FORMS or (plain != kind and not FORMS[plain][1]):
         forms = [*FORMS, *(f"{one}{NARROW}" for one, (_, granularity) in FORMS.items() if granularity)]
@@ -46,7 +51,7 @@ def check(ws: Workspace, names: Iterable[str]) -> None:
     """UserError for a form or an artefact that there is not."""
     for name in names:
         if name.startswith(PREFIX):
-            form(name)
+            plan_of(ws, name)
         else:
             artifacts.read_meta(_path(ws, name))
 
@@ -54,6 +59,19 @@ def check(ws: Workspace, names: Iterable[str]) -> None:
 def load(ws: Workspace, name: str) -> artifacts.Artifact:
     """An artefact, by its name in the work directory or its path, or one with random weights."""
     return artifact(ws, name) if name.startswith(PREFIX) else artifacts.load_artifact(_path(ws, name))
+
+
+def plan_of(ws: Workspace, name: str) -> Plan:
+    """The float plan of "random:FORM": that of the work directory as it is deployed, that of the file behind OTHER, or
+    dense. UserError for no form, or a file that is no plan of the model."""
+    of_plan, path = form(name)[0], name.partition(OTHER)[2]
+    if not path:
+        return merged(ws.plan) if of_plan else dense(ws.spec.layers)
+    if not of_plan:
+        raise UserError(f"latency.models has {name!r}; a dense form has no plan: leave out {OTHER + path!r}.")
+    plan = read_plan(pathlib.Path(path).expanduser())
+    plan_check.check(plan, ws.spec.layers)
+    return merged(plan)
 
 
 def _path(ws: Workspace, name: str) -> pathlib.Path:
@@ -64,11 +82,11 @@ def artifact(ws: Workspace, name: str) -> artifacts.Artifact:
     """A model of the configuration's shapes and ranks, with random weights.
 
     Args:
-        ws: gives model, classes, image size, ranks.
-        name: PREFIX and one of FORMS, with NARROW behind an int8 one or not.
+        ws: gives model, classes, image size, plan.
+        name: PREFIX and one of FORMS, with NARROW behind an int8 one or not, and OTHER with a plan or not.
     """
-    pairs, granularity, bits = form(name)
-    plan: Plan = low_rank(ws.plan) if pairs else dense(ws.spec.layers)
+    _, granularity, bits = form(name)
+    plan = plan_of(ws, name)
     params = _draw(ws, plan)
     if granularity:
         params, plan = _quantize(ws, params, plan, granularity, bits)
@@ -78,12 +96,19 @@ def artifact(ws: Workspace, name: str) -> artifacts.Artifact:
 
 
 def _draw(ws: Workspace, plan: Plan) -> Any:
-    """Normal kernels that keep the variance of what they multiply, small offsets, scales of norms near 1."""
+    """Normal kernels that keep the variance of what they multiply, small offsets, scales of norms near 1; the channels
+    that an identity block copies are any."""
     rng = np.random.default_rng(0)
+    infos = {info.path: info for info in resolved(ws.spec.layers, plan)}
 
     def draw(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        last = path.rpartition("/")[2]
-        spread = leaf.shape[0] ** -0.5 if last in ("kernel", "u", "v") else 0.02
+        layer, _, last = path.rpartition("/")
+        if last == "basis":
+            info, rows = infos[layer], np.prod(leaf.shape[:-1], dtype=int)
+            count = info.features_in if plan[layer].basis == "input" else info.features_out
+            chosen = [np.sort(rng.permutation(count)[: leaf.shape[-1]]) for _ in range(rows)]
+            return np.reshape(chosen, leaf.shape).astype(leaf.dtype)
+        spread = leaf.shape[0] ** -0.5 if last in KERNELS else 0.02
         return np.float32(last == "scale") + np.float32(spread) * rng.standard_normal(leaf.shape, np.float32)
 
     abstract = trees.flatten(sharding.abstract_params(ws.create(plan), ws.preprocess.size, sharding.one_device()))
@@ -93,16 +118,22 @@ def _draw(ws: Workspace, plan: Plan) -> Any:
 def _quantize(ws: Workspace, params: Any, plan: Plan, granularity: str, bits: int) -> tuple[Any, Plan]:
     """Integers to the nearest in every layer that `quant` says, the scales of activations from the range of noise."""
     size, quant = ws.preprocess.size, ws.config.quant
-    layers = [info for info in ws.spec.layers if info.compressible or quant.embedding_and_head]
+    infos = resolved(ws.spec.layers, plan)
+    layers = [info for info in infos if info.compressible or quant.embedding_and_head]
     images = np.random.default_rng(1).standard_normal((1, size, size, 3), np.float32)
     batch: Any = {"image": images, "mask": np.ones(1, bool)}
     seen = statistics.inputs(ws.create(plan), params, layers, [batch], sharding.one_device())
     changed, weights, paths = dict(plan), {}, [info.path for info in layers]
     layer_params = {path: trees.get(params, path) for path in paths}
-    kernels = {path: {name: value for name, value in layer_params[path].items() if name != "bias"} for path in paths}
+    kernels = {
+        path: {name: value for name, value in layer_params[path].items() if name in ("kernel", "u", "v")}
+        for path in paths
+    }
     integers, scales = _round(kernels, seen, granularity, bits)
     for path in paths:
-        changed[path] = LayerPlan("quantized", plan[path].rank, 8, granularity, weight_bits=bits)
+        changed[path] = dataclasses.replace(
+            plan[path], form="quantized", bits=8, granularity=granularity, weight_bits=bits
+        )
         weights[path] = {**layer_params[path], **integers[path]}
         if granularity != "per_token_dynamic":
             weights[path] |= {f"{part}_scale": scale for part, scale in scales[path].items()}

@@ -1,8 +1,9 @@
 """bench latency: models as their exported files run, in several runtimes, side by side.
 
 `latency.models` are artefacts, by their name in the work directory or their path, or "random:FORM": the shapes and
-ranks of the configuration with random weights, which take the same time. A model is written as each runtime reads it:
-ONNX for ONNX Runtime and OpenVINO, StableHLO for JAX, safetensors for PyTorch.
+ranks of the configuration, or with "random:FORM@PATH" those of another plan.json, and random weights, which take the
+same time. A model is written as each runtime reads it: ONNX for ONNX Runtime and OpenVINO, StableHLO for JAX,
+safetensors for PyTorch.
 
 Each model of each runtime is loaded by a process of its own, which has as many cores as threads. In every round each is
 called once, so that other load on the machine falls on all; ratios are taken within a round. What is not installed is

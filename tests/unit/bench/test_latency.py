@@ -1,6 +1,7 @@
 """What `bench latency` refuses, and what its numbers and its models with random weights are."""
 
 import dataclasses
+import json
 import pathlib
 import pkgutil
 
@@ -13,6 +14,8 @@ from lraqvit_jax import runtimes
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import _random, latency
 from lraqvit_jax.config import parse
+from lraqvit_jax.plan import blocks
+from lraqvit_jax.plan.files import to_json
 from lraqvit_jax.run import opening, planning
 
 
@@ -21,6 +24,8 @@ from lraqvit_jax.run import opening, planning
     [
         ("models", ("random:int4",), "'random:int4', which is no form"),
         ("models", ("random:dense_7",), "'random:dense_7', which is no form"),
+        ("models", ("random:dense@plan.json",), "a dense form has no plan"),
+        ("models", ("random:low_rank@nowhere.json",), "nowhere.json"),
         ("models", ("dense",), "There is no whole artefact"),
         ("models", (), "latency.models is ()"),
         ("runtimes", ("tflite",), "no runtime 'tflite'"),
@@ -69,6 +74,26 @@ def test_random_models_have_the_form_they_name_and_signals_that_live(tmp_path):
     assert want.std() > 0.1
     for name in ("int8_low_rank", "int8_low_rank_7", "int8_low_rank_dynamic"):
         assert 0 < np.linalg.norm(logits[name] - want) < 0.2 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("form", ["low_rank", "int8_low_rank_7", "int8_low_rank_dynamic"])
+def test_a_random_model_may_be_that_of_another_plan(tmp_path, form):
+    """Heads, widths and identity blocks as they would be deployed, from plan.json."""
+    ws = opening.open_workspace(parse(digits.get_config().to_dict()), tmp_path, write=False)
+    block = blocks.blocks(ws.spec.layers)[0]
+    whole = blocks.full(block)
+    sizes = blocks.Sizes(whole.score // 2, whole.value // 2, whole.width // 2, 8, 8)
+    plan = blocks.plan_of(ws.spec.layers, {block.path: sizes})
+    (tmp_path / "plan.json").write_text(json.dumps(to_json(plan)))
+    one = _random.artifact(ws, f"random:{form}@{tmp_path / 'plan.json'}")
+    assert {path: (x.rank, x.width, x.basis) for path, x in one.plan.items()} == {
+        path: (x.rank, x.width, x.basis) for path, x in plan.items()
+    }
+    images = np.random.default_rng(2).standard_normal((3, 8, 8, 3), np.float32)
+    exact = _random.artifact(ws, f"random:low_rank@{tmp_path / 'plan.json'}")
+    logits, float_logits = (np.asarray(jax.jit(m.model.apply)({"params": m.params}, images)) for m in (one, exact))
+    assert float_logits.std() > 0.1
+    assert np.linalg.norm(logits - float_logits) < 0.2 * np.linalg.norm(float_logits)
 
 
 def test_ratios_are_those_of_each_round():
