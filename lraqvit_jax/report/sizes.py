@@ -78,14 +78,21 @@ def _parts(run: Run) -> tuple[dict[str, dict[str, Cell]], set[str]]:
             )
         attention = ("query", "key", "value", "proj") if block.attention else ()
         covered |= {f"{block.path}/attn/{name}" for name in attention}
+    if HIDDEN in cells:
+        whole_mlps = {place(f"{block.path}/mlp")[0] for block in _blocks(run) if block.mlp} - {*cells[HIDDEN]}
+        cells[HIDDEN] |= dict.fromkeys(whole_mlps, Cell("all", 1.0))
     return cells, covered
+
+
+def _blocks(run: Run) -> list[blocks.Block]:
+    return blocks.blocks(info for info in run.layers if info.compressible)
 
 
 def _of(run: Run, kind: str) -> str:
     """What a row's numbers are of: ", of 64"; "" for ranks."""
     if kind not in (SCORES, VALUES, HIDDEN):
         return ""
-    wholes = [blocks.full(block) for block in blocks.blocks(info for info in run.layers if info.compressible)]
+    wholes = [blocks.full(block) for block in _blocks(run)]
     return f", of {span([one.width if kind == HIDDEN else one.score for one in wholes])}"
 
 

@@ -42,7 +42,9 @@ def group(run: Run, name: str) -> str:
         return "dense"
     if name in run.options.quant.methods:
         return "integers"
-    return "trained" if name in run.options.runs else "factorized"
+    options = run.options
+    steps = options.runs[name].steps or options.steps or options.epochs if name in options.runs else 0
+    return "trained" if steps else "factorized"
 
 
 def ordered(run: Run) -> list[Mapping[str, Any]]:

@@ -34,10 +34,9 @@ def _train(ws: Workspace, name: str, options: Run) -> None:
     towards = objective.of_run(options, student, teacher, resampled)
     params, checkpoints = fit(ws, name, towards, recipe, student_params, frozen, size)
     params = trees.nest(trees.flatten(params) | {path: original[path] for path in resampled})
-    notes = (
-        f"{options.decomposition} + {options.branch} branch, {recipe.steps} steps at {size} pixels, "
-        f"{terms.describe(options.distillation)}"
-    )
+    trained = f"{recipe.steps} steps at {size} pixels, {terms.describe(options.distillation)}"
+    branch = f" + {options.branch} branch" if recipe.steps or options.branch != "none" else ""
+    notes = f"{options.decomposition}{branch}, {trained if recipe.steps else 'not trained'}"
     ws.save(f"{name}.trained", params, start.plan, parent=f"{name}.start", notes=notes)
     checkpoints.delete()
 

@@ -64,6 +64,8 @@ def test_the_map_of_whole_blocks_says_what_is_left_of_each_part(whole):
     ):
         assert kinds[kind]["0"] == (str(size), size / of)
     assert kinds[f"score channels a head, of {full.score}"]["1"] == ("all", 1)
+    assert {*kinds[f"hidden units, of {full.width}"].values()} == {(str(cut.width), cut.width / full.width), ("all", 1)}
+    assert {*kinds[f"hidden units, of {full.width}"]} == {*found["blocks"]}
     assert not {"attn/query", "attn/key", "attn/value"} & {*kinds}
     for kind, rank in (("mlp/fc1", cut.fc1), ("mlp/fc2", cut.fc2)):
         path = f"blocks_0/{kind}"

@@ -36,6 +36,20 @@ def test_the_order_is_by_group_then_accuracy():
     assert [row["name"] for row in table.ordered(run)] == ["dense", "lra", "kd", "int4", "int8"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"steps": 9}, "trained"),
+        ({"steps": 0}, "factorized"),
+        ({"steps": 0, "epochs": 0.5}, "trained"),
+        ({"steps": 0, "runs": {"kd": {"steps": 3}}}, "trained"),
+    ],
+)
+def test_a_run_of_no_steps_is_not_trained(fields, wanted):
+    run = some(dense=(4, 90), kd=(2, 80))
+    assert table.group(run._replace(config={**run.config, **fields}), "kd") == wanted
+
+
 def test_the_front_is_what_no_other_beats(rng):
     rows = [{"cost": float(cost), "top1": float(top1)} for cost, top1 in rng.integers(1, 9, (40, 2))]
 
