@@ -29,9 +29,19 @@ class Example(TypedDict):
 
 
 class Source(Protocol):
-    """A random-access, thread-safe sequence of examples."""
+    """A random-access, thread-safe sequence of examples.
+
+    Attributes:
+        class_names: of the labels, from 0; [] where there are no labels, or no names.
+        numbered: whether the data themselves give numbers, which decide where names do not.
+    """
 
     class_names: list[str]
+    numbered: bool
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Of every example; None where they are not known before the images are read."""
 
     def __len__(self) -> int: ...
 
@@ -44,6 +54,11 @@ class Unlabelled:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.class_names: list[str] = []
+        self.numbered = False
+
+    @property
+    def labels(self) -> list[int]:
+        return [-1] * len(self)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -57,13 +72,21 @@ class Spread:
 
     def __init__(self, source: Source, count: int) -> None:
         self._source, self._count = source, count
-        self.class_names = source.class_names
+        self.class_names, self.numbered = source.class_names, source.numbered
+
+    @property
+    def labels(self) -> list[int] | None:
+        labels = self._source.labels
+        return None if labels is None else [labels[self._place(index)] for index in range(self._count)]
+
+    def _place(self, index: int) -> int:
+        return index * len(self._source) // self._count
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> Example:
-        return self._source[index * len(self._source) // self._count]
+        return self._source[self._place(index)]
 
 
 class Joined:
@@ -73,6 +96,12 @@ class Joined:
         self._parts = parts
         self._starts = list(itertools.accumulate(map(len, parts), initial=0))
         self.class_names: list[str] = next((part.class_names for part in parts if part.class_names), [])
+        self.numbered = all(part.numbered for part in parts if part.class_names)
+
+    @property
+    def labels(self) -> list[int] | None:
+        lists = [part.labels for part in self._parts]
+        return None if None in lists else [int(label) for labels in lists for label in labels or ()]
 
     def __len__(self) -> int:
         return self._starts[-1]
