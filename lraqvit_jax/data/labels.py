@@ -24,11 +24,11 @@ FIRST = 100
 """Rows that are looked at to tell what a table is about."""
 MAX_CLASSES = 2**17
 """Labels are below it (ImageNet-21k has 21,841 classes): a name is kept for each."""
-SUFFIXES = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 FILE = (
     *("file", "filename", "filepath", "filepaths", "files", "filenames", "path", "paths", "imagepath", "imgpath"),
     *("imagefile", "imagefilename", "imagename", "imgname", "image", "img", "images", "picture", "photo", "fname"),
-    *("imageid", "imgid", "id"),
+    *("imageid", "imgid", "fileid", "idcode", "id"),
 )
 """What the column of files is called, the likeliest first; letters and digits of the header, in lower case."""
 LABEL = (
@@ -39,7 +39,7 @@ LABEL = (
 """Likewise of labels, numbers or names."""
 SPLIT = ("split", "dataset", "subset", "partition", "set")
 """Likewise of what says to which of `layout.SPLITS` a file belongs."""
-WORDS = ("text", "caption", "captions", "prompt", "description", "width", "height", "url", "index", "unnamed0")
+WORDS = ("text", "caption", "captions", "prompt", "description", "width", "height", "url", "index", "unnamed")
 """Columns that are no labels, whatever else is missing."""
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -201,10 +201,12 @@ def _columns(rows: Sequence[Row]) -> Columns | None:
     """Which headers say what; None where nothing says the files, or nothing the labels."""
     if not rows:
         return None
-    headers = [header for header in rows[0].cells if _key(header) and _key(header) not in WORDS]
+    headers = [header for header in rows[0].cells if _key(header) and _key(header).rstrip("0123456789") not in WORDS]
     by_key = {_key(header): header for header in headers}
     pictures = [header for header in headers if layout.is_picture(rows[0].cells[header])]
-    file = next((by_key[key] for key in FILE if key in by_key), pictures[0] if len(pictures) == 1 else "")
+    known = [by_key[key] for key in FILE if key in by_key]
+    unknown = [header for header in headers if _key(header) not in (*LABEL, *SPLIT)]
+    file = next((names[0] for names in (known, pictures, unknown) if len(names) == 1 or (names and names is known)), "")
     split = next((by_key[key] for key in SPLIT if key in by_key and by_key[key] != file), "")
     others = [header for header in headers if header not in (file, split)]
     labels = [by_key[key] for key in LABEL if by_key.get(key) in others] or (others if len(others) == 1 else [])
@@ -255,7 +257,7 @@ def _table_rows(text: str, path: pathlib.Path) -> Iterator[Row]:
         for written in reader:
             cells = [cell.strip() for cell in written]
             if any(cells) and (header or _without_header(cells)):
-                header = header or ["file", "label"]
+                header = header or ["file", "label", *(f"unnamed {place}" for place in range(2, len(cells)))]
                 padded = cells + [""] * (len(header) - len(cells))
                 yield Row(f"Line {reader.line_num + skipped} of {path}", dict(zip(header, padded, strict=False)))
             elif any(cells):
@@ -267,7 +269,7 @@ def _table_rows(text: str, path: pathlib.Path) -> Iterator[Row]:
 
 def _without_header(cells: Sequence[str]) -> bool:
     """Whether the first row of a table is a file and its label already."""
-    return len(cells) == 2 and layout.is_picture(cells[0])
+    return len(cells) > 1 and layout.is_picture(cells[0])
 
 
 def _header(cells: list[str], path: pathlib.Path) -> list[str]:
@@ -295,6 +297,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """Of the header's columns: that which the first line has most of."""
+    """Of the header's columns: that which the first line has most of, a blank where it has none."""
     header = text.partition("\n")[0]
-    return max(",;\t|", key=header.count)
+    letter = max(",;\t|", key=header.count)
+    return letter if letter in header else " "

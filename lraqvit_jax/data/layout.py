@@ -25,6 +25,8 @@ SPLITS = {
 }
 """What a split is called, in any case, with words of FILLERS around: seg_train, test_set, Training images."""
 FILLERS = {"seg", "set", "data", "dataset", "split", "folder", "images", "image", "imgs", "img", "pictures", "photos"}
+UNLABELLED = {"unlabeled", "unlabelled", "pred", "predict"}
+"""Words in the names of folders beside those of splits that are no classes."""
 PICTURES = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "jpg", "jpeg", "data", "dataset")
 """What a folder of all pictures is called, which is no class, in any case."""
 EXAMPLES = 3
@@ -56,7 +58,8 @@ def is_picture(name: str) -> bool:
 
 def suffix(name: str) -> str:
     """The end of a file's name from the last dot on, in lower case; "" where there is none."""
-    return pathlib.PurePosixPath(name).suffix.lower()
+    stem, dot, end = name.rpartition(".")
+    return f".{end.lower()}" if dot and stem and "/" not in end and not stem.endswith("/") else ""
 
 
 def words(name: str) -> set[str]:
@@ -152,6 +155,7 @@ def splits(root: pathlib.Path) -> dict[str, str]:
             )
         found[split] = name
     others = [name for name in names if name not in found.values() and name.lower() not in PICTURES]
+    others = [name for name in others if not words(name) & UNLABELLED]
     alone = len(found) == 1 and not any(folders(root / name) for name in found.values())
     return {} if alone and any(has_pictures(root / name) for name in others) else found
 
@@ -166,22 +170,30 @@ def has_pictures(folder: pathlib.Path) -> bool:
 def inner(root: pathlib.Path) -> pathlib.Path:
     """The folder that has the data: `root`, or the only one in it where that is a wrapping, as zip files leave it.
 
-    Wrappings are data/data/cat, images/cat, and folders around train and val.
+    Wrappings are data/data/cat, images/cat, and a lone folder of nothing but folders, of splits or of classes.
     """
     for _ in range(DEPTH):
-        names = folders(root)
-        if len(names) != 1 or any(is_picture(entry.name) for entry in _entries(root)):
+        if any(is_picture(name) for name in plain_files(root)):
             break
-        inside = root / names[0]
-        again = names[0].lower() == root.name.lower() and bool(folders(inside))
-        around = names[0].lower() in PICTURES or len(splits(inside)) > 1
-        if not again and (split_of(names[0]) or not around):
+        names = [name for name in folders(root) if has_pictures(root / name)]
+        if len(names) != 1 or split_of(names[0]) not in ("", split_of(root.name)) or not _wraps(root, names[0]):
             break
-        root = inside
+        root = root / names[0]
     return root
 
 
-def left_out(root: pathlib.Path, names: Sequence[str], why: str = "are no pictures that are read") -> None:
+def _wraps(root: pathlib.Path, name: str) -> bool:
+    """Whether the only folder with pictures is no class."""
+    inside = root / name
+    if name.lower() in PICTURES or (name.lower() == root.name.lower() and folders(inside)):
+        return True
+    if len(folders(root)) > 1 or any(is_picture(file) for file in plain_files(inside)):
+        return False
+    deep = inner(inside)
+    return bool(splits(deep)) or sum(has_pictures(deep / folder) for folder in folders(deep)) > 1
+
+
+def left_out(root: pathlib.Path, names: Sequence[str], why: str = "no pictures that are read") -> None:
     """Warns once of the files of a folder that are not used: how many of which kind, and an example of each."""
     if not names:
         return
@@ -191,4 +203,5 @@ def left_out(root: pathlib.Path, names: Sequence[str], why: str = "are no pictur
     shown = sorted(kinds.items(), key=lambda item: -len(item[1]))[:EXAMPLES]
     listed = ", ".join(f"{len(some):,} of {kind} ({short(some[0], 60)})" for kind, some in shown)
     rest = ", and other kinds" * (len(kinds) > EXAMPLES)
-    console.warn_once(f"{short(str(root))}: {len(names):,} files {why} and are left out: {listed}{rest}.")
+    count = f"{len(names):,} files are" if len(names) > 1 else "1 file is"
+    console.warn_once(f"{short(str(root))}: {count} left out ({why}): {listed}{rest}.")

@@ -69,6 +69,8 @@ def load(name: str, role: str, data_dir: str = "") -> Images:
         raise UserError(f"The folder {short(str(root))!r} has no images for data.{role}; {LAYOUTS}.")
     if role == "eval" and not opened.class_names:
         for table in _tables(root):
+            if table.suffix.lower() == ".txt":
+                continue
             if layout.split_of(table.stem, GENERAL) in SPLITS[role] or layout.words(table.stem) & GENERAL:
                 labels.read(table)  # which says what is wrong with it
         raise UserError(
@@ -97,8 +99,9 @@ def _opened(root: pathlib.Path, role: str) -> Images | None:
         _say_split(root, splits, split, role)
     part = layout.inner(root / splits[split]) if split else root
     return (
-        (_of_tables(part, role, "") if split else None)
+        (_of_tables(root / splits[split], role, "") if split else None)
         or (_classes(part) if split else None)
+        or (_of_tables(root / splits[split], role, "", whatever=True) if split else None)
         or _of_tables(root, role, splits.get(split, ""))
         or _classes(part)
         or _of_tables(root, role, splits.get(split, ""), whatever=True)
@@ -139,7 +142,7 @@ def _classes(root: pathlib.Path) -> Images | None:
     plain = layout.plain_files(root)
     layout.left_out(root, [*others, *(name for name in plain if not layout.is_picture(name))])
     beside = [name for name in plain if layout.is_picture(name)]
-    layout.left_out(root, beside, "lie beside the folders of classes, have no label,")
+    layout.left_out(root, beside, "they lie beside the folders of classes")
     return _images(root, Labels([file for file, _ in rows], [label for _, label in rows], names, numbered=False))
 
 
@@ -234,10 +237,11 @@ def _of_table(root: pathlib.Path, tables: Sequence[pathlib.Path], role: str, par
     if isinstance(read, Archive):
         read.check(rows.files)
     nothing, _ = paths.find(rows.nothing, table)
-    layout.left_out(root, nothing, f"have no class in {table.name}")
+    layout.left_out(root, nothing, f"of no class in {table.name}")
     elsewhere = tuple(f"{name}/" for name in splits.values() if name != part)
     unnamed = [name for name in sorted(paths.pictures - {*files, *nothing}) if not name.startswith(elsewhere)]
-    layout.left_out(root, unnamed, f"are not named in {table.name}")
+    if not any(layout.split_of(path.stem, GENERAL) for path in _tables(root) if path != table):
+        layout.left_out(root, unnamed, f"not named in {table.name}")
     return Images(str(root), rows, read)
 
 

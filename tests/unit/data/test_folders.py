@@ -70,6 +70,25 @@ def test_folders_that_a_zip_file_leaves_around_the_data_are_passed(tmp_path, ins
     assert read(tmp_path, "train") == {3: "ant", 4: "cat"}
 
 
+@pytest.mark.parametrize("around", ["PetImages", "images", "archive/Data", "data/data"])
+def test_one_folder_of_folders_is_no_class(tmp_path, around):
+    write(tmp_path / around, *NAMES)
+    (tmp_path / "about").mkdir()
+    (tmp_path / "about" / "x.xml").write_text("x") if around == "images" else (tmp_path / "about").rmdir()
+    assert read(tmp_path) == WANTED
+
+
+def test_a_class_with_folders_in_it_beside_another_is_one(tmp_path):
+    write(tmp_path, "ant/2020/0.png", "ant/2021/1.png", "cat/2.png")
+    assert read(tmp_path) == WANTED
+
+
+def test_pictures_beside_a_split_that_have_no_labels_are_left_out(tmp_path, capsys):
+    write(tmp_path, "train/0.png", "unlabeled/1.png")
+    assert read(tmp_path, "train") == {0: None}
+    assert "unlabeled/ beside train/ is no split and is left out" in capsys.readouterr().err
+
+
 def test_validation_comes_before_test_and_that_is_said(tmp_path, capsys):
     write(tmp_path / "valid", *NAMES)
     write(tmp_path / "test", "ant/3.png")
@@ -111,7 +130,10 @@ def test_what_is_skipped_is_counted_and_named_once(tmp_path, capsys):
         assert read(tmp_path, role) == WANTED
     warned = capsys.readouterr().err
     assert warned.count("warning:") == 1
-    assert all(word in warned for word in ("5 files", "2 of .heic (ant/a.heic)", "1 of .txt (cat/c.txt)"))
+    assert all(
+        word in warned
+        for word in ("5 files are left out (no pictures", "2 of .heic (ant/a.heic)", "1 of .txt (cat/c.txt)")
+    )
 
 
 def test_a_class_without_pictures_keeps_its_place(tmp_path):
@@ -177,6 +199,9 @@ TABLES = {
     "pandas": ("train.csv", ",filename,label\n0,0.png,ant\n1,1.png,ant\n2,2.png,cat\n"),
     "no header": ("labels.csv", "0.png,ant\n1.png,ant\n2.png,cat\n"),
     "other word": ("labels.csv", "name,finding\n0.png,ant\n1.png,ant\n2.png,cat\n"),
+    "code": ("train.csv", "id_code,diagnosis\n0,ant\n1,ant\n2,cat\n"),
+    "list": ("labels.txt", "0.png ant\n1.png ant\n2.png cat\n"),
+    "tiny imagenet": ("val_annotations.txt", "0.png\tant\t0\t9\n1.png\tant\t1\t9\n2.png\tcat\t0\t0\n"),
     "hugging face": ("metadata.csv", "file_name,label\n0.png,ant\n1.png,ant\n2.png,cat\n"),
     "json lines": (
         "metadata.jsonl",
@@ -250,7 +275,7 @@ def test_roboflow_has_a_table_in_each_split(tmp_path, capsys):
         (tmp_path / name).write_text("about")
     assert read(tmp_path) == WANTED
     assert read(tmp_path, "train") == {3: "cat"}
-    assert "1 files have no class in _classes.csv and are left out: 1 of .png (4.png)" in capsys.readouterr().err
+    assert "1 file is left out (of no class in _classes.csv): 1 of .png (4.png)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["root", "split"])
@@ -325,7 +350,7 @@ def test_unnamed_pictures_are_counted(tmp_path, capsys):
     write(tmp_path / "images", "0.png", "1.png", "2.png")
     (tmp_path / "labels.csv").write_text("file,label\n0.png,ant\n")
     assert read(tmp_path) == {0: "ant"}
-    assert "2 files are not named in labels.csv and are left out: 2 of .png (images/1.png)" in capsys.readouterr().err
+    assert "2 files are left out (not named in labels.csv): 2 of .png (images/1.png)" in capsys.readouterr().err
 
 
 def test_the_table_of_splits_has_no_word_twice():
