@@ -26,12 +26,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def image_paths(names: Iterable[str]) -> list[pathlib.Path]:
     """The images: a folder stands for all that are in it or below; UserError where there is nothing."""
-    from lraqvit_jax.data.sources import folder
+    from lraqvit_jax.data import layout
 
     paths = []
     for name in names:
         path = files.locate(name)
-        inside = sorted(file for file in path.rglob("*") if folder.is_image(file)) if path.is_dir() else [path]
+        inside = [path / file for file in layout.walk(path).pictures] if path.is_dir() else [path]
         if not inside:
             raise UserError(f"The folder {path} has no images; name another, or files.")
         paths += inside

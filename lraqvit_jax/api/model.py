@@ -14,9 +14,10 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from lraqvit_jax.base import console, files
-from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.config import restored
-from lraqvit_jax.data import class_names, sources
+from lraqvit_jax.data import class_names, matching, sources
+from lraqvit_jax.data.matching import Classes
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import precision, sharding
 from lraqvit_jax.tasks import classification as evaluate
@@ -92,25 +93,30 @@ class Model(artifacts.Artifact):
         ]
 
     def evaluate(
-        self, images: str | Iterable[memory.Item], labels: Sequence[int] | None = None, batch_size: int = 32
+        self,
+        images: str | Iterable[memory.Item],
+        labels: Sequence[int] | Sequence[str] | None = None,
+        batch_size: int = 32,
     ) -> evaluate.Accuracy:
         """Top-1 and top-5 in percent.
 
         Args:
             images: a data source such as "folder:LABELLED", or images.
-            labels: of the images, from 0; a source has its own.
+            labels: of the images, from 0, or names; a source has its own. Names are matched with the model's.
             batch_size: how many go through the model at once.
 
         Raises:
-            UserError: no such source, no labels, images that cannot be read.
+            UserError: no such source, no labels, a class that the model has not, images that cannot be read.
         """
+        where = short(images) if isinstance(images, str) else "labels"
         if isinstance(images, str):
             source: sources.Source = sources.load(images, "eval")
         elif labels is None:
             raise UserError("There are no labels to evaluate with; give labels, or a data source that has them.")
         else:
             source = memory.Images(images, labels)
-        mesh = sharding.one_device()
+        classes = Classes.of(self.meta["num_classes"], self.class_names, self.meta.get("data_names"))
+        source, mesh = matching.matched(source, classes, where), sharding.one_device()
         return evaluate.accuracy(self.model, self.params, source, self.preprocess, batch_size=batch_size, mesh=mesh)
 
     def export_onnx(self, path: str | os.PathLike, target: str = "avx2") -> pathlib.Path:

@@ -17,6 +17,10 @@ MAX_BYTES = 2**26
 """Of a JSON file. Parsed, it takes about twenty times its size."""
 
 
+MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+"""Byte-order marks that tell an encoding other than UTF-8."""
+
+
 def locate(name: str) -> pathlib.Path:
     """The path that a user names, ~ for home; UserError for what cannot be one (too long, a NUL, an unknown user)."""
     try:
@@ -28,11 +32,17 @@ def locate(name: str) -> pathlib.Path:
 
 
 def text(path: pathlib.Path, mend: str) -> str:
-    """The content of a UTF-8 file; UserError, with `mend` at its end, where it cannot be read or is too large."""
+    """The content of a file in UTF-8, or in UTF-16 with its mark; marks are no part of it.
+
+    Raises:
+        UserError: with `mend` at its end, where it cannot be read or is too large.
+    """
     try:
         size = path.stat().st_size
         if size <= MAX_BYTES:
-            return path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                mark = file.read(2)
+            return path.read_text(encoding=MARKS.get(mark, "utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({short(str(error))}); {mend}.") from error
     raise UserError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}; {mend}.")

@@ -24,6 +24,19 @@ def imagenet() -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
+@functools.cache
+def synsets() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet-1k's classes, in the order of the logits, which is their own."""
+    path = pathlib.Path(__file__).parent / "imagenet_synsets.txt"
+    return tuple(path.read_text(encoding="utf-8").split())
+
+
+@functools.cache
+def of_synsets() -> dict[str, str]:
+    """ImageNet-1k's names by WordNet id."""
+    return dict(zip(synsets(), imagenet(), strict=True))
+
+
 def read(name: str, num_classes: int) -> list[str]:
     """Reads a text file with one name a line.
 

@@ -16,12 +16,13 @@ import contextlib
 import io
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
 from lraqvit_jax.base.errors import UserError, short
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
-"""Pillow's decoders that are asked, whatever the suffix says ("JPEG" reads MPO too). Others start programs (EPS)."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()))
+"""Pillow's decoders that are asked, whatever the suffix says ("JPEG" reads MPO too, "PPM" PGM and PBM). Others start
+programs (EPS)."""
 MAX_BYTES = 2**28
 """Of a file. What is larger is not read."""
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**30 // 12
@@ -95,8 +96,9 @@ def rgb(image: Image.Image) -> Image.Image:
         ValueError: the mode has no known range.
     """
     image.load()  # which turns a TIFF itself, and takes its tag away
+    deep = image.mode in SIXTEEN or (image.mode == "I" and image.format == "PPM")  # which Pillow scales to 16 bits
     image = _upright(image)
-    if image.mode in SIXTEEN:
+    if deep:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in NO_RANGE:
         raise ValueError(f"its pixels are of Pillow's mode {image.mode}, of no known range; save it with 8 or 16 bits")

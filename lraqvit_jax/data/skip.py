@@ -8,13 +8,15 @@ and calibration the row is masked out.
 import functools
 import pathlib
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
 from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import UserError, short
-from lraqvit_jax.data import sources
+from lraqvit_jax.data import matching, sources
 from lraqvit_jax.data.images import BadImageError
+from lraqvit_jax.data.matching import Classes
 from lraqvit_jax.data.sources import Example, Source
 
 MANY = 20
@@ -29,11 +31,15 @@ class Skipping:
 
     def __init__(self, source: Source, role: str, listing: pathlib.Path) -> None:
         """`listing` gets a line for each bad image: role, file, reason, with tabs between."""
-        self.class_names = source.class_names
+        self.class_names, self.numbered = source.class_names, source.numbered
         self._source, self._role, self._listing = source, role, listing
         self._state, self._read, self._bad = np.full(len(source), UNREAD, np.uint8), 0, 0
         self._listed = set(listing.read_text(errors="replace").splitlines()) if listing.is_file() else set()
         self._lock = threading.Lock()
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        return self._source.labels
 
     def __len__(self) -> int:
         return len(self._source)
@@ -108,6 +114,13 @@ def too_many(role: str, bad: int, read: int, listing: pathlib.Path) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def load(source: str, role: str, data_dir: str, listing: pathlib.Path) -> Skipping:
-    """As `sources.load`, with bad images passed over; one answer for each role of a work directory."""
-    return Skipping(sources.load(source, role, data_dir), role, listing)
+def load(
+    source: str, role: str, data_dir: str, listing: pathlib.Path, classes: Classes | None = None, needed: bool = True
+) -> Skipping:
+    """As `sources.load`, with the labels of a model's classes if they are given, and bad images passed over.
+
+    There is one answer for each role of a work directory. `needed`: as for `matching.matched`.
+    """
+    opened = sources.load(source, role, data_dir)
+    opened = matching.matched(opened, classes, f"data.{role}", needed) if classes else opened
+    return Skipping(opened, role, listing)

@@ -1,31 +1,38 @@
 """Opens a work directory: everything that can be checked before any work is checked here."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lraqvit_jax import models, weights
+from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import Config
-from lraqvit_jax.data import augment, class_names, preprocess, sources
+from lraqvit_jax.data import augment, class_names, matching, preprocess, sources
+from lraqvit_jax.data.matching import Classes
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import processes, sharding
 from lraqvit_jax.devices.sharding import Mesh
 from lraqvit_jax.lowrank import decomposition, reparam
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.run import claim, metrics, planning
-from lraqvit_jax.run.workspace import Workspace, check_classes
+from lraqvit_jax.run.workspace import Workspace, labels_count
 from lraqvit_jax.weights import artifacts, tensors
 
 
 class Identity(NamedTuple):
-    """Who the teacher is: its variant, the size of its logits and what they are called, how its images are prepared."""
+    """Who the teacher is: its variant, the size of its logits and what they are called, how its images are prepared.
+
+    `data_names`: see `Workspace`.
+    """
 
     model: str
     num_classes: int
     class_names: list[str]
     preprocess: Preprocess
+    data_names: list[str]
 
 
 def open_workspace(
@@ -60,7 +67,14 @@ def _claim(ws: Workspace) -> None:
     claim.write(ws.directory, ws.config, ws.plan, ws.provisional)
     for directory in (ws.directory / "checkpoints").iterdir() if ws.config.class_names else ():
         if artifacts.exists(directory):
-            artifacts.set_class_names(directory, ws.class_names)
+            _rename(directory, {"class_names": ws.class_names, "data_names": ws.data_names})
+
+
+def _rename(directory: pathlib.Path, names: dict[str, list[str]]) -> None:
+    """Gives an artefact other names of classes, where it has not these already."""
+    meta, path = artifacts.read_meta(directory), artifacts.meta_file(directory)
+    if path and {**meta, **names} != meta:
+        files.write_atomically(path, json.dumps({**meta, **names}))
 
 
 def _mesh(config: Config) -> Mesh:
@@ -82,8 +96,11 @@ def _opened(
     plan = planning.current(config, spec, directory, provisional)
     if write:
         _check_modules(config)
+        classes = Classes.of(teacher.num_classes, teacher.class_names, teacher.data_names)
         for role, name in names.items():
-            check_classes(role, sources.load(name, role, config.data.data_dir), teacher.num_classes)
+            source = sources.load(name, role, config.data.data_dir)
+            if labels_count(config, role):
+                matching.matched(source, classes, f"data.{role}")
     return Workspace(config, directory, mesh, *teacher, spec, plan, provisional=provisional)
 
 
@@ -93,7 +110,10 @@ def _finished(config: Config, directory: pathlib.Path) -> Identity | None:
         return None
     meta = artifacts.read_meta(directory / "checkpoints" / "dense")
     names = class_names.read(config.class_names, meta["num_classes"]) if config.class_names else meta["class_names"]
-    return Identity(meta["model"], meta["num_classes"], names, preprocess.from_json(meta["preprocess"]))
+    of_file = bool(meta.get("config", {}).get("class_names"))
+    others = meta.get("data_names") or ([] if of_file else meta["class_names"])
+    prepare = preprocess.from_json(meta["preprocess"])
+    return Identity(meta["model"], meta["num_classes"], names, prepare, others if others != names else [])
 
 
 def _identity(config: Config, write: bool) -> Identity:
@@ -113,7 +133,7 @@ def _identity(config: Config, write: bool) -> Identity:
         raise UserError("The config names neither a model nor weights; set one of them.")
     if pretrained:
         _check_model(config, pretrained)
-    return Identity(model, num_classes or len(names), names, prepare)
+    return Identity(model, num_classes or len(names), names, prepare, _data_names(config, pretrained, names))
 
 
 def _class_names(config: Config, pretrained: weights.Pretrained | None, num_classes: int) -> list[str]:
@@ -123,8 +143,26 @@ def _class_names(config: Config, pretrained: weights.Pretrained | None, num_clas
         return class_names.read(config.class_names, num_classes)
     if pretrained and pretrained.class_names:
         return pretrained.class_names
-    names = sources.load(config.data.train, "train", config.data.data_dir).class_names
-    return names if len(names) == (num_classes or len(names)) else []
+    source = sources.load(config.data.train, "train", config.data.data_dir)
+    if len(source.class_names) != (num_classes or len(source.class_names)):
+        return []
+    if pretrained and not config.teacher.steps:  # The order is the weights', which tell nothing of it.
+        source = matching.matched(source, Classes(num_classes), "data.train", needed=False)
+    return source.class_names
+
+
+def _data_names(config: Config, pretrained: weights.Pretrained | None, names: list[str]) -> list[str]:
+    """Where a file gives the names: those of the weights, or of the data that train a head, if they call the classes
+    otherwise. By them labels are matched as well."""
+    if not config.class_names:
+        return []
+    if pretrained and pretrained.class_names:
+        return pretrained.class_names if pretrained.class_names != names else []
+    if not config.teacher.steps:
+        return []
+    source = sources.load(config.data.train, "train", config.data.data_dir)
+    renamed = not source.numbered and matching.renames(source.class_names, names)
+    return source.class_names if renamed and source.class_names != names else []
 
 
 def _check_model(config: Config, pretrained: weights.Pretrained) -> None:

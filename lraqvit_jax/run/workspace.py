@@ -13,7 +13,8 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.base.version import VERSION
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.config import Config
-from lraqvit_jax.data import pipeline, skip, sources
+from lraqvit_jax.data import matching, pipeline, skip, sources
+from lraqvit_jax.data.matching import Classes
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import Source
 from lraqvit_jax.devices import processes, sharding
@@ -37,6 +38,8 @@ class Workspace:
         num_classes: size of the logits.
         class_names: of the data or the weights; may be empty.
         preprocess: of the teacher.
+        data_names: what the weights or the data that trained the teacher call the classes, where `class_names` says
+            otherwise; [] where they say the same, or nothing.
         spec: of the model.
         plan: of the deployed model.
         provisional: whether the stage `plan` has yet to choose the ranks.
@@ -51,6 +54,7 @@ class Workspace:
     num_classes: int
     class_names: list[str]
     preprocess: Preprocess
+    data_names: list[str]
     spec: models.ModelSpec
     plan: dict[str, plan_lib.LayerPlan]
     provisional: bool = False
@@ -76,6 +80,7 @@ class Workspace:
             "model": self.model,
             "num_classes": self.num_classes,
             "class_names": self.class_names,
+            "data_names": self.data_names,
             "preprocess": self.preprocess.to_json(),
             "plan": files.to_json(plan),
             "config": self.config.to_dict(),
@@ -100,15 +105,15 @@ class Workspace:
         )
 
     def source(self, role: str) -> Source:
-        """Opens the data for "train", "eval" or "calibration"."""
+        """Opens the data for "train", "eval" or "calibration"; to train and to evaluate, with the model's labels."""
         data, name = self.config.data, self.config.data.source(role)
+        classes = None if role == "calibration" else Classes.of(self.num_classes, self.class_names, self.data_names)
+        needed = labels_count(self.config, role)
         if data.on_bad_image == "skip":
             host = f".{jax.process_index()}" if jax.process_index() else ""
-            opened: Source = skip.load(name, role, data.data_dir, self.directory / f"skipped{host}.txt")
-        else:
-            opened = sources.load(name, role, data.data_dir)
-        check_classes(role, opened, self.num_classes)
-        return opened
+            return skip.load(name, role, data.data_dir, self.directory / f"skipped{host}.txt", classes, needed)
+        opened = sources.load(name, role, data.data_dir)
+        return matching.matched(opened, classes, f"data.{role}", needed) if classes else opened
 
     def calibration(self, images: int, whole: bool = False) -> tuple[Any, list[int]]:
         """Batches of `images` calibration images drawn by the seed, and which they are.
@@ -148,10 +153,7 @@ class Workspace:
         return max(1, round(self.config.epochs * len(self.source("train")) / self.config.batch_size))
 
 
-def check_classes(role: str, source: Source, num_classes: int) -> None:
-    """Raises UserError for labels that the model has no logit for."""
-    if len(source.class_names) > num_classes:
-        raise UserError(
-            f"data.{role} has {len(source.class_names)} classes and the model {num_classes}; "
-            "set num_classes to the number of classes."
-        )
+def labels_count(config: Config, role: str) -> bool:
+    """Whether the labels of a role's images change a result: to evaluate, and to train by them."""
+    distils = (config.steps > 0 or config.epochs > 0) and any(run.alpha > 0 for run in config.runs.values())
+    return role == "eval" or (role == "train" and (config.teacher.steps > 0 or distils))

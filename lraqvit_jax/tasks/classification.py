@@ -97,8 +97,8 @@ def accuracy(
     """
     started, answers = time.perf_counter(), list[Any]()
     classifier: Any = model
-    if hasattr(source, "labels"):
-        check_labels(np.asarray(source.labels), np.arange(len(source)), classifier.num_classes)
+    if (labels := getattr(source, "labels", None)) is not None:
+        check_labels(np.asarray(labels), np.arange(len(source)), classifier.num_classes)
     totals: Any = None
     for index, batch in enumerate(_batches(source, preprocess, batch_size, mesh, classifier.num_classes)):
         with sharding.use(mesh):

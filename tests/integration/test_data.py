@@ -132,9 +132,9 @@ def test_folder_with_labels_csv(tmp_path, zipped):
 @pytest.mark.parametrize(
     ("table", "word"),
     [
-        ("name,class\nx.png,0\n", "columns file and label"),
+        ("colour,price\nred,0\n", "columns file and label"),
         ("file,label\n", "at least one row"),
-        ("file,label\nx.png,dog\n", "Line 2"),
+        ("file,label\nx.png,\n", "Line 2"),
         ("file,label\nx.png,0\nx.png,-1\n", "Line 3"),
         ("file,label\nx.png,0\nabsent.png,1\n", "absent.png"),
     ],

@@ -29,9 +29,19 @@ class Example(TypedDict):
 
 
 class Source(Protocol):
-    """A random-access, thread-safe sequence of examples."""
+    """A random-access, thread-safe sequence of examples.
+
+    Attributes:
+        class_names: of the labels, from 0; [] where there are no labels, or no names.
+        numbered: whether the data themselves give numbers, which decide where names do not.
+    """
 
     class_names: list[str]
+    numbered: bool
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Of every example; None where they are not known before the images are read."""
 
     def __len__(self) -> int: ...
 
@@ -44,6 +54,11 @@ class Unlabelled:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.class_names: list[str] = []
+        self.numbered = False
+
+    @property
+    def labels(self) -> list[int]:
+        return [-1] * len(self)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -57,29 +72,54 @@ class Spread:
 
     def __init__(self, source: Source, count: int) -> None:
         self._source, self._count = source, count
-        self.class_names = source.class_names
+        self.class_names, self.numbered = source.class_names, source.numbered
+
+    @property
+    def labels(self) -> list[int] | None:
+        labels = self._source.labels
+        return None if labels is None else [labels[self._place(index)] for index in range(self._count)]
+
+    def _place(self, index: int) -> int:
+        return index * len(self._source) // self._count
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> Example:
-        return self._source[index * len(self._source) // self._count]
+        return self._source[self._place(index)]
 
 
 class Joined:
-    """Sources one after another, with the classes of the first that has some."""
+    """Sources one after another. Where their classes differ, they have those of all, sorted, and labels by name."""
 
     def __init__(self, parts: Sequence[Source]) -> None:
         self._parts = parts
         self._starts = list(itertools.accumulate(map(len, parts), initial=0))
-        self.class_names: list[str] = next((part.class_names for part in parts if part.class_names), [])
+        lists = [part.class_names for part in parts if part.class_names]
+        self.same = all(names == lists[0] for names in lists)
+        self.class_names: list[str] = (lists or [[]])[0] if self.same else sorted({*itertools.chain(*lists)})
+        self.numbered = all(part.numbered for part in parts if part.class_names)
+        places = {name: place for place, name in enumerate(self.class_names)}
+        self._numbers = [None if self.same else [places[name] for name in part.class_names] for part in parts]
+
+    @property
+    def labels(self) -> list[int] | None:
+        lists = [part.labels for part in self._parts]
+        if None in lists:
+            return None
+        return [self._label(part, label) for part, labels in enumerate(lists) for label in labels or ()]
+
+    def _label(self, part: int, label: int) -> int:
+        numbers = self._numbers[part]
+        return int(label) if numbers is None or label < 0 else numbers[label]
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Example:
         part = bisect.bisect_right(self._starts, index) - 1
-        return self._parts[part][index - self._starts[part]]
+        example = self._parts[part][index - self._starts[part]]
+        return {"image": example["image"], "label": self._label(part, example["label"])}
 
 
 @functools.lru_cache(maxsize=8)
@@ -93,19 +133,19 @@ def load(source: str, role: str, data_dir: str = "") -> Source:
 
     Raises:
         UserError: unknown kind, missing data, no such split, no labels to evaluate with, or joined sources of
-            different classes.
+            different classes of which one has numbers.
     """
     names = re.split(r" \+ (?=\w+:)", source)
     parts = [_load_one(name, role, data_dir) for name in names]
     if len(parts) == 1:
         return parts[0]
     joined = Joined(parts)
-    for name, part in zip(names, parts, strict=True):
-        if part.class_names and part.class_names != joined.class_names:
-            raise UserError(
-                f"data.{role} joins sources of different classes, and {name!r} is the first to differ; give it "
-                "?labels=none, or the same classes."
-            )
+    numbered = [name for name, part in zip(names, parts, strict=True) if part.numbered and part.class_names]
+    if not joined.same and numbered:
+        raise UserError(
+            f"data.{role} joins sources of different classes, and {numbered[0]!r} numbers its own; give it "
+            "?labels=none, or the same classes."
+        )
     return joined
 
 

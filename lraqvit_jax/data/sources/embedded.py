@@ -14,7 +14,7 @@ class Arrays:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images, self.labels = images, labels
-        self.class_names = [str(digit) for digit in range(10)]
+        self.class_names, self.numbered = [str(digit) for digit in range(10)], True
 
     def __len__(self) -> int:
         return len(self.images)

@@ -32,13 +32,15 @@ class Images:
 
     Attributes:
         name: as a source; the same images and labels have the same.
-        class_names: of the labels; may be empty.
+        class_names: of labels that are names; else [].
     """
 
-    def __init__(self, images: Item | Iterable[Item], labels: Sequence[int] | None = None) -> None:
+    def __init__(self, images: Item | Iterable[Item], labels: Sequence[int] | Sequence[str] | None = None) -> None:
         self._items = items(images)
-        self.labels = [-1] * len(self._items) if labels is None else _whole(labels)
-        self.class_names: list[str] = []
+        given: list[Any] = [-1] * len(self._items) if labels is None else list(labels)
+        self.class_names: list[str] = sorted(set(given)) if given and all(isinstance(x, str) for x in given) else []
+        self.labels = [self.class_names.index(name) for name in given] if self.class_names else _whole(given)
+        self.numbered = not self.class_names
         if len(self.labels) != len(self._items):
             raise UserError(
                 f"There are {len(self._items):,} images and {len(self.labels):,} labels; give one for each."
@@ -48,7 +50,8 @@ class Images:
     def name(self) -> str:
         digest = hashlib.sha256()
         for item, label in zip(self._items, self.labels, strict=True):
-            digest.update(f"{label}:".encode() + _identity(item))
+            name = self.class_names[label] if self.class_names else label
+            digest.update(f"{name}:".encode() + _identity(item))
         return f"memory:{digest.hexdigest()[:16]}"
 
     def __len__(self) -> int:
@@ -142,7 +145,7 @@ def _whole(labels: Iterable[Any]) -> list[int]:
     try:
         return [operator.index(label) for label in labels]
     except TypeError as error:
-        raise UserError("The labels are no whole numbers; give one from 0 for each image, or -1 for none.") from error
+        raise UserError("The labels are no whole numbers, nor names; give one for each image, or -1.") from error
 
 
 def _read(name: str | os.PathLike) -> Image.Image:

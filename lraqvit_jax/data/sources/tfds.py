@@ -19,6 +19,7 @@ class Records:
 
     def __init__(self, records: Any, class_names: list[str], name: str = "") -> None:
         self._records, self.class_names, self._name = records, class_names, name
+        self.numbered, self.labels = True, None
 
     def __len__(self) -> int:
         return len(self._records)

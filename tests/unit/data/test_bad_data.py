@@ -259,7 +259,7 @@ def test_data_that_is_mostly_bad_stops_the_run(tmp_path, good):
 def test_tables_of_any_spreadsheet(tmp_path, encoding, comma):
     rows = [("file", "label", "class_name"), ("é a.png", " 2 ", "chat"), ("b/c.png", "0", "")]
     (tmp_path / "labels.csv").write_bytes("\r\n".join(comma.join(row) for row in rows).encode(encoding))
-    assert labels.read(tmp_path / "labels.csv") == (["é a.png", "b/c.png"], [2, 0], ["0", "1", "chat"])
+    assert labels.read(tmp_path / "labels.csv")[:3] == (["é a.png", "b/c.png"], [2, 0], ["0", "1", "chat"])
 
 
 @pytest.mark.parametrize(

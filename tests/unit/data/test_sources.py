@@ -108,8 +108,17 @@ def test_joined_sources_have_the_same_classes(tmp_path):
     write(tmp_path / "a", "ant/a.png")
     one = f"folder:{tmp_path / 'a'}"
     assert len(sources.load(f"{one} + {one}", "eval")) == 2
-    with pytest.raises(UserError, match="different classes, and 'embedded:digits'"):
+    with pytest.raises(UserError, match="different classes, and 'embedded:digits' numbers"):
         sources.load(f"{one} + embedded:digits", "train")
+
+
+def test_joined_folders_of_other_classes_have_those_of_all(tmp_path):
+    write(tmp_path / "a", "cat/a.png", "dog/b.png")
+    write(tmp_path / "b", "ant/c.png", "dog/d.png", "dog/e.png")
+    source = sources.load(f"folder:{tmp_path / 'a'} + folder:{tmp_path / 'b'} + folder:{tmp_path / 'b'}", "eval")
+    assert source.class_names == ["ant", "cat", "dog"]
+    assert contents(source) == [(0, 1), (10, 2), (0, 0), (10, 2), (20, 2), (0, 0), (10, 2), (20, 2)]
+    assert source.labels == [label for _, label in contents(source)]
 
 
 def test_the_pipeline_reads_them(tmp_path):
