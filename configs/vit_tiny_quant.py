@@ -6,9 +6,9 @@ r"""Quantizers on a pretrained ViT-Tiny or DeiT-Tiny, dense or low rank: bits, m
         --config.quant_grid.sources="('dense','OTHER/checkpoints/rb_lra_kd')" --config.quant_grid.widths="('w8a8',)"
 
 Rows beside `config.QUANTIZERS`: `wads_all`, WADS without the selection of Eq. 13; `mixed`, bits by layer within
-4 MB; `tuned`, fine-tuned with the teacher; `log_sqrt2` and `uniform`, the products of attention on integers too; `asymmetric` and
-`asymmetric_gptq`, `dynamic` with zero points, and those with GPTQ's rounding. A row
-on 1,000 images takes a minute of one CPU core, one with WADS two, and one with QADS four.
+4 MB; `tuned`, fine-tuned with the teacher; `log_sqrt2` and `uniform`, the products of attention on integers too;
+`asymmetric` and `asymmetric_gptq`, `dynamic` with zero points, and those with GPTQ's rounding. A row on 1,000 images
+takes a minute of one CPU core, one with WADS two, and one with QADS four.
 """
 
 import dataclasses

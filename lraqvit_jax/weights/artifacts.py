@@ -7,7 +7,6 @@ what was written, its fingerprint says when it is read.
 
 import dataclasses
 import importlib.metadata
-import json
 import pathlib
 from typing import Any
 
@@ -121,13 +120,6 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     from_json(meta["plan"], str(path))
     preprocess.from_json(meta["preprocess"])
     return meta
-
-
-def set_class_names(directory: pathlib.Path, names: list[str]) -> None:
-    """Gives an artefact other names of classes, where it has not these already."""
-    meta, path = read_meta(directory), meta_file(directory)
-    if path and meta["class_names"] != names:
-        files.write_atomically(path, json.dumps({**meta, "class_names": names}))
 
 
 def build(meta: dict[str, Any], dtype: str = "float32", arithmetic: str = "integer") -> nn.Module:
