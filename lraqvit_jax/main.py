@@ -161,7 +161,7 @@ def join() -> None:
         )
     if _DISTRIBUTED.value or _COORDINATOR.value:
         processes.join(_COORDINATOR.value, _COUNT.value, _INDEX.value)
-    precision.exact_float32()
+    precision.settle()
     preemption.watch()
 
 
@@ -176,16 +176,16 @@ def command_line() -> tuple[Config, str]:
     return config_lib.parse(CONFIG.value.to_dict()), WORKDIR.value
 
 
-def help_text(teaches: str) -> str:
-    """What --help prints."""
+def help_text(teaches: str | None) -> str:
+    """What --help prints; python -OO leaves no docstring to teach with."""
     definitions = [flags.FLAGS[holder.name] for holder in _FLAGS]
     lines = [f"  --{flag.name:<14} {flag.help}" for flag in definitions]
     return "\n".join(
-        [teaches.strip(), "", "Flags:", *lines, "  --helpfull       All flags, those of the libraries too."]
+        [(teaches or "").strip(), "", "Flags:", *lines, "  --helpfull       All flags, those of the libraries too."]
     )
 
 
-def parse(argv: Sequence[str], teaches: str = "") -> list[str]:
+def parse(argv: Sequence[str], teaches: str | None = "") -> list[str]:
     """Parses the flags and loads the config file; whatever does not fit is the user's mistake.
 
     `teaches` is what --help prints before the flags.
@@ -225,7 +225,7 @@ def _fields(argv: Sequence[str]) -> set[str]:
     return {f"config.{name}" for name in config_lib.leaves(config.to_dict())}
 
 
-def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str = __doc__) -> None:
+def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str | None = __doc__) -> None:
     """Entry point: turns a user's mistake into one sentence and exit code 2.
 
     Args:

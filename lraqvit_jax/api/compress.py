@@ -35,6 +35,7 @@ RUN = "low_rank"
 BATCH = 32
 
 
+@precision.usual()
 def compress(
     model: nn.Module,
     params: Mapping[str, Any],
@@ -96,7 +97,6 @@ def compress(
     chosen = _fields(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
     _set(chosen, fields or {})
     config = config_lib.parse(chosen)
-    precision.exact_float32()
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(lock.alone(folder))

@@ -55,6 +55,7 @@ class Model(artifacts.Artifact):
         """Bytes of all parameters as they are stored, in 10⁶."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params)) / 1e6
 
+    @precision.usual()
     def logits(self, images: Images, batch_size: int = 32) -> Float[np.ndarray, "images classes"]:
         """Logits, float32.
 
@@ -92,6 +93,7 @@ class Model(artifacts.Artifact):
             [(names[index], float(row[index])) for index in np.argsort(-row, kind="stable")[:top]] for row in shares
         ]
 
+    @precision.usual()
     def evaluate(
         self,
         images: str | Iterable[memory.Item],
@@ -119,6 +121,7 @@ class Model(artifacts.Artifact):
         source, mesh = matching.matched(source, classes, where), sharding.one_device()
         return evaluate.accuracy(self.model, self.params, source, self.preprocess, batch_size=batch_size, mesh=mesh)
 
+    @precision.usual()
     def export_onnx(self, path: str | os.PathLike, target: str = "avx2") -> pathlib.Path:
         """Writes an ONNX file for ONNX Runtime; see `export.onnx.export` for `target`, the processor it suits."""
         from lraqvit_jax.export import onnx
@@ -127,6 +130,7 @@ class Model(artifacts.Artifact):
         onnx.export(self, path, target)
         return path
 
+    @precision.usual()
     def save(self, directory: str | os.PathLike) -> pathlib.Path:
         """Writes the artefact into a new directory, which `load` reads; UserError where there is something already."""
         path = files.locate(os.fspath(directory)).absolute()
@@ -147,6 +151,7 @@ class Model(artifacts.Artifact):
         return self.preprocess(memory.decoded(item, index))
 
 
+@precision.usual()
 def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32") -> Model:
     """Restores a model with its preprocessing and class names, ready to predict.
 
@@ -159,7 +164,6 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
     Raises:
         UserError: there is no such directory or artefact, or it is damaged.
     """
-    precision.exact_float32()
     artifact = artifacts.load_artifact(_path(files.locate(os.fspath(directory)), name), dtype=dtype)
     return Model(artifact.model, artifact.params, artifact.preprocess, artifact.meta)
 

@@ -1,6 +1,45 @@
-"""Float products are of the precision that their dtype says."""
+"""What JAX must be set to for results to be ours, whatever it is set to elsewhere."""
+
+import contextlib
+from collections.abc import Iterator
 
 import jax
+
+from lraqvit_jax.base.errors import UserError, reason
+
+
+def settle() -> None:
+    """Sets JAX up for a command, to which the process belongs; switches that check other people's programs are off.
+
+    Raises:
+        UserError: there is no device.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.values["jax_platforms"] or ""
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={platforms!r} ({reason(error)}); unset it, or install the JAX of "
+            "that device."
+        ) from error
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_transfer_guard", "allow")
+    exact_float32()
+
+
+@contextlib.contextmanager
+def usual() -> Iterator[None]:
+    """Around a function of the Python API, in a process that others set up: float32, with the usual promotion."""
+    exact_float32()
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.transfer_guard("allow"),
+    ):
+        yield
 
 
 def exact_float32() -> None:

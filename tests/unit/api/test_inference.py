@@ -1,5 +1,6 @@
 """`load` and what its model does, against ONNX Runtime and against the modules underneath."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -63,6 +64,40 @@ def test_pil_images_paths_pixels_and_prepared_arrays_are_the_same_image(model, r
         np.testing.assert_array_equal(model.logits(one), want)
     np.testing.assert_allclose(model.logits(same), np.repeat(want, 5, 0), rtol=1e-5)
     np.testing.assert_allclose(model.logits(np.stack([np.asarray(image)] * 2)), np.repeat(want, 2, 0), rtol=1e-5)
+
+
+def strange():
+    """JAX as people set it up who check their own programs."""
+    stack = contextlib.ExitStack()
+    for context in (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.transfer_guard("disallow"),
+    ):
+        stack.enter_context(context)
+    return stack
+
+
+def test_switches_of_jax_change_nothing(model, rng, tmp_path):
+    images = photos(rng)
+    want, accuracy = model.logits(images), model.evaluate(images, [0, 1, 2, 3, 4])
+    model.save(tmp_path / "usual")
+    with strange():
+        restored = lraqvit_jax.load(tmp_path / "usual")
+        np.testing.assert_array_equal(restored.logits(images), want)
+        assert restored.evaluate(images, [0, 1, 2, 3, 4])[:3] == accuracy[:3]
+        restored.save(tmp_path / "other")
+    np.testing.assert_array_equal(lraqvit_jax.load(tmp_path / "other").logits(images), want)
+
+
+def test_switches_of_jax_do_not_change_what_is_compressed(rng):
+    images, params = photos(rng), small.params(small.plan("dense"), rng)
+    options = {"preprocess": PREPROCESS, "budget": 0.6, "bits": 8}
+    with strange():
+        one = lraqvit_jax.compress(small.model(), params, images, **options)
+    other = lraqvit_jax.compress(small.model(), params, images, **options)
+    np.testing.assert_array_equal(one.logits(images), other.logits(images))
 
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (12, 15, 4), np.uint8)
