@@ -73,7 +73,7 @@ class Run(NamedTuple):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Of the artefacts, or ImageNet's for 1,000 classes; [] where none are known."""
+        """Of the artefacts; [] where none are known."""
         of_models = (meta["class_names"] for meta in self.metas.values())
         return next(filter(None, of_models), [])
 

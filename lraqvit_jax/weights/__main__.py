@@ -27,6 +27,8 @@ NAMES = 5
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    if argv[:1] == ["convert"]:
+        return convert.parse(argv[1:])
     parser = arguments.Parser("python -m lraqvit_jax.weights", __doc__)
     parser.add_argument("source", help="timm:..., huggingface:..., big_vision:... or artifact:...")
     parser.add_argument("--num_classes", type=int, default=0, help="0 keeps the head; another number makes a new one")
@@ -98,10 +100,10 @@ def _natural(path: str) -> list[tuple[str, int]]:
 
 def command(argv: Sequence[str]) -> None:
     """Prints what is known, or converts a pickle."""
-    if argv and argv[0] == "convert":
+    options = parse(argv)
+    if argv[:1] == ["convert"]:
         convert.command(argv[1:])
         return
-    options = parse(argv)
     pretrained = weights.read(options.source, num_classes=options.num_classes, image_size=options.image_size)
     print(f"{describe(pretrained)}\n\n{table(pretrained.params)}")
 

@@ -172,7 +172,7 @@ def check(kind: str, fields: Mapping[str, Any], where: str) -> None:
                 f"{shown}, a field that is not known here and may change what the model answers; if it changes "
                 "nothing, take it out of that file."
             )
-        if name == "problem_type" and value in TASKS:
+        if name == "problem_type" and isinstance(value, str) and value in TASKS:
             raise UserError(
                 f"{shown}: its logits are {TASKS[value]}, and here they would be taken for one class of many; for a "
                 "new head on this backbone, take the field out of that file and set num_classes."

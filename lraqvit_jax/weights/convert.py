@@ -118,7 +118,7 @@ def convert(path: pathlib.Path, target: pathlib.Path) -> int:
 
 
 def command(argv: Sequence[str]) -> None:
-    options = _parse(argv)
+    options = parse(argv)
     path = files.locate(options.file)
     target = files.locate(options.target) if options.target else path.with_suffix(".safetensors")
     if target.suffix != ".safetensors":
@@ -126,7 +126,7 @@ def command(argv: Sequence[str]) -> None:
     print(f"{convert(path, target)} tensors in {target}")
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = arguments.Parser("python -m lraqvit_jax.weights convert", __doc__)
     parser.add_argument("file", help="a .pth, .pt, .bin or .ckpt that torch.save wrote")
     parser.add_argument("target", nargs="?", default="", help="the .safetensors file; beside it where none is named")
