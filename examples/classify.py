@@ -11,10 +11,11 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 
-def prepare(image, size, crop_pct, interpolation, mean, std):
-    """PIL image -> float32 (size, size, 3): the shorter side resized, the centre cropped, normalized."""
+def prepare(image, size, crop_pct, interpolation, mean, std, crop_mode="center"):
+    """PIL image -> float32 (size, size, 3): resized (its shorter side, or both), the centre cropped, normalized."""
     image, short = image.convert("RGB"), int(size / crop_pct)
-    width, height = (int(short * side / min(image.size)) for side in image.size)
+    shape = image.size if crop_mode == "center" else (1, 1)
+    width, height = (int(short * side / min(shape)) for side in shape)
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.crop((left, top, left + size, top + size))

@@ -18,7 +18,6 @@ from lraqvit_jax.api import model as inference
 from lraqvit_jax.api.model import Model
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
-from lraqvit_jax.data import class_names as names_lib
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
@@ -74,7 +73,7 @@ def compress(
         bits: of kernels and activations, 8, 7, 6 or 4; 0 stays in float32.
         quantizer: how, one of `config.QUANTIZERS`.
         steps: of distillation from the dense model, by its blocks and logits.
-        class_names: in the order of the logits; () takes ImageNet's where there are 1,000 classes.
+        class_names: in the order of the logits; () has numbers.
         workdir: where to keep artefacts, and to go on from when called again; "" keeps nothing.
         fields: any other field of `lraqvit_jax.config` by its dotted name, such as {"plan.method": "logits",
             "optimizer.learning_rate": 1e-4}; the run is called "low_rank", the quantizer "int8" (of 8 bits).
@@ -146,7 +145,7 @@ def _set(config: dict[str, Any], fields: Mapping[str, Any]) -> None:
 def _names(names: Sequence[str], num_classes: int) -> list[str]:
     if names and len(names) != num_classes:
         raise UserError(f"There are {len(names):,} class_names for {num_classes:,} classes; give one for each.")
-    return names_lib.or_imagenet(list(names), num_classes)
+    return list(names)
 
 
 def _teacher(ws: Workspace, params: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from lraqvit_jax.base import console, files
 from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.config import restored
-from lraqvit_jax.data import class_names, matching, sources
+from lraqvit_jax.data import matching, sources
 from lraqvit_jax.data.matching import Classes
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import precision, sharding
@@ -48,7 +48,7 @@ class Model(artifacts.Artifact):
     @property
     def class_names(self) -> list[str]:
         """In the order of the logits; empty where they are not known."""
-        return class_names.or_imagenet(self.meta["class_names"] or [], self.meta["num_classes"])
+        return self.meta["class_names"] or []
 
     @property
     def size_mb(self) -> float:

@@ -1,8 +1,7 @@
-"""Names of classes: those of a file, or ImageNet's for a model that has as many classes and names none."""
+"""Names of classes: those of a file, or ImageNet's for a model whose card says that it knows those."""
 
 import functools
 import pathlib
-from collections.abc import Sequence
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
@@ -10,11 +9,6 @@ from lraqvit_jax.base.errors import UserError
 IMAGENET = 1000
 """Classes of ImageNet-1k."""
 MEND = "write one name a line, in the order of the logits"
-
-
-def or_imagenet(names: Sequence[str], num_classes: int) -> list[str]:
-    """The names, or where there are none and the classes are as many as ImageNet-1k's, those."""
-    return list(names) or (list(imagenet()) if num_classes == IMAGENET else [])
 
 
 @functools.cache

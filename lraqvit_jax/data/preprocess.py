@@ -20,17 +20,20 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+CROP_MODES = ("center", "squash")
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Resize the shorter side to `size / crop_pct`, crop the centre, normalize (timm's evaluation transform).
+    """Resize, crop the centre, normalize (timm's evaluation transform).
 
     Attributes:
         size: side of the result in pixels.
-        crop_pct: share of the resized image that the crop keeps, in (0, 1].
+        crop_pct: share of the resized image that the crop keeps, in (0, 1]; of its side, `size / crop_pct`.
         interpolation: "nearest", "bilinear" or "bicubic".
         mean: of each channel, on a scale where white is 1.
         std: likewise.
+        crop_mode: "center" resizes the shorter side and keeps the shape; "squash" resizes both sides to the same.
     """
 
     size: int
@@ -38,8 +41,11 @@ class Preprocess:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
+        if self.crop_mode not in CROP_MODES:
+            raise UserError(f"preprocess.crop_mode is {short(repr(self.crop_mode))}; {' or '.join(CROP_MODES)} it is.")
         if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             hint = nearest(str(self.interpolation), INTERPOLATIONS)
             raise UserError(f"preprocess.interpolation is {short(repr(self.interpolation))}; {hint}")
@@ -59,7 +65,8 @@ class Preprocess:
         if image.size == (self.size, self.size) and self.crop_pct == 1:
             return image
         short = int(self.size / self.crop_pct)
-        width, height = (int(short * side / min(image.size)) for side in image.size)
+        shape = image.size if self.crop_mode == "center" else (1, 1)
+        width, height = (int(short * side / min(shape)) for side in shape)
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
@@ -78,7 +85,9 @@ class Preprocess:
         return self.normalize(self.geometry(image))
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        """The usual crop_mode is left out: files of before have none."""
+        fields = {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {name: value for name, value in fields.items() if (name, value) != ("crop_mode", CROP_MODES[0])}
 
 
 def from_json(data: Mapping[str, Any]) -> Preprocess:

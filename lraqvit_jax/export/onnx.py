@@ -29,7 +29,7 @@ from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.base.version import VERSION
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
-from lraqvit_jax.models import swin
+from lraqvit_jax.models import swin, vit
 from lraqvit_jax.options.export import TARGETS
 from lraqvit_jax.plan.records import HEAD_PARTS, Plan
 from lraqvit_jax.weights import artifacts
@@ -106,7 +106,9 @@ def orders(model: Any) -> dict[str, Int[np.ndarray, " rows"]]:
     """By path, the tokens of an image, as the model has them, that are the rows of a layer in the graph; for layers
     whose rows are not all tokens in order."""
     if not _is_swin(model):
-        block, kept = f"blocks_{model.depth - 1}", np.arange(1 + model.distilled)
+        if model.pool in ("avg", "normavg"):
+            return {}
+        block, kept = f"blocks_{model.depth - 1}", np.arange(model.prefix)
         return {f"{block}/{layer}": kept for layer in ("attn/proj", "mlp/fc1", "mlp/fc2")}
     by_path, side = dict[str, Any](), model.image_size // model.patch_size
     for path, part in model.chain():
@@ -137,7 +139,7 @@ def _vit(graph: Graph, model: Any) -> str:
     x = graph.shape(graph.add("Concat", prefixes, x, axis=1), -1, dim)
     for index in range(model.depth):
         block, where = params[f"blocks_{index}"], f"blocks_{index}"
-        kept = count if index == model.depth - 1 else tokens
+        kept = count if index == model.depth - 1 and model.pool in ("token", "first") else tokens
         graph.at(f"{where}/norm1")
         parts = _projections(graph, _norm(graph, x, block["norm1"], model.norm_eps), f"{where}/attn")
         graph.at(f"{where}/attn")
@@ -148,15 +150,28 @@ def _vit(graph: Graph, model: Any) -> str:
         x = graph.add("Add", _first(graph, x, tokens, kept, dim), y)
         y = _norm(graph, x, block["norm2"], model.norm_eps)
         x = graph.add("Add", x, _mlp(graph, y, f"{where}/mlp", model.gelu, block.get("ls2_gamma")))
+    if model.pool in ("avg", "normavg"):
+        return linear(graph, _pooled(graph, x, model, tokens), "head")[0]
     graph.at("head")
     x = graph.shape(x, -1, count, dim)
-    heads = ["head", "head_dist"] if model.distilled else ["head"]
+    heads = ["head", "head_dist"] if model.two_heads else ["head"]
     logits = []
     for index, name in enumerate(heads):
         graph.at(name)
         row = graph.add("Gather", x, graph.constant(np.asarray(index)), axis=1)
         logits += linear(graph, _norm(graph, row, params["norm"], model.norm_eps), name)
     return logits[0] if len(logits) == 1 else graph.scaled(graph.add("Add", *logits), 0.5)
+
+
+def _pooled(graph: Graph, x: str, model: Any, tokens: int) -> str:
+    """The mean of the patches' tokens and the last LayerNorm, in the model's order: (rows, dim) -> (batch, dim)."""
+    graph.at("norm")
+    norm = graph.params["norm"]
+    x = _norm(graph, x, norm, model.norm_eps) if model.pool == "normavg" else x
+    ends = (graph.constant(np.asarray([one], np.int64)) for one in (model.prefix, tokens, 1))
+    x = graph.add("Slice", graph.shape(x, -1, tokens, model.dim), *ends)
+    x = graph.add("ReduceMean", x, graph.constant(np.asarray([1], np.int64)), keepdims=0)
+    return _norm(graph, x, norm, model.norm_eps) if model.pool == "avg" else x
 
 
 def _swin(graph: Graph, model: Any) -> str:
@@ -255,7 +270,10 @@ def _attention(
 def _mlp(graph: Graph, x: str, path: str, gelu: str, gamma: Any) -> str:
     (hidden,) = linear(graph, x, f"{path}/fc1")
     graph.at(path)
-    hidden = graph.add("Gelu", hidden, approximate="tanh" if gelu == "tanh" else "none")
+    if gelu == "quick":
+        hidden = graph.add("Mul", hidden, graph.add("Sigmoid", graph.scaled(hidden, vit.QUICK)))
+    else:
+        hidden = graph.add("Gelu", hidden, approximate="tanh" if gelu == "tanh" else "none")
     return linear(graph, hidden, f"{path}/fc2", gamma)[0]
 
 

@@ -5,7 +5,7 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -23,13 +23,41 @@ class ModelSpec:
         layers: its linear layers, in the order of the forward pass.
         blocks: number of encoder blocks, the length of the features that `return_features` gives.
         norm_eps: epsilon of every LayerNorm.
-        gelu: "exact" (erf) or "tanh".
+        gelu: "exact" (erf), "tanh" or "quick" (x times the sigmoid of 1.702 x).
     """
 
     layers: tuple[LinearInfo, ...]
     blocks: int
     norm_eps: float
     gelu: str
+
+
+SUFFIXES = {
+    "patch_size": "_patch{}",
+    "window_size": "_window{}",
+    "dim": "_dim{}",
+    "depth": "_depth{}",
+    "depths": "_depths{}",
+    "heads": "_heads{}",
+    "pool": "_{}",
+    "gelu": "_{}",
+    "norm_eps": "_eps{:.0e}",
+}
+"""What a field of a variant adds to its name where it is another."""
+POOLS = ("token", "first", "avg", "normavg")
+"""What a ViT classifies: see `models.vit.ViT`."""
+GELUS = ("exact", "tanh", "quick")
+_VALUES = {"norm_eps": r"\d+e-\d+", "pool": "|".join(POOLS), "gelu": "|".join(GELUS)}
+SUFFIX = re.compile(
+    "(?P<base>.+)(?:"
+    + "|".join(
+        re.sub(r"\{.*\}", lambda _, field=field: f"(?P<{field}>{_VALUES.get(field, r'[0-9]+(?:x[0-9]*)*')})", text)  # type: ignore[misc]
+        for field, text in SUFFIXES.items()
+    )
+    + ")"
+)
+READ: dict[str, Callable[[str], Any]] = {"norm_eps": float, "pool": str, "gelu": str}
+"""How a suffix is read, where it is no count."""
 
 
 @functools.cache
@@ -48,30 +76,36 @@ def rematerialized(block: type[nn.Module], options: LinearOptions) -> type[nn.Mo
 
 
 def name_of(model: nn.Module) -> str:
-    """The name of which `create` makes a dense model; of equal variants, the first. UserError where there is none."""
-    suffixes = {
-        "patch_size": "_patch{}",
-        "window_size": "_window{}",
-        "gelu": "_{}",
-        "norm_eps": "_eps{:.0e}",
-        "depth": "_depth{}",
-    }
+    """The shortest name of which `create` makes a dense model; of equals, the first. UserError where there is none."""
     classifier: Any = model
     options = getattr(model, "options", LinearOptions())
     plan = {path: layer for path, layer in options.plan if layer.form == "dense"}
-    for base in variants():
-        fields = _module(base).VARIANTS[base]
-        changed = {field: getattr(model, field, None) for field in fields}
-        changed = {field: value for field, value in changed.items() if value != fields[field]}
-        if not set(changed) <= set(suffixes) or None in changed.values():
-            continue
-        name = base + "".join(suffixes[field].format(value) for field, value in changed.items())
+    by_variant = {base: changed for base in variants() if (changed := _changed(model, base)) is not None}
+    for base in sorted(by_variant, key=lambda base: len(by_variant[base])):
+        name = renamed(base, by_variant[base])
         sizes = {"num_classes": classifier.num_classes, "image_size": classifier.image_size}
         if create(name, **sizes, plan=plan, dtype=options.dtype) == model:
             return name
     raise UserError(
         f"{type(model).__name__} is no dense model of lraqvit_jax.models; make it with weights.load or models.create."
     )
+
+
+def _changed(model: nn.Module, base: str) -> dict[str, Any] | None:
+    """The fields that a model has otherwise than a variant; None where no suffix of a name says so."""
+    fields = _module(base).VARIANTS[base]
+    changed = {field: getattr(model, field, None) for field in fields if getattr(model, field, None) != fields[field]}
+    return changed if set(changed) <= set(SUFFIXES) and None not in changed.values() else None
+
+
+def renamed(base: str, changes: Mapping[str, Any]) -> str:
+    """The name of a variant with these fields changed; `split` reads it."""
+    return base + "".join(SUFFIXES[field].format(_text(value)) for field, value in changes.items())
+
+
+def _text(value: Any) -> Any:
+    """A list of numbers as 2x2x6x2, of one number as 2x."""
+    return "x".join(map(str, value)) + "x" * (len(value) == 1) if isinstance(value, tuple) else value
 
 
 def _module(name: str) -> Any:
@@ -82,17 +116,21 @@ def _module(name: str) -> Any:
 
 
 def split(name: str) -> tuple[str, dict[str, Any]]:
-    """Splits a name into the variant and the fields that its suffixes change.
+    """Splits a name into the variant and the fields that its suffixes change; `SUFFIXES` has them all.
 
-    "vit_tiny_patch8" is "vit_tiny" with {"patch_size": 8}; "_window12" sets the window of a Swin, "_tanh" the GELU,
-    "_eps1e-12" the epsilon of a ViT's LayerNorms, "_depth6" its number of blocks.
+    "vit_tiny_patch8" is "vit_tiny" with {"patch_size": 8}, "vit_tiny_dim48_heads2" a narrower one, and
+    "swin_tiny_depths2x2x2_heads3x6x12" has three stages.
     """
     base, changes = name, dict[str, Any]()
-    while match := re.fullmatch(r"(.+)_(?:(patch|window)(\d+)|(tanh)|eps(\d+e-\d+)|depth(\d+))", base):
-        base, field, value, gelu, eps, depth = match.groups()
-        whole = {f"{field}_size": int(value)} if field else {"depth": int(depth)} if depth else {}
-        changes |= {"gelu": gelu} if gelu else {"norm_eps": float(eps)} if eps else whole
+    while match := SUFFIX.fullmatch(base):
+        base = match["base"]
+        field, text = next((key, value) for key, value in match.groupdict().items() if key != "base" and value)
+        changes[field] = READ.get(field, _count)(text)
     return base, changes
+
+
+def _count(text: str) -> int | tuple[int, ...]:
+    return tuple(int(part) for part in text.split("x") if part) if "x" in text else int(text)
 
 
 def create(
@@ -140,9 +178,22 @@ def fields(table: Mapping[str, Mapping[str, Any]], name: str, image_size: int) -
     if unknown:
         raise UserError(f"Model {name!r} sets {unknown[0]}, which {base!r} does not have; leave it out.")
     values = {**table[base], **changes}
+    wrong = [field for field in changes if isinstance(values[field], tuple) != isinstance(table[base][field], tuple)]
+    if wrong or not _consistent(values):
+        raise UserError(f"Model {name!r} sets {', '.join(wrong or changes)} to what no {base!r} can have; correct it.")
     if not values["patch_size"] or image_size <= 0 or image_size % values["patch_size"]:
         raise UserError(
             f"Model {name!r} has patches of {values['patch_size']} pixels, which do not tile an image of {image_size}; "
             "set preprocess.size to a multiple of the patch."
         )
     return values
+
+
+def _consistent(values: Mapping[str, Any]) -> bool:
+    """Whether heads share the features of every stage, and no count is 0."""
+    heads = values["heads"] if isinstance(values["heads"], tuple) else (values["heads"],)
+    depths = values.get("depths", (values.get("depth"),))
+    counts = [*heads, *depths, values["dim"]]
+    if not all(counts) or ("depths" in values and len(depths) != len(heads)):
+        return False
+    return all(values["dim"] * 2**stage % count == 0 for stage, count in enumerate(heads))

@@ -15,6 +15,8 @@ from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.quant import attention
 
 NORM_EPS = 1e-6
+QUICK = 1.702
+"""Of the sigmoid that approximates GELU in CLIP's models."""
 MLP_RATIO = 4
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"patch_size": 16, "dim": 192, "depth": 12, "heads": 3},
@@ -31,7 +33,7 @@ for _size, _fields in _SIZES.items():
     VARIANTS[f"deit_{_size}_distilled"] = {**_fields, "distilled": True}
     VARIANTS[f"deit3_{_size}"] = {**_fields, "layer_scale": True}
 for _fields in VARIANTS.values():
-    _fields |= {"gelu": "exact", "norm_eps": NORM_EPS}
+    _fields |= {"gelu": "exact", "norm_eps": NORM_EPS, "pool": "token"}
 
 
 def layer_norm(name: str | None = None, epsilon: float = NORM_EPS) -> nn.LayerNorm:
@@ -78,15 +80,17 @@ def patches(images: Float[Array, "batch size size 3"], p: int) -> Float[Array, "
 
 
 def gelu(x: Float[Array, "..."], kind: str) -> Float[Array, "..."]:
-    """GELU, "exact" or its "tanh" approximation.
+    """GELU, "exact", or its approximation by "tanh" or, "quick", by a sigmoid.
 
     By erf: XLA's CPU backend takes twice as long for Flax's form, with erfc, which differs by 5e-7 at most.
     """
+    if kind == "quick":
+        return x * nn.sigmoid(QUICK * x)
     return nn.gelu(x) if kind == "tanh" else 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 class Mlp(nn.Module):
-    """fc1, GELU ("exact" by erf, or "tanh"), fc2."""
+    """fc1, GELU (see `gelu`), fc2."""
 
     options: LinearOptions
     gelu: str = "exact"
@@ -126,7 +130,11 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """A ViT/DeiT classifier on the class token; distilled DeiT also on a distillation token, the two logits averaged.
+    """A ViT/DeiT classifier.
+
+    `pool` says on what: "token", the class token, in a distilled DeiT also the distillation token, the two logits
+    averaged; "first", the class token alone; "avg", the mean of the patches' tokens, which the last LayerNorm then sees
+    (timm's fc_norm); "normavg", the mean of the tokens that it has seen.
 
     `apply({"params": params}, images)` takes normalized float images (batch, size, size, 3) and gives float32 logits
     (batch, num_classes).
@@ -143,6 +151,7 @@ class ViT(nn.Module):
     layer_scale: bool = False
     gelu: str = "exact"
     norm_eps: float = NORM_EPS
+    pool: str = "token"
 
     def setup(self) -> None:
         normal = nn.initializers.truncated_normal(0.02)
@@ -152,11 +161,21 @@ class ViT(nn.Module):
         self.cls_token: Any = self.param("cls_token", boxed, (1, 1, self.dim))
         if self.distilled:
             self.dist_token: Any = self.param("dist_token", boxed, (1, 1, self.dim))
-            self.head_dist = Linear(self.num_classes, self.options, ("embed", "classes"))
+            if self.two_heads:
+                self.head_dist = Linear(self.num_classes, self.options, ("embed", "classes"))
         self.pos_embed: Any = self.param("pos_embed", boxed, (1, tokens, self.dim))
         self.blocks = [block for _, block in self.chain(models.rematerialized(Block, self.options))]
         self.norm = layer_norm("norm", self.norm_eps)
         self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
+
+    @property
+    def two_heads(self) -> bool:
+        return self.distilled and self.pool == "token"
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before those of the patches."""
+        return 1 + self.distilled
 
     @nn.nowrap
     def chain(self, block: type[nn.Module] = Block) -> list[tuple[str, nn.Module]]:
@@ -185,9 +204,14 @@ class ViT(nn.Module):
 
     def classify(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch classes"]:
         """Logits from the last block's output."""
-        x = self.norm(x).astype(self.options.dtype)
+        if self.pool == "avg":
+            x = jnp.mean(x[:, self.prefix :].astype(jnp.float32), axis=1, keepdims=True)
+        x = self.norm(x)
+        if self.pool == "normavg":
+            x = jnp.mean(x[:, self.prefix :], axis=1, keepdims=True)
+        x = x.astype(self.options.dtype)
         logits = self.head(x[:, 0]).astype(jnp.float32)
-        if self.distilled:
+        if self.two_heads:
             logits = (logits + self.head_dist(x[:, 1]).astype(jnp.float32)) / 2
         return logits
 
@@ -217,6 +241,6 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
             LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, tokens, "mlp", f"{block}/norm2"),
             LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, tokens, "mlp"),
         ]
-    heads = ["head", "head_dist"] if values.get("distilled") else ["head"]
+    heads = ["head", "head_dist"] if values.get("distilled") and values["pool"] == "token" else ["head"]
     layers += [LinearInfo(head, dim, num_classes, 1, "head") for head in heads]
     return models.ModelSpec(tuple(layers), values["depth"], values["norm_eps"], values["gelu"])

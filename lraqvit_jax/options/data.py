@@ -19,12 +19,13 @@ class DataOptions:
     interpolation: str = ""  # "" keeps the weights'
     mean: tuple[float, ...] = ()  # of red, green and blue, subtracted from pixels in [0, 1]; () keeps the weights'
     std: tuple[float, ...] = ()  # likewise, divides them
+    crop_mode: str = option("", choices=("", "center", "squash"))  # "" keeps the weights'
     on_bad_image: str = option("fail", choices=("fail", "skip"))  # for files that hold no image; see docs/data.md
 
     @property
     def preprocess(self) -> dict[str, Any]:
         """What of the preparation of images is set otherwise than the weights have it."""
-        fields = {name: getattr(self, name) for name in ("crop_pct", "interpolation", "mean", "std")}
+        fields = {name: getattr(self, name) for name in ("crop_pct", "interpolation", "mean", "std", "crop_mode")}
         return {name: value for name, value in fields.items() if value}
 
     def source(self, role: str) -> str:
@@ -43,3 +44,4 @@ class PreprocessOptions:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    crop_mode: str = option("center", choices=("center", "squash"))

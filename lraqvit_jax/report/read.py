@@ -11,7 +11,6 @@ from lraqvit_jax import models
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import Config, restored
-from lraqvit_jax.data import class_names
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.plan.records import LinearInfo, Plan
@@ -74,8 +73,8 @@ class Run(NamedTuple):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Of the artefacts, or ImageNet's for 1,000 classes; [] where none are known."""
-        of_models = (class_names.or_imagenet(meta["class_names"], meta["num_classes"]) for meta in self.metas.values())
+        """Of the artefacts; [] where none are known."""
+        of_models = (meta["class_names"] for meta in self.metas.values())
         return next(filter(None, of_models), [])
 
 

@@ -173,9 +173,14 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(groups, tokens, -1))
 
 
+class QuickGelu(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 class Mlp(nn.Sequential):
     def __init__(self, tensors: Tensors, name: str, gelu: str) -> None:
-        middle = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
+        middle = QuickGelu() if gelu == "quick" else nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         super().__init__(linear(tensors, f"{name}.fc1"), middle, linear(tensors, f"{name}.fc2"))
 
 
@@ -204,12 +209,15 @@ class Vit(nn.Module):
             prefix, positions = prefix + positions[:, :count], positions[:, count:]
         self.prefix, self.positions = nn.Parameter(prefix), nn.Parameter(positions)
         self.blocks = nn.Sequential(*(VitBlock(tensors, f"blocks.{index}", fields) for index in range(fields["depth"])))
-        self.norm = norm(tensors, "norm", fields["norm_eps"])
-        self.heads = nn.ModuleList(linear(tensors, name) for name in ("head", "head_dist")[:count])
+        self.norm, self.pool = norm(tensors, "norm", fields["norm_eps"]), fields["pool"]
+        heads = ("head", "head_dist")[: count if self.pool == "token" else 1]
+        self.heads = nn.ModuleList(linear(tensors, name) for name in heads)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patch_embed(patches(images, self.patch)) + self.positions
-        x = self.norm(self.blocks(torch.cat([self.prefix.expand(len(x), -1, -1), x], 1)))
+        x = self.blocks(torch.cat([self.prefix.expand(len(x), -1, -1), x], 1))
+        x = self.norm(x[:, self.prefix.shape[1] :].mean(1, keepdim=True) if self.pool == "avg" else x)
+        x = x[:, self.prefix.shape[1] :].mean(1, keepdim=True) if self.pool == "normavg" else x
         logits = [head(x[:, index]) for index, head in enumerate(self.heads)]
         return sum(logits[1:], logits[0]) / len(logits)
 

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from lraqvit_jax import models
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
-from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.weights import sources
@@ -28,9 +27,8 @@ class Pretrained(NamedTuple):
         model: variant name.
         params: plain nested dict of host arrays.
         preprocess: of its images.
-        num_classes: size of its logits.
-        class_names: in the order of the logits; ImageNet's where the weights name none and have 1,000 classes, and
-            none at all where nothing is known.
+        num_classes: size of its logits; of a source, 0 where there is no head and one of zeros stands for it.
+        class_names: in the order of the logits, as the card says; none at all where it does not.
         source: what it was loaded from, for the record.
         sha256: of the file, or of the parameters where they are no single file.
     """
@@ -60,7 +58,8 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
     Args:
         source: "timm:PATH_OR_HUB_ID", "huggingface:DIR_OR_HUB_ID", "big_vision:FILE.npz", or
             "artifact:WORKDIR/checkpoints/dense".
-        num_classes: 0 keeps the head; another number than the head's puts a new one, all zero, in its place.
+        num_classes: 0 keeps the head; another number than the head's puts a new one, all zero, in its place, or where
+            there was none.
         image_size: 0 keeps the size; another resamples the position embedding, or the position bias of windows that
             the feature map has become too small for.
 
@@ -72,17 +71,29 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
     if not colon or kind not in kinds:
         raise UserError(f"weights is {source!r}; write KIND:NAME, where KIND is one of these. {nearest(kind, kinds)}")
     pretrained = importlib.import_module(f"{sources.__name__}.{kind}").read(name)
-    names = class_names.or_imagenet(pretrained.class_names, pretrained.num_classes)
-    pretrained = pretrained._replace(class_names=names)
     if image_size and image_size != pretrained.preprocess.size:
         pretrained = _resized(pretrained, image_size)
     if num_classes and num_classes != pretrained.num_classes:
         pretrained = _new_head(pretrained, num_classes)
+    _check_head(pretrained, source)
     return pretrained
 
 
+def _check_head(pretrained: Pretrained, source: str) -> None:
+    if not pretrained.num_classes:
+        raise UserError(
+            f"{source} is a backbone without a head (head.weight); set num_classes to the classes that a new one is to "
+            "have, all zero, and train it with teacher.steps."
+        )
+    if pretrained.num_classes == 1:
+        raise UserError(
+            f"{source} has one logit, which is a number or a yes or no and of which a softmax makes 100 %; set "
+            "num_classes to 2 or more for a new head."
+        )
+
+
 def _resized(pretrained: Pretrained, image_size: int) -> Pretrained:
-    model = models.create(pretrained.model, num_classes=pretrained.num_classes, image_size=image_size)
+    model = models.create(pretrained.model, num_classes=pretrained.num_classes or 1, image_size=image_size)
     preprocess = dataclasses.replace(pretrained.preprocess, size=image_size)
     return pretrained._replace(params=resize(pretrained.params, model, image_size), preprocess=preprocess)
 

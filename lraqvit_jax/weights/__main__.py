@@ -2,9 +2,10 @@
 
 python -m lraqvit_jax.weights timm:deit_tiny_patch16_224.safetensors
 python -m lraqvit_jax.weights huggingface:DIR --num_classes 10 --image_size 160
+python -m lraqvit_jax.weights convert checkpoint.pth
 
 Prints the model that the tensors belong to, then mean, std and largest magnitude of every parameter. Exit codes:
-0 done, 2 a mistake in the input, 1 a defect here.
+0 done, 2 a mistake in the input, 1 a defect here. `convert` makes a pickle of PyTorch safetensors, with torch.
 """
 
 import argparse
@@ -16,15 +17,18 @@ import numpy as np
 from lraqvit_jax import models, weights
 from lraqvit_jax.base import arguments, trees
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.plan.cost import total_cost
 from lraqvit_jax.plan.records import dense
-from lraqvit_jax.weights import Pretrained
+from lraqvit_jax.weights import Pretrained, convert
 
 NAMES = 5
 """How many class names are shown."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    if argv[:1] == ["convert"]:
+        return convert.parse(argv[1:])
     parser = arguments.Parser("python -m lraqvit_jax.weights", __doc__)
     parser.add_argument("source", help="timm:..., huggingface:..., big_vision:... or artifact:...")
     parser.add_argument("--num_classes", type=int, default=0, help="0 keeps the head; another number makes a new one")
@@ -50,13 +54,18 @@ def describe(pretrained: Pretrained) -> str:
         "model": f"{pretrained.model}, {spec.blocks} blocks",
         "image size": f"{pre.size} x {pre.size}",
         "classes": f"{pretrained.num_classes}{': ' if names else ''}{names}",
-        "preprocess": f"crop {pre.crop_pct:.3g}, {pre.interpolation}, mean {_row(pre.mean)}, std {_row(pre.std)}",
+        "preprocess": f"{_crop(pre)}, mean {_row(pre.mean)}, std {_row(pre.std)}",
         "parameters": f"{sum(np.size(value) for value in flat.values()) / 1e6:.3f} M in {len(flat)} tensors",
         "linear layers": f"{flops / 1e9:.3f} GFLOPs an image, 2 for a multiply-accumulate",
         "LayerNorm": f"epsilon {spec.norm_eps:g}",
         "GELU": spec.gelu,
     }
     return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+
+
+def _crop(pre: Preprocess) -> str:
+    squash = "" if pre.crop_mode == "center" else f"{pre.crop_mode}, "
+    return f"{squash}crop {pre.crop_pct:.3g}, {pre.interpolation}"
 
 
 def _row(values: Sequence[float]) -> str:
@@ -90,8 +99,11 @@ def _natural(path: str) -> list[tuple[str, int]]:
 
 
 def command(argv: Sequence[str]) -> None:
-    """Prints what is known."""
+    """Prints what is known, or converts a pickle."""
     options = parse(argv)
+    if argv[:1] == ["convert"]:
+        convert.command(argv[1:])
+        return
     pretrained = weights.read(options.source, num_classes=options.num_classes, image_size=options.image_size)
     print(f"{describe(pretrained)}\n\n{table(pretrained.params)}")
 

@@ -9,24 +9,28 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.weights import tensors
 
 
-def find(name: str, files: Sequence[str], also: Sequence[str] = ()) -> pathlib.Path:
+def find(name: str, files: Sequence[str], also: Sequence[str] = (), *, pickles: bool = False) -> pathlib.Path:
     """The local path of a weight file.
 
     Args:
         name: a file, a directory that holds one of `files`, or a hub id with an optional "@REVISION".
-        files: which to look for in a directory or a hub repository; the first is fetched, and config.json with it.
+        files: which to look for in a directory or a hub repository; the first that is there is fetched, and config.json
+            with it. An index is fetched with the shards that it lists.
         also: fetched beside it, where the hub repository has them.
+        pickles: whether a pickle in a directory is found too, for its reader to refuse it with what converts it.
 
     Raises:
         UserError: nothing there, or the hub cannot be reached.
     """
     path = files_lib.locate(name)
     if path.is_dir():
-        inside = next((path / file for file in files if (path / file).is_file()), None)
-        if inside is None:
+        inside = [path / file for file in files if (path / file).is_file()]
+        inside += sorted(file for file in path.iterdir() if pickles and file.suffix in tensors.PICKLES)
+        if not inside:
             raise UserError(f"The directory {name} has none of {', '.join(files)}; name the weight file.")
-        return inside
-    if path.exists() or path.suffix in {".npz", ".safetensors"} | tensors.PICKLES or name.count("/") != 1:
+        return inside[0]
+    suffixes = {".npz", ".safetensors", ".json"} | tensors.PICKLES
+    if path.exists() or path.suffix in suffixes or name.count("/") != 1:
         return path
     return _download(name, files, also)
 
@@ -36,12 +40,22 @@ def _download(name: str, files: Sequence[str], also: Sequence[str]) -> pathlib.P
     from huggingface_hub.errors import EntryNotFoundError
 
     repository, _, revision = name.partition("@")
+
+    def fetch(file: str) -> pathlib.Path:
+        return pathlib.Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
+
     try:
-        huggingface_hub.hf_hub_download(repository, "config.json", revision=revision or None)
+        fetch("config.json")
         for file in also:
             with contextlib.suppress(EntryNotFoundError):
-                huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, files[0], revision=revision or None))
+                fetch(file)
+        for file in files[:-1]:
+            with contextlib.suppress(EntryNotFoundError):
+                return fetch(file)
+        path = fetch(files[-1])
+        for shard in tensors.shards(path) if path.name == tensors.INDEX else ():
+            fetch(shard.name)
+        return path
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -3,6 +3,8 @@
 import hashlib
 import math
 import pathlib
+import re
+import shlex
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,9 +14,10 @@ import numpy as np
 import safetensors.numpy
 from numpy.lib import format as npy
 
-from lraqvit_jax.base import trees
+from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, reason, short
 
+INDEX = "model.safetensors.index.json"
 PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl"}
 SHOWN = 12
 UNPACKED, SMALL = 32, 2**26
@@ -35,7 +38,12 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         UserError: missing, truncated, of another kind, with tensors that are empty or no numbers, or too large.
     """
     if path.suffix in PICKLES:
-        raise UserError(f"{path} is a pickle, which can run code when it is read; convert it once: {_conversion(path)}")
+        raise UserError(
+            f"{path} is a pickle, which can run code when it is read; convert it once, where torch is installed: "
+            f"python -m lraqvit_jax.weights convert {shlex.quote(str(path))}"
+        )
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
     readers: dict[str, Callable[[pathlib.Path], dict[str, np.ndarray]]] = {
         ".safetensors": safetensors.numpy.load_file,
         ".npz": _read_npz,
@@ -93,16 +101,31 @@ def _plain(name: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def _conversion(path: pathlib.Path) -> str:
-    target = path.with_suffix(".safetensors")
-    return (
-        'python -c "import torch; from safetensors.torch import save_file; '
-        f"d = torch.load('{path}', map_location='cpu', weights_only=True); "
-        f"save_file({{k: v.contiguous() for k, v in d.get('model', d).items()}}, '{target}')\""
-    )
+def shards(index: pathlib.Path) -> list[pathlib.Path]:
+    """The files that an index lists, sorted; UserError where it lists none, or one of another folder."""
+    weight_map = files.json_object(index, "save the weights again").get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, Mapping) else ()
+    plain = [isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names]
+    if not plain or not all(plain):
+        raise UserError(f"{index} has no weight_map to .safetensors files beside it; save the weights again.")
+    return [index.parent / name for name in sorted(set(names))]
+
+
+def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of the files that an index lists; each must be where it is said to be."""
+    weight_map = files.json_object(index, "save the weights again").get("weight_map")
+    values = {path.name: read(path) for path in shards(index)}
+    named = [(name, file) for file, tensors in values.items() for name in tensors]
+    if dict(named) != weight_map or len(named) != len(dict(named)):
+        wrong = sorted({*named} ^ {*dict(weight_map or {}).items()})
+        raise UserError(f"{index} and its files differ, first in {short(wrong[0][0])}; save or copy them again.")
+    return {name: value for tensors in values.values() for name, value in tensors.items()}
 
 
 def sha256(path: pathlib.Path) -> str:
+    """Of the file; of an index, of the hashes of the files that it lists."""
+    if path.name.endswith(".index.json"):
+        return hashlib.sha256("".join(sha256(file) for file in shards(path)).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

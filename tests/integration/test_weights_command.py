@@ -54,6 +54,7 @@ def test_it_takes_a_size_and_reports_broken_values(tmp_path):
     values["layers.1.blocks.0.mlp.fc2.bias"][:3] = np.nan
     values["norm.weight"][:] = np.inf
     safetensors.numpy.save_file(values, tmp_path / "swin_pico_16.safetensors")
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"input_size": [3, 16, 16]}}')
     result = says(f"timm:{tmp_path}/swin_pico_16.safetensors", "--image_size", 8, "--num_classes", 3)
     assert (result.returncode, len(result.stderr.splitlines())) == (0, 1)
     assert "8 x 8" in result.stdout

@@ -1,6 +1,7 @@
 """timm's and transformers' models with the recipe's weights, saved as a user has them."""
 
 import importlib
+import json
 import pathlib
 import re
 import types
@@ -19,6 +20,7 @@ SIZES = {
     "swin": {"tiny": {}, "base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}},
 }
 """What differs from the defaults of transformers' configs."""
+STATISTICS = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic"}
 CONFIG = ("model_type", "image_size", "hidden_act", "layer_norm_eps", "qkv_bias")
 """Fields of transformers' configs that the logits depend on and the tensors do not show."""
 
@@ -100,6 +102,8 @@ def save(model: torch.nn.Module, case: Case, directory: pathlib.Path) -> str:
         model.save_pretrained(directory)
         return f"huggingface:{directory}"
     path = directory / file_name(case)
+    card = {"architecture": case.name, "pretrained_cfg": {"input_size": [3, case.size, case.size], **STATISTICS}}
+    (directory / "config.json").write_text(json.dumps(card))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
     return f"timm:{path}"
 

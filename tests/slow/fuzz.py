@@ -43,7 +43,7 @@ from lraqvit_jax.plan.files import read_plan, to_json
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 from lraqvit_jax.run import claim, metrics, planning, results
 from lraqvit_jax.stages import plan as plan_stage
-from lraqvit_jax.weights import artifacts, tensors
+from lraqvit_jax.weights import artifacts, processors, tensors
 from lraqvit_jax.weights.sources import big_vision, huggingface, timm
 from tests.unit import numpy_vit
 
@@ -241,7 +241,7 @@ def readers(where: pathlib.Path) -> dict[str, Reader]:
             file("hf/config.json", lambda path: huggingface.read(str(path.parent))), [CONFIG], 0.02, True
         ),
         "huggingface: preprocessor": Reader(
-            file("hf_card.json", lambda path: preprocess_of(huggingface._card(huggingface._json(path)))),
+            file("hf_card.json", lambda path: processors.preparation(huggingface._json(path), "vit")),
             [
                 b'{"size": {"height": 224, "width": 224}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],'
                 b'"resample": 2, "do_center_crop": true, "crop_size": 224}'
@@ -250,7 +250,7 @@ def readers(where: pathlib.Path) -> dict[str, Reader]:
             True,
         ),
         "timm card": Reader(
-            file("card/config.json", lambda path: preprocess_of(timm._card(path))),
+            file("card/config.json", lambda path: preprocess_of(timm.read_card(path, "vit"))),
             [
                 b'{"architecture": "vit_tiny", "pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0.9,'
                 b'"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}}'
@@ -305,11 +305,9 @@ def decoded(content: bytes) -> object:
         raise UserError(str(error).replace("\n", " ")) from error
 
 
-def preprocess_of(card: dict) -> object:
+def preprocess_of(card: timm.Card) -> object:
     """What `timm.from_tensors` makes of a card."""
-    size = huggingface._side(card.get("input_size"))
-    fields = timm._preparation("vit", card, "a card", timm.USUAL, "mend it")
-    return preprocess.Preprocess(size or 224, **fields)
+    return preprocess.Preprocess(card.hints.image_size or 224, **timm.preparation(card, "a card"))
 
 
 def claimed(path: pathlib.Path) -> None:

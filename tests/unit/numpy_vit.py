@@ -22,6 +22,10 @@ def tanh_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
+def quick_gelu(x):
+    return x / (1 + np.exp(-1.702 * x))
+
+
 def unpacked(packed, bits):
     """Integers (n, m) of bytes (n, m bits / 8): bit by bit."""
     if bits == 4:
@@ -82,7 +86,7 @@ def layers(tensors, clip=1.0, bits=8, weight_bits=8, group=0):
     return linear
 
 
-def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, **options):
+def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, pool="token", **options):
     """Logits (batch, classes) of images (batch, size, size, 3); options as of `layers`."""
     t = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
     patch = t.get("patch_embed.proj.weight", t.get("patch_embed.proj.0.weight"))
@@ -124,8 +128,10 @@ def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, **options):
         x = x + mixed * t.get(f"{block}.ls1.gamma", 1)
         hidden = linear(gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
         x = x + hidden * t.get(f"{block}.ls2.gamma", 1)
+    if pool == "avg":
+        return linear(norm(x[:, len(tokens) :].mean(1), "norm"), "head")
     x = norm(x, "norm")
-    out = linear(x[:, 0], "head")
+    out = linear(x[:, len(tokens) :].mean(1) if pool == "normavg" else x[:, 0], "head")
     return (out + linear(x[:, 1], "head_dist")) / 2 if "head_dist.weight" in t else out
 
 

@@ -3,13 +3,16 @@
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from lraqvit_jax import models
 from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.models import swin
-from lraqvit_jax.weights import layouts
+from lraqvit_jax.weights import cards, layouts
+from lraqvit_jax.weights.layouts import Hints
 from lraqvit_jax.weights.tensors import Rule
 
 HALLMARK = "layers.0.blocks.0.attn.relative_position_bias_table"
@@ -28,40 +31,62 @@ def normalize(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.replace("head.fc.", "head."): value for name, value in values.items()}
 
 
-def architecture(values: Mapping[str, np.ndarray], name: str, source: str, image_size: int = 0) -> tuple[str, int]:
-    """The variant that tensors of these shapes belong to, and the image size.
+def architecture(values: Mapping[str, np.ndarray], hints: Hints, source: str) -> tuple[str, int]:
+    """The name of the model that tensors of these shapes belong to, and the image size.
 
-    No tensor tells the size: it is `image_size`, or the number in the name ("..._224"), or what the window is
-    published for.
+    No tensor tells the size: it is that of the card, or what timm has under the name, or what the window is published
+    for.
 
     Raises:
-        UserError: there is none.
+        UserError: nothing tells the size, or stages that have no heads.
     """
     layouts.check(values, {"patch_embed.proj.weight": 4, HALLMARK: 2, "head.weight": 2}, source)
+    if hints.pool not in ("", "avg") or hints.norm_eps not in (0, swin.NORM_EPS):
+        raise UserError(f"{source} pools by {hints.pool or 'avg'!r}; a Swin here takes the mean of all tokens.")
     dim, _, _, patch = values["patch_embed.proj.weight"].shape
-    blocks = [match for key in values if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight", key))]
-    stages = 1 + max((int(match[1]) for match in blocks), default=-1)
-    depths = tuple(sum(int(match[1]) == stage for match in blocks) for stage in range(stages))
-    rows, heads = values[HALLMARK].shape
-    window = (math.isqrt(rows) + 1) // 2
-    for variant, fields in swin.VARIANTS.items():
-        if (fields["dim"], fields["depths"], fields["heads"][0]) == (dim, depths, heads):
-            suffix = "" if patch == fields["patch_size"] else f"_patch{patch}"
-            suffix += "" if window == fields["window_size"] else f"_window{window}"
-            numbers = [int(number) for number in re.findall(r"_(\d{2,4})(?![0-9a-z])", name)]  # not "_22k"
-            size = image_size or (numbers[-1] if numbers else TRAINED_SIZES.get(window, 0))
-            if size and not image_size and not numbers:
-                console.warn_once(
-                    f"{source} does not tell its image size. Assumed is that of the published models with windows of "
-                    f"{window}: {size}. If that is wrong, add it to the file's name, such as _{size}."
-                )
-            if not size:
-                raise UserError(f"{source} does not tell its image size; add it to the file's name, such as _224.")
-            return variant + suffix, size
-    raise UserError(
-        f"{source} has stages of {depths} blocks, the first of {dim} features and {heads} heads, which no Swin here "
-        "has; name another model."
+    stages = 1 + max(int(match[1]) for key in values if (match := re.match(r"layers\.(\d+)\.blocks\.", key)))
+    fields: dict[str, Any] = {"dim": dim, "patch_size": patch, "gelu": hints.gelu}
+    fields["window_size"] = (math.isqrt(values[HALLMARK].shape[0]) + 1) // 2
+    fields["depths"] = tuple(_depth(values, stage) for stage in range(stages))
+    fields["heads"] = tuple(_heads(values, stage, source) for stage in range(stages))
+    if not all(fields["depths"]) or any(dim * 2**stage % heads for stage, heads in enumerate(fields["heads"])):
+        raise UserError(
+            f"{source} has stages of {fields['depths']} blocks and {fields['heads']} heads, which no Swin has."
+        )
+
+    def changes(base: str) -> dict[str, object]:
+        return {field: value for field, value in fields.items() if swin.VARIANTS[base][field] != value}
+
+    base = min(
+        swin.VARIANTS, key=lambda base: (not {"dim", "depths", "heads"}.isdisjoint(changes(base)), base != "swin_tiny")
     )
+    return models.renamed(base, changes(base)), _image_size(hints, fields["window_size"], source)
+
+
+def _depth(values: Mapping[str, np.ndarray], stage: int) -> int:
+    return sum(bool(re.fullmatch(rf"layers\.{stage}\.blocks\.\d+\.norm1\.weight", key)) for key in values)
+
+
+def _heads(values: Mapping[str, np.ndarray], stage: int, source: str) -> int:
+    name = f"layers.{stage}.blocks.0.attn.relative_position_bias_table"
+    layouts.check(values, {name: 2}, source)
+    return values[name].shape[1]
+
+
+def _image_size(hints: Hints, window: int, source: str) -> int:
+    published = cards.published(hints.name)
+    size = hints.image_size or (published["input_size"][-1] if published else TRAINED_SIZES.get(window, 0))
+    if not size:
+        raise UserError(
+            f"{source} does not tell its image size, nor does a tensor of a Swin; write "
+            '{"pretrained_cfg": {"input_size": [3, 224, 224]}}, with your size, into a config.json beside the file.'
+        )
+    if not hints.image_size and not published:
+        console.warn_once(
+            f"{source} does not tell its image size. Assumed is that of the published models with windows of "
+            f"{window}: {size}. If that is wrong, put a config.json beside it that has the input_size."
+        )
+    return size
 
 
 def rule(path: str, shape: tuple[int, ...]) -> Rule:

@@ -12,13 +12,18 @@ import numpy as np
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.weights import Pretrained, tensors
+from lraqvit_jax.data import class_names
+from lraqvit_jax.weights import Pretrained, tensors, wrappers
+from lraqvit_jax.weights.layouts import Hints
 from lraqvit_jax.weights.sources import timm
 
 USUAL = {"crop_pct": 0.875, "interpolation": "bilinear"}
 """Of big_vision's resize_small(256)|central_crop(224). Models fine-tuned at other sizes often see the whole image."""
 LEFT_OUT = ("opt/", "chrono/", "extra/")
 """Optimizer state and the like that a training checkpoint also holds."""
+HALLMARK = "embedding/kernel"
+IMAGENET = "imagenet2012"
+"""What AugReg's files of ImageNet-1k have in their names."""
 NAMES = (
     (r"^embedding/", "patch_embed.proj."),
     (r"^cls$", "cls_token"),
@@ -42,20 +47,24 @@ def read(name: str) -> Pretrained:
     Raises:
         UserError: missing or broken file, a classifier that is none of ours, tensors that do not fit it.
     """
-    path = files.locate(name)
+    path, source = files.locate(name), f"big_vision:{name}"
     try:
-        values = rename(tensors.read(path), f"big_vision:{name}")
+        values = wrappers.unwrapped(tensors.read(path), HALLMARK, source, "/")
+        heads = _heads(values)
+        values = rename(values, source)
     except (ValueError, IndexError, TypeError) as error:  # of shapes that no kernel of a ViT has
-        raise UserError(f"big_vision:{name} has tensors that no ViT has ({error}); name another file.") from error
-    return timm.from_tensors(
-        values,
-        "vit",
-        f"big_vision:{name}",
-        tensors.sha256(path),
-        timm.HALF,  # value_range(-1, 1), in every configuration of both repositories
-        suffix="_tanh",
-        usual=USUAL,
-        mend="set data.crop_pct and data.interpolation",
+        raise UserError(f"{source} has tensors that no ViT has ({error}); name another file.") from error
+    timm.warn_assumed(source, USUAL, "such", "set data.crop_pct and data.interpolation")
+    hints = Hints("vit", heads=heads, gelu="tanh", embed_class=False)
+    pretrained = timm.from_tensors(values, hints, source, tensors.sha256(path), {**timm.HALF, **USUAL})
+    imagenet = pretrained.num_classes == class_names.IMAGENET and IMAGENET in path.stem
+    return pretrained._replace(class_names=list(class_names.imagenet()) if imagenet else [])
+
+
+def _heads(values: Mapping[str, np.ndarray]) -> int:
+    """From a kernel (dim, heads, head_dim), of stacked blocks (depth, dim, heads, head_dim); 0 where there is none."""
+    return next(
+        (value.shape[-2] for key, value in values.items() if key.endswith("/query/kernel") and value.ndim > 2), 0
     )
 
 

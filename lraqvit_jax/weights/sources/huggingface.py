@@ -4,7 +4,6 @@ Names are translated to timm's, and the rest is `weights.timm`.
 """
 
 import functools
-import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -16,18 +15,31 @@ from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.data.preprocess import MAX_SIZE
 from lraqvit_jax.models import swin, vit
-from lraqvit_jax.weights import Pretrained, hub, tensors
+from lraqvit_jax.weights import Pretrained, cards, hub, processors, tensors, wrappers
+from lraqvit_jax.weights.layouts import Hints
 from lraqvit_jax.weights.sources import timm
 
 EPS = {"vit": vit.NORM_EPS, "deit": vit.NORM_EPS, "swin": swin.NORM_EPS}
 """Our LayerNorm epsilon for each model type that can be read."""
-GELUS = {"gelu": "", "gelu_new": "_tanh", "gelu_pytorch_tanh": "_tanh", "gelu_fast": "_tanh"}
-"""Suffix of our model for each activation."""
+DEFAULT_EPS = {"vit": 1e-12, "deit": 1e-12, "swin": 1e-5}
+GELUS = {
+    **dict.fromkeys(("gelu", "gelu_python"), "exact"),
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "tanh"),
+    "quick_gelu": "quick",
+}
+"""Our name of each activation."""
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Interpolation by PIL's number."""
-USUAL = {"crop_pct": 1.0, "interpolation": "bicubic"}
-WHITE = 255
-"""What pixels are divided by, in transformers' processors as here."""
+PUBLISHED = {
+    "vit": {"crop_pct": 1.0, "interpolation": "bilinear", **timm.HALF},
+    "deit": {"crop_pct": 0.875, "interpolation": "bicubic", **timm.IMAGENET},
+    "swin": {"crop_pct": 1.0, "interpolation": "bicubic", **timm.IMAGENET},
+}
+"""How images are prepared for the models that Google, Facebook and Microsoft have published."""
+HALLMARK = "embeddings.patch_embeddings.projection.weight"
+HEADS = 12
+"""Of a ViT whose config leaves it open."""
+MEND = "put preprocessor_config.json beside it, or set data.mean, data.std, data.crop_pct and data.interpolation"
 NAMES = (
     (r"^(vit|deit|swin)\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -56,35 +68,39 @@ def read(name: str) -> Pretrained:
     """Reads a transformers checkpoint of ViT, DeiT or Swin image classification.
 
     Raises:
-        UserError: missing files, another model type, an activation or epsilon that our models do not have.
+        UserError: missing files, another model type, a field that says what can not be read.
     """
-    path = hub.find(name, ("model.safetensors",), ("preprocessor_config.json",))
-    config = _json(path.parent / "config.json")
-    suffix = _suffix(config, name)
-    values = rename(tensors.read(path), bool(config.get("qkv_bias", True)))
-    preprocessor = path.parent / "preprocessor_config.json"
-    card = _card(_json(preprocessor)) if preprocessor.is_file() else {}
-    if config.get("image_size"):
-        card["input_size"] = [_side(config["image_size"])]
-    pretrained = timm.from_tensors(
-        values,
-        config["model_type"],
-        f"huggingface:{name}",
-        tensors.sha256(path),
-        card,
-        suffix,
-        usual=USUAL,
-        mend="put preprocessor_config.json beside it, or set data.mean, data.std, data.crop_pct and data.interpolation",
-    )
-    return pretrained._replace(class_names=_class_names(config.get("id2label"), pretrained.num_classes))
+    source = f"huggingface:{name}"
+    path = hub.find(name, ("model.safetensors", tensors.INDEX), ("preprocessor_config.json",), pickles=True)
+    where = path.parent / "config.json"
+    config = _json(where)
+    hints = _hints(config, name)
+    kind = str(config["model_type"])
+    cards.check(f"huggingface.{kind}", config, str(where))
+    values = rename(wrappers.unwrapped(tensors.read(path), HALLMARK, source), hints.qkv_bias)
+    prepared, side = _preparation(path.parent / "preprocessor_config.json", kind, source)
+    pretrained = timm.from_tensors(values, hints, source, tensors.sha256(path), prepared)
+    _check_size(pretrained, hints.image_size, side, source)
+    cards.agree(f"huggingface.{kind}", config, timm.shapes(pretrained), str(where))
+    names = _class_names(config.get("id2label"), pretrained.num_classes)
+    return pretrained._replace(class_names=names)
+
+
+def _check_size(pretrained: Pretrained, size: int, side: int, source: str) -> None:
+    """Raises UserError where config and preprocessor give images of another size than the model's."""
+    own = pretrained.preprocess.size
+    for said, where in ((size, "config.json says image_size"), (side, "preprocessor_config.json makes images of")):
+        if said and said != own:
+            raise UserError(f"{source} has the weights of {own} x {own} pixels and {where} {said}; put it right.")
 
 
 def _class_names(labels: Any, count: int) -> list[str]:
-    """The names in the order of their numbers; none where they are not one for each class."""
+    """The names in the order of their numbers; none where they are not one for each class, or only placeholders."""
     numbers = [str(index) for index in range(count)]
     if not isinstance(labels, dict) or sorted(labels) != sorted(numbers):
         return []
-    return [str(labels[number]) for number in numbers]
+    names = [str(labels[number]) for number in numbers]
+    return [] if names == [f"LABEL_{number}" for number in numbers] else names
 
 
 def rename(values: Mapping[str, np.ndarray], qkv_bias: bool = True) -> dict[str, np.ndarray]:
@@ -114,57 +130,57 @@ def _join(renamed: dict[str, np.ndarray], stem: str, end: str) -> None:
         renamed[f"{stem}qkv.{end}"] = joined
 
 
-def _card(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm's card would say, from preprocessor_config.json.
-
-    Raises:
-        UserError: it asks for what `Preprocess` does not do.
-    """
-    card: dict[str, Any] = {"crop_pct": 1.0, "mean": fields.get("image_mean"), "std": fields.get("image_std")}
-    resample = fields.get("resample")
-    if resample is not None:
-        if type(resample) is not int or resample not in RESAMPLE:
-            raise UserError(f"preprocessor_config.json has resample {short(repr(resample))}, of {RESAMPLE} none.")
-        card["interpolation"] = RESAMPLE[resample]
-    size, crop = _side(fields.get("size")), _side(fields.get("crop_size"))
-    if fields.get("do_center_crop"):
-        if not 0 < crop <= size:
-            raise UserError(f"preprocessor_config.json crops {crop} pixels out of {size}; correct crop_size and size.")
-        card["crop_pct"] = crop / size
-    factor = fields.get("rescale_factor", 1 / WHITE)
-    if not fields.get("do_rescale", True) or not files.number(factor) or not math.isclose(factor * WHITE, 1):
-        raise UserError(
-            "preprocessor_config.json does not scale pixels by 1/255 (do_rescale, rescale_factor), as is done here; "
-            "name other weights."
-        )
-    if not fields.get("do_normalize", True):
-        card |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    return card
-
-
-def _side(size: Any) -> int:
-    """Pixels, from a number, a list of them, or a dict such as {"shortest_edge": 256}; 0 if there is none."""
-    sides = list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, list) else [size or 0]
-    if not all(files.whole(side, 0, MAX_SIZE) for side in sides):
-        raise UserError(f"The JSON beside the weights has the size {short(repr(size))}; give pixels.")
-    return min(sides, default=0)
-
-
-def _suffix(config: Mapping[str, Any], name: str) -> str:
-    """Suffix of our model's name for the activation and the LayerNorm epsilon of this config."""
-    kind, activation = config.get("model_type"), config.get("hidden_act", "gelu")
+def _hints(config: Mapping[str, Any], name: str) -> Hints:
+    """What no tensor tells, from config.json."""
+    kind, activation = config.get("model_type"), config.get("hidden_act")
+    activation = "gelu" if activation is None else activation
     if not isinstance(kind, str) or kind not in EPS:
         raise UserError(f"{name} is a {short(repr(kind))} model; these can be read: {', '.join(EPS)}.")
     if not isinstance(activation, str) or activation not in GELUS:
         raise UserError(f"{name} uses the activation {short(repr(activation))}; these can be read: {', '.join(GELUS)}.")
     # transformers' configs say 1e-12 for ViT where the weights were trained with 1e-6. Its Swin has 1e-5 in some norms
     # whatever the config says.
-    eps = config.get("layer_norm_eps", 1e-12 if kind != "swin" else EPS[kind])
+    eps = config.get("layer_norm_eps")
+    eps = DEFAULT_EPS[kind] if eps is None else eps
     if not files.number(eps):
         raise UserError(f"{name} uses LayerNorm epsilon {short(repr(eps))}, which is no number.")
-    if eps != EPS[kind] and (kind == "swin" or eps <= 0 or float(f"{eps:.0e}") != eps):
+    if eps != EPS[kind] and (kind == "swin" or not 0 < eps < 1 or float(f"{eps:.0e}") != eps):
         raise UserError(f"{name} uses LayerNorm epsilon {eps}; our model has {EPS[kind]}.")
-    return GELUS[activation] + (f"_eps{eps:.0e}" if eps != EPS[kind] else "")
+    bias = config.get("qkv_bias")
+    if bias is not None and not isinstance(bias, bool):
+        raise UserError(f"{name} has qkv_bias = {short(repr(bias))} in its config.json; it is true or false.")
+    heads = config.get("num_attention_heads", HEADS if "hidden_size" in config else 0) if kind != "swin" else 0
+    if not files.whole(heads, 0 if "num_attention_heads" not in config else 1, MAX_SIZE):
+        raise UserError(f"{name} has num_attention_heads = {short(repr(heads))}; it is a whole number.")
+    size = _pair(config.get("image_size"), "image_size")
+    return Hints(
+        kind,
+        size,
+        heads,
+        gelu=GELUS[activation],
+        norm_eps=float(eps),
+        qkv_bias=bias is not False,
+        mend="write num_attention_heads into config.json",
+    )
+
+
+def _preparation(path: pathlib.Path, kind: str, source: str) -> tuple[dict[str, Any], int]:
+    """The fields of `Preprocess` but the size, and the side of the images that the processor makes; 0 where it leaves
+    them as they are."""
+    if not path.is_file():
+        timm.warn_assumed(source, PUBLISHED[kind], kind, MEND)
+        return PUBLISHED[kind] | {"crop_mode": "squash"}, 0
+    fields = _json(path)
+    cards.check("huggingface.processor", fields, str(path))
+    return processors.preparation(fields, kind)
+
+
+def _pair(size: Any, name: str) -> int:
+    """Pixels, from a number or two equal ones; 0 if there is none."""
+    sides = size if isinstance(size, list) else [size or 0]
+    if len(set(map(repr, sides))) != 1 or len(sides) > 2 or not files.whole(sides[0], 0, MAX_SIZE):
+        raise UserError(f"config.json has the {name} {short(repr(size))}; here images are square, give pixels.")
+    return int(sides[0])
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -1,136 +1,256 @@
 """timm checkpoints of ViT, DeiT, distilled DeiT, DeiT-III and Swin: `timm:FILE` or `timm:HUB_ID[@REVISION]`.
 
-The architecture follows from the tensors. How images are prepared is said by timm's `config.json` beside the file, or
-by the name of a model that timm has published. For other names it is taken from the family (deit, swin: ImageNet's mean
-and std; vit: 0.5), with a warning.
+Shapes follow from the tensors, all else from timm's `config.json` beside the file, or from the name of a model that
+timm has published. For other names the preparation of images is taken from the family (deit, swin: ImageNet's mean and
+std; vit: 0.5), with a warning.
 """
 
 import pathlib
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lraqvit_jax import models
 from lraqvit_jax.base import console, files
 from lraqvit_jax.base.errors import UserError, short
+from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import MAX_SIZE, Preprocess
-from lraqvit_jax.weights import Pretrained, hub, layouts, tensors
+from lraqvit_jax.weights import Pretrained, cards, hub, layouts, tensors, wrappers
+from lraqvit_jax.weights.layouts import Hints
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 FAMILIES = {"deit": IMAGENET, "swin": IMAGENET, "vit": HALF}
 """Mean and std of nearly every model whose name begins so."""
 USUAL = {"crop_pct": 0.9, "interpolation": "bicubic"}
-TAGS = r"(_in21k|\.(augreg2?|orig)_\w+)?", r"(\.fb_in1k)?", r"(_22k(to1k)?|\.ms_\w+)?"
-PUBLISHED: tuple[tuple[str, dict[str, Any]], ...] = (
-    (r"vit_(tiny|small|base|large)_patch(8|16|32)_224" + TAGS[0], {**HALF, "crop_pct": 0.9}),
-    (r"vit_(tiny|small|base|large)_patch(8|16|32)_384" + TAGS[0], {**HALF, "crop_pct": 1.0}),
-    (r"deit_(tiny|small|base)_(distilled_)?patch16_224" + TAGS[1], {**IMAGENET, "crop_pct": 0.9}),
-    (r"deit_(tiny|small|base)_(distilled_)?patch16_384" + TAGS[1], {**IMAGENET, "crop_pct": 1.0}),
-    (r"deit3_(small|medium|base|large|huge)_patch1[46]_224\.fb_in1k", {**IMAGENET, "crop_pct": 0.9}),
-    (r"deit3_(small|medium|base|large|huge)_patch1[46]_224\.fb_in22k_ft_in1k", {**IMAGENET, "crop_pct": 1.0}),
-    (r"deit3_(small|medium|base|large|huge)_patch1[46]_384\.fb_in(1k|22k_ft_in1k)", {**IMAGENET, "crop_pct": 1.0}),
-    (r"swin_(tiny|small|base|large)_patch4_window7_224" + TAGS[2], {**IMAGENET, "crop_pct": 0.9}),
-    (r"swin_(base|large)_patch4_window12_384" + TAGS[2], {**IMAGENET, "crop_pct": 1.0}),
-)
-"""Names of timm's published models and what it says of their images, all resized bicubically: `default_cfgs` in timm
-1.0, models/vision_transformer.py, deit.py and swin_transformer.py. Other tags (.dino, .mae, _miil, ...) differ."""
+DEFAULTS = {**IMAGENET, "crop_pct": 0.875, "interpolation": "bicubic"}
+"""What timm takes of a card that leaves it open."""
+PREPARATION = ("crop_pct", "interpolation", "mean", "std")
+GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_erf": "exact", "quick_gelu": "quick"}
+POOLS = ("token", "avg")
+MEND = "put timm's config.json beside it, or set data.mean, data.std, data.crop_pct and data.interpolation"
+HALLMARK = "patch_embed.proj.weight"
+
+
+class Card(NamedTuple):
+    """What config.json says.
+
+    Attributes:
+        where: the file, to name it by; "" where there is none.
+        preparation: of images, the fields of `PREPARATION` that it has, and crop_mode.
+        hints: what else no tensor tells.
+        model_args: to be compared with the tensors.
+        class_names: as it says; may be for another number of classes.
+        imagenet: whether it says that the classes are ImageNet's.
+    """
+
+    where: str
+    preparation: dict[str, Any]
+    hints: Hints
+    model_args: dict[str, Any]
+    class_names: list[str]
+    imagenet: bool
 
 
 def read(name: str) -> Pretrained:
     """Reads a timm checkpoint.
 
     Raises:
-        UserError: missing or broken file, an architecture that is none of ours, tensors that do not fit it.
+        UserError: missing or broken file, an architecture that is none of ours, tensors that do not fit it, a card
+            that says what can not be read.
     """
-    path = hub.find(name, ("model.safetensors",))
-    card = _card(path)
-    return from_tensors(
-        tensors.read(path), card.get("architecture") or path.stem, f"timm:{name}", tensors.sha256(path), card
-    )
+    path = hub.find(name, ("model.safetensors", tensors.INDEX), pickles=True)
+    source = f"timm:{name}"
+    values = wrappers.unwrapped(tensors.read(path), HALLMARK, source)
+    card = read_card(path.parent / "config.json", path.stem)
+    prepared = preparation(card, source)
+    pretrained = from_tensors(values, card.hints, source, tensors.sha256(path), prepared)
+    cards.agree("timm.model_args", card.model_args, shapes(pretrained), card.where)
+    names = card.class_names if len(card.class_names) == pretrained.num_classes else []
+    if not names and card.imagenet and pretrained.num_classes == class_names.IMAGENET:
+        names = list(class_names.imagenet())
+    return pretrained._replace(class_names=names)
 
 
 def from_tensors(
-    values: Mapping[str, np.ndarray],
-    name: str,
-    source: str,
-    sha256: str,
-    card: Mapping[str, Any],
-    suffix: str = "",
-    usual: Mapping[str, Any] = USUAL,
-    mend: str = "put timm's config.json beside it, or set data.mean, data.std, data.crop_pct and data.interpolation",
+    values: Mapping[str, np.ndarray], hints: Hints, source: str, sha256: str, preparation: Mapping[str, Any]
 ) -> Pretrained:
     """Builds the model from tensors with timm's names.
 
     Args:
         values: by timm's name, PyTorch layout.
-        name: of the architecture, which says how images are prepared, and the image size of a Swin, where the card does
-            not.
+        hints: what no tensor tells.
         source: for the record.
         sha256: likewise.
-        card: timm's `pretrained_cfg`, may be empty.
-        suffix: of the model's name, such as "_tanh", for what tensors do not tell.
-        usual: how images are prepared where neither card nor name says it.
-        mend: of a warning that something was taken from there, how a user says it.
+        preparation: the fields of `Preprocess` but the size.
+
+    Returns:
+        the model; `num_classes` is 0 where there is no head, and its parameters then have one of one zero.
     """
     layout = layouts.find(values, source)
-    values = layout.normalize(values)
-    sizes = card.get("input_size") or (0,)
-    if not isinstance(sizes, list | tuple) or not files.whole(sizes[-1], 0, MAX_SIZE):
-        raise UserError(f"{source} has the input_size {short(repr(sizes))}; put right the JSON beside it.")
-    model, image_size = layout.architecture(values, name, source, sizes[-1])
-    model += suffix
-    preprocess = Preprocess(size=image_size, **_preparation(name, card, source, usual, mend))
+    marks = {"fc_norm": np.zeros(1)} if "fc_norm.weight" in values and "norm.weight" not in values else {}
+    values, has_head = layouts.with_head(layout.normalize(values))
+    values = values if hints.qkv_bias else layouts.with_bias(values)
+    model, image_size = layout.architecture({**values, **marks}, hints, source)
+    preprocess = Preprocess(size=image_size, **preparation)
     params = layouts.convert(layout, values, model, image_size)
-    return Pretrained(model, params, preprocess, values["head.weight"].shape[0], [], source, sha256)
+    classes = values["head.weight"].shape[0] if has_head else 0
+    return Pretrained(model, params, preprocess, classes, [], source, sha256)
 
 
-def published(name: str) -> dict[str, Any]:
-    """How timm prepares images for a model that it has published under this name; {} for another."""
-    return next((USUAL | fields for pattern, fields in PUBLISHED if re.fullmatch(pattern, name)), {})
+def shapes(pretrained: Pretrained) -> dict[str, Any]:
+    """What the tensors show, by the names of the cards' fields."""
+    size = pretrained.preprocess.size
+    module, fields = models.architecture(pretrained.model, size)
+    shown = {"img_size": size, "patch_size": fields["patch_size"], "in_chans": 3, "num_channels": 3, "mlp_ratio": 4}
+    if module == "swin":
+        width = fields["dim"] * 2 ** (len(fields["depths"]) - 1)
+        stages = {name: list(fields[name]) for name in ("depths",)} | {"num_heads": list(fields["heads"])}
+        return (
+            shown
+            | stages
+            | {
+                "embed_dim": fields["dim"],
+                "hidden_size": width,
+                "num_layers": len(fields["depths"]),
+                "window_size": fields["window_size"],
+            }
+        )
+    deep = {"depth": fields["depth"], "num_hidden_layers": fields["depth"], "num_heads": fields["heads"]}
+    wide = {"embed_dim": fields["dim"], "hidden_size": fields["dim"], "intermediate_size": 4 * fields["dim"]}
+    return shown | deep | wide
 
 
-def _preparation(
-    name: str, card: Mapping[str, Any], source: str, usual: Mapping[str, Any], mend: str
-) -> dict[str, Any]:
+def read_card(path: pathlib.Path, name: str) -> Card:
+    """What config.json says: timm's of today, with `pretrained_cfg`, or of old, where its fields lay at the top.
+
+    Args:
+        path: the file; there may be none.
+        name: of the weights, which may be that of an architecture.
+    """
+    if not path.is_file():
+        table = cards.published(name)
+        hints = Hints(name, usual_heads=cards.heads([name]), embed_class=False if name.startswith("flexivit") else None)
+        return Card("", {}, hints, {}, [], bool(table.get("imagenet")) and "." in name)
+    where, fields = str(path), files.json_object(path, "mend it or take it away")
+    nested = "pretrained_cfg" in fields
+    cards.check("timm" if nested else "timm.flat", fields, where)
+    card, args = (_object(fields, key, where) for key in ("pretrained_cfg", "model_args"))
+    card = card if nested else fields
+    if nested:
+        cards.check("timm.pretrained_cfg", card, where)
+    cards.check("timm.model_args", args, where)
+    architecture = fields.get("architecture") or card.get("architecture") or ""
+    if not isinstance(architecture, str):
+        raise UserError(f"{where} has the architecture {short(repr(architecture))}; it is a name.")
+    prepared = {field: _tuple(card[field]) for field in (*PREPARATION, "crop_mode") if card.get(field) is not None}
+    names = fields.get("label_names") or card.get("label_names") or _numbered(fields.get("id2label"))
+    tag = card.get("tag") or architecture.partition(".")[2]
+    size = _square(card.get("input_size"), where)
+    return Card(
+        where,
+        prepared,
+        _hints(fields, args, architecture, size, name, where),
+        args,
+        [str(one) for one in names] if isinstance(names, list | tuple) else [],
+        isinstance(tag, str) and tag.endswith("in1k"),
+    )
+
+
+def _hints(
+    fields: Mapping[str, Any], args: Mapping[str, Any], architecture: str, size: int, name: str, where: str
+) -> Hints:
+    act = "gelu" if args.get("act_layer") in (None, "") else args["act_layer"]
+    if not isinstance(act, str) or act not in GELUS:
+        raise UserError(f"{where} has act_layer = {short(repr(act))}; these can be read: {', '.join(GELUS)}.")
+    pool = next((one["global_pool"] for one in (args, fields) if one.get("global_pool") is not None), "token")
+    known = any(one.get("global_pool") is not None for one in (args, fields)) or args.get("fc_norm") is True
+    if pool not in POOLS:
+        raise UserError(f"{where} has global_pool = {short(repr(pool))}; these can be read: {', '.join(POOLS)}.")
+    heads = args.get("num_heads")
+    if heads is not None and not isinstance(heads, list | tuple) and not files.whole(heads, 1, MAX_SIZE):
+        raise UserError(f"{where} has num_heads = {short(repr(heads))}; it is a whole number.")
+    usual = cards.heads([architecture] if architecture else [name])
+    if not isinstance(heads, int):
+        heads = usual if args.get("embed_dim") else 0
+    bias = {field: args.get(field) for field in ("qkv_bias", "no_embed_class", "fc_norm")}
+    if not all(value is None or isinstance(value, bool) for value in bias.values()):
+        raise UserError(f"{where} has {short(repr(bias))}; each is true or false.")
+    no_class = bool(bias["no_embed_class"]) or architecture.startswith("flexivit")
+    return Hints(
+        architecture or name,
+        size,
+        heads,
+        usual,
+        GELUS[act],
+        pool=pool if known else "",
+        qkv_bias=bias["qkv_bias"] is not False,
+        embed_class=False if no_class else None,
+        mend='write {"model_args": {"num_heads": N}} into a config.json beside the file',
+    )
+
+
+def _object(fields: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = fields.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where} has the {key} {short(repr(value))}; mend it or take it away.")
+    return value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _numbered(labels: Any) -> list[str]:
+    """Names in the order of their numbers; none where they are not one for each, or are transformers' placeholders."""
+    if not isinstance(labels, Mapping) or sorted(labels) != sorted(map(str, range(len(labels)))):
+        return []
+    names = [str(labels[str(index)]) for index in range(len(labels))]
+    return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
+
+
+def _square(size: Any, where: str) -> int:
+    """The side of an input_size (3, side, side); 0 where there is none."""
+    if size is None:
+        return 0
+    if not isinstance(size, list | tuple) or len(size) != 3 or not all(files.whole(one, 1, MAX_SIZE) for one in size):
+        raise UserError(f"{where} has the input_size {short(repr(size))}; it is 3, height and width.")
+    if size[0] != 3 or size[1] != size[2]:
+        raise UserError(f"{where} has the input_size {size}; here images have 3 channels and are square.")
+    return size[1]
+
+
+def preparation(card: Card, source: str) -> dict[str, Any]:
     """The fields of `Preprocess` but the size: what the card says, or else a published name, or else, with a warning,
     the family.
 
     Raises:
-        UserError: neither tells mean and std, or images are cropped as they are not here.
+        UserError: neither tells mean and std, or a value that is none.
     """
-    if card.get("crop_mode", "center") != "center":
-        raise UserError(f"{source} crops images by {short(repr(card['crop_mode']))}; only center can be read.")
-    fields = ("crop_pct", "interpolation", "mean", "std")
-    card = {field: card[field] for field in fields if card.get(field) is not None}
-    card = {field: tuple(value) if isinstance(value, list) else value for field, value in card.items()}
-    if preparation := published(name):
-        return preparation | card
+    name, said = card.hints.name, card.preparation
+    missing = [field for field in PREPARATION if field not in said]
+    table = {
+        field: _tuple(value) for field, value in cards.published(name).items() if field in (*PREPARATION, "crop_mode")
+    }
+    if not missing:
+        return said
     family = next((family for family in FAMILIES if name.startswith(family)), "")
-    assumed = {**usual, **FAMILIES.get(family, {})}
-    missing = [field for field in fields if field not in card]
+    if table and not any(field in said for field in PREPARATION):
+        return table | said
+    assumed = DEFAULTS if len(missing) < len(PREPARATION) else {**USUAL, **FAMILIES.get(family, {})}
     if not set(missing) <= set(assumed):
         raise UserError(
             f"{source} does not tell the mean and std of its images; give the file timm's name, such as "
             "deit_tiny_patch16_224.safetensors, or put timm's config.json beside it."
         )
-    if missing:
-        shown = ", ".join(f"{field} {assumed[field]}" for field in missing)
-        console.warn_once(
-            f"{source} does not say how its images are prepared. Assumed is what {family or 'such'} models usually "
-            f"have: {shown}. If that is wrong, {mend}."
-        )
-    return assumed | card
+    warn_assumed(source, {field: assumed[field] for field in missing}, family or "such", MEND)
+    return assumed | said
 
 
-def _card(path: pathlib.Path) -> dict[str, Any]:
-    """What config.json says: timm's of today, with `pretrained_cfg`, or of old, where its fields lay at the top."""
-    config = path.parent / "config.json"
-    if not config.is_file():
-        return {}
-    fields = files.json_object(config, "mend it or take it away")
-    card, architecture = fields.get("pretrained_cfg", fields), fields.get("architecture", "")
-    if not isinstance(card, dict):
-        raise UserError(f"{config} has the pretrained_cfg {short(repr(card))}; mend it or take it away.")
-    return {**card, "architecture": architecture if isinstance(architecture, str) else ""}
+def warn_assumed(source: str, assumed: Mapping[str, Any], kind: str, mend: str) -> None:
+    shown = ", ".join(f"{field} {value}" for field, value in assumed.items())
+    console.warn_once(
+        f"{source} does not say how its images are prepared. Assumed is what {kind} models usually have: {shown}. "
+        f"If that is wrong, {mend}."
+    )

@@ -110,7 +110,16 @@ def test_what_does_not_fit_is_refused(params, photos, changes, words):
 
 @pytest.mark.parametrize(
     "name",
-    ["vit_pico", "vit_nano_depth2_tanh", "deit_tiny_distilled_patch8", "vit_tiny_patch8_eps1e-12", "swin_tiny_window8"],
+    [
+        "vit_pico",
+        "vit_nano_depth2_tanh",
+        "deit_tiny_distilled_patch8",
+        "vit_tiny_patch8_eps1e-12",
+        "swin_tiny_window8",
+        "vit_pico_dim48_heads3_avg_quick",
+        "swin_tiny_dim48_depths2x2_heads3x6",
+        "deit_tiny_distilled_patch8_first",
+    ],
 )
 def test_the_name_of_a_model_makes_it_again(name):
     one = models.create(name, num_classes=7, image_size=56)

@@ -222,16 +222,24 @@ def test_of_a_work_directory_the_last_exported_artefact_is_taken(rng, tmp_path):
         inference.load(tmp_path / "checkpoints")
 
 
-def test_pretrained_weights_of_a_thousand_classes_have_imagenet_s_names(rng, tmp_path):
-    path = tmp_path / "vit_pico.npz"
-    np.savez(path, **numpy_vit.random_tensors(rng, dim=32, depth=2, patch=4, side=2, classes=1000))
-    names = weights.read(f"timm:{path}").class_names
-    assert (len(names), names[1], names[-1]) == (
-        1000,
-        "goldfish, Carassius auratus",
-        "toilet tissue, toilet paper, bathroom tissue",
+def test_a_thousand_classes_are_imagenet_s_where_the_card_says_so(rng, tmp_path):
+    path, tensors = (
+        tmp_path / "vit_pico.npz",
+        numpy_vit.random_tensors(rng, dim=32, depth=2, patch=4, side=2, classes=1000),
     )
+    np.savez(path, **tensors)
+    assert weights.read(f"timm:{path}").class_names == []
+    published = tmp_path / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.npz"
+    np.savez(published, **tensors)
+    assert weights.read(f"timm:{published}").class_names[1] == "goldfish, Carassius auratus"
+    card = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"tag": "augreg_in21k_ft_in1k"}}
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    names = weights.read(f"timm:{path}").class_names
+    assert (len(names), names[-1]) == (1000, "toilet tissue, toilet paper, bathroom tissue")
     assert weights.read(f"timm:{path}", num_classes=7).class_names == []
+    own = {"label_names": [f"class {index}" for index in range(1000)]}
+    (tmp_path / "config.json").write_text(json.dumps(card | own))
+    assert weights.read(f"timm:{path}").class_names == own["label_names"]
 
 
 def test_a_file_of_names_has_one_for_each_class(tmp_path):

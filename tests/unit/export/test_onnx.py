@@ -30,6 +30,10 @@ FAMILIES = [
     ("swin_pico", 10, 0),  # Windows that do not tile the map, an odd side that is merged.
     ("deit_tiny_distilled_patch8_depth2", 16, 8),
     ("deit3_tiny_patch8_depth2", 16, 0),
+    ("vit_pico_dim48_depth3_heads3_avg", 8, 0),
+    ("vit_pico_normavg_tanh", 8, 8),
+    ("deit_tiny_distilled_patch8_dim24_depth2_first", 16, 0),
+    ("vit_pico_quick", 8, 0),
 ]
 """Model, image size, rank."""
 
@@ -85,7 +89,10 @@ def test_float_models_of_every_family_are_right_up_to_roundings(rng, tmp_path, m
     }.items():
         wrong = onnx.ModelProto()
         wrong.CopyFrom(made)
-        for node in (node for node in wrong.graph.node if node.op_type == kind):
+        nodes = [node for node in wrong.graph.node if node.op_type == kind]
+        if not nodes and "quick" in model:  # Of products and a sigmoid.
+            continue
+        for node in nodes:
             (attribute,) = (one for one in node.attribute if one.name in ("epsilon", "approximate"))
             (changed,) = (onnx.helper.make_attribute(*item) for item in changes(attribute).items())
             attribute.CopyFrom(changed)

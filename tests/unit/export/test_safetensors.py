@@ -63,6 +63,7 @@ def test_a_dense_artefact_is_a_timm_state_dict(rng, tmp_path, name, size):
     layers = models.spec(name, num_classes=10, image_size=size).layers
     path = tmp_path / f"{name}_{size}.safetensors"
     export.save(artifact(plan_lib.dense(layers), params, name, size), path)
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"input_size": [3, size, size]}}))
     found = weights.read(f"timm:{path}")
     assert (found.model, found.preprocess.size) == (name, size)
     got, want = trees.flatten(found.params), trees.flatten(params)

@@ -6,6 +6,7 @@ import pytest
 
 from lraqvit_jax import models
 from lraqvit_jax.models import swin
+from lraqvit_jax.weights.layouts import Hints
 from lraqvit_jax.weights.sources import timm
 from tests.golden import recipe
 from tests.unit import numpy_swin, numpy_vit
@@ -23,7 +24,7 @@ def draw(variant, size, stream=1.0):
 
 
 def load(values, size, suffix=""):
-    found = timm.from_tensors(values, "swin", "a test", "", {**CARD, "input_size": (3, size, size)})
+    found = timm.from_tensors(values, Hints("swin", size), "a test", "", CARD)
     model = models.create(found.model + suffix, num_classes=CLASSES, image_size=size)
     return found, model
 

@@ -19,7 +19,7 @@ from lraqvit_jax.plan.cost import latency
 from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.run import claim, metrics, results
-from lraqvit_jax.weights import artifacts, tensors
+from lraqvit_jax.weights import artifacts, processors, tensors
 from lraqvit_jax.weights.sources import big_vision, huggingface, timm
 
 
@@ -147,7 +147,7 @@ def test_what_is_no_json_object_is_refused_everywhere(tmp_path, content):
         lambda: claim.edited(tmp_path),
         lambda: results.read(tmp_path),
         lambda: artifacts.read_meta(tmp_path),
-        lambda: timm._card(tmp_path / "model.safetensors"),
+        lambda: timm.read_card(tmp_path / "config.json", "model"),
         lambda: huggingface._json(tmp_path / "preprocessor_config.json"),
     ):
         with pytest.raises(UserError) as error:
@@ -247,13 +247,13 @@ def test_a_latency_table_without_numbers_is_refused(row):
 )
 def test_a_transformers_config_of_other_kinds_is_refused(fields):
     with pytest.raises(UserError, match="x "):
-        huggingface._suffix({"model_type": "vit", **fields}, "x")
+        huggingface._hints({"model_type": "vit", **fields}, "x")
 
 
 def test_sizes_and_names_of_other_kinds_in_a_transformers_config():
     for size in ("224", [1.5], {"height": None}, 10**9, -1):
         with pytest.raises(UserError, match="size"):
-            huggingface._card({"size": size})
+            processors.preparation({"size": size}, "vit")
     for labels in (["cat", "dog"], {"a": "cat", "b": "dog"}, {"0": "cat"}, None, 7):
         assert huggingface._class_names(labels, 2) == []
     assert huggingface._class_names({"1": "dog", "0": "cat"}, 2) == ["cat", "dog"]

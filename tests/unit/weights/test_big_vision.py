@@ -13,6 +13,7 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights.layouts import Hints
 from lraqvit_jax.weights.sources import timm
 from tests.unit import numpy_vit
 
@@ -85,7 +86,7 @@ def write(path, found):
 
 
 def wanted(values):
-    return timm.from_tensors(values, "vit", "a test", "", {}, suffix="_tanh").params
+    return timm.from_tensors(values, Hints("vit", gelu="tanh", embed_class=False), "a test", "", timm.HALF).params
 
 
 def assert_equal(got, want):
@@ -145,7 +146,7 @@ def test_bfloat16_is_read(rng, tmp_path):
         (lambda t: t.pop("Transformer/encoderblock_1/MultiHeadDotProductAttention_0/key/bias"), ["blocks_1/attn/qkv"]),
         (lambda t: t.update({"embedding/bias": np.zeros(5)}), ["patch_embed/bias", "(5,)"]),
         (lambda t: t.update({"t/kernel": np.zeros((2, 2))}), ["t/kernel", "left over"]),
-        (lambda t: t.update(cls=np.zeros((1, 1, 100))), ["100 features"]),
+        (lambda t: t.update(cls=np.zeros((1, 1, 100))), ["blocks_0/attn/proj/bias is (100,)"]),
     ],
     ids=["map", "pre_logits", "no cls", "no head", "no bias", "no key", "shape", "left over", "another width"],
 )

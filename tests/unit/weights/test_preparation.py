@@ -11,8 +11,8 @@ from PIL import Image
 from lraqvit_jax import weights
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.weights import hub
-from lraqvit_jax.weights.sources import huggingface, timm
+from lraqvit_jax.weights import cards, hub
+from lraqvit_jax.weights.sources import huggingface
 from tests.unit import numpy_swin, numpy_vit
 from tests.unit.weights.test_big_vision import BIG_VISION, flax_names
 from tests.unit.weights.test_weights import transformers_names
@@ -50,11 +50,15 @@ def timm_file(folder, tensors, name, card=None):
         ("deit3_large_patch16_384.fb_in1k", 1.0, MEAN, STD),
         ("swin_tiny_patch4_window7_224.ms_in22k_ft_in1k", 0.9, MEAN, STD),
         ("swin_base_patch4_window12_384", 1.0, MEAN, STD),
+        ("swin_base_patch4_window12_384_22k", 1.0, MEAN, STD),
+        ("vit_base_patch16_224.dino", 0.9, MEAN, STD),
+        ("deit3_small_patch16_224_in21ft1k", 1.0, MEAN, STD),
     ],
 )
 def test_published_names_say_it_all(tmp_path, capsys, tensors, name, crop, mean, std):
     want = {"crop_pct": crop, "interpolation": "bicubic", "mean": mean, "std": std}
-    assert timm.published(name) == want
+    row = cards.published(name)
+    assert {field: row[field] for field in want} == {**want, "mean": list(mean), "std": list(std)}
     if not name.startswith("swin"):
         assert weights.read(timm_file(tmp_path, tensors, name)).preprocess == Preprocess(8, **want)
     assert capsys.readouterr().err == ""
@@ -63,10 +67,10 @@ def test_published_names_say_it_all(tmp_path, capsys, tensors, name, crop, mean,
 @pytest.mark.parametrize(
     ("name", "mean", "std"),
     [
-        ("vit_base_patch16_224.dino", HALF, HALF),
+        ("vit_base_patch16_224_dino2", HALF, HALF),
         ("vit_base_patch16_224_miil", HALF, HALF),
         ("vit_mine", HALF, HALF),
-        ("deit3_small_patch16_224", MEAN, STD),
+        ("deit3_small_patch16", MEAN, STD),
         ("deit_finetuned", MEAN, STD),
     ],
 )
@@ -96,7 +100,7 @@ def test_only_what_a_card_leaves_open_is_assumed(tmp_path, capsys, tensors):
     ("card", "words"),
     [
         ({"pretrained_cfg": 7}, "pretrained_cfg 7"),
-        ({"pretrained_cfg": {"crop_mode": "squash"}}, "crops images by 'squash'"),
+        ({"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode is 'border'"),
         ({"pretrained_cfg": {"interpolation": "lanczos"}}, "interpolation is 'lanczos'"),
         ({"pretrained_cfg": {"mean": [0.5]}}, "three numbers"),
     ],
@@ -119,37 +123,57 @@ def transformers(folder, tensors, fields):
 
 def test_transformers_weights_without_a_preprocessor_say_what_is_assumed(tmp_path, capsys, tensors):
     source = transformers(tmp_path, tensors, None)
-    assert weights.read(source).preprocess == Preprocess(8, 1.0, "bicubic", HALF, HALF)
+    assert weights.read(source).preprocess == Preprocess(8, 1.0, "bilinear", HALF, HALF, "squash")
     (line,) = capsys.readouterr().err.splitlines()
-    assert "crop_pct 1.0, interpolation bicubic, mean" in line
+    assert "crop_pct 1.0, interpolation bilinear, mean" in line
     assert "put preprocessor_config.json beside it" in line
+
+
+GIVEN = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
 
 @pytest.mark.parametrize(
     ("fields", "want"),
     [
-        ({"resample": 3}, Preprocess(8, 1.0, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
-        ({"resample": 0, "do_rescale": True}, Preprocess(8, 1.0, "nearest", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
-        ({"resample": 2, "do_normalize": False}, Preprocess(8, 1.0, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+        ({"resample": 3}, Preprocess(8, 1.0, "bicubic", *GIVEN, "squash")),
+        ({"resample": 0, "do_rescale": True}, Preprocess(8, 1.0, "nearest", *GIVEN, "squash")),
+        ({}, Preprocess(8, 1.0, "bilinear", *GIVEN, "squash")),
         (
-            {
-                "resample": 2,
-                "do_center_crop": True,
-                "size": 256,
-                "crop_size": 224,
-                "rescale_factor": 0.00392156862745098,
-            },
-            Preprocess(8, 0.875, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+            {"image_processor_type": "DeiTImageProcessor", "do_center_crop": False},
+            Preprocess(8, 1.0, "bicubic", *GIVEN, "squash"),
+        ),
+        ({"image_mean": None, "image_std": None}, Preprocess(8, 1.0, "bilinear", HALF, HALF, "squash")),
+        ({"do_normalize": False}, Preprocess(8, 1.0, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "squash")),
+        ({"do_resize": False, "size": 77}, Preprocess(8, 1.0, "bilinear", *GIVEN, "squash")),
+        ({"size": 10, "do_center_crop": True, "crop_size": 8}, Preprocess(8, 0.8, "bilinear", *GIVEN, "squash")),
+        (
+            {"size": {"shortest_edge": 10}, "do_center_crop": True, "crop_size": {"height": 8, "width": 8}},
+            Preprocess(8, 0.8, "bilinear", *GIVEN),
+        ),
+        (
+            {"image_processor_type": "BitImageProcessor", "size": 16, "crop_size": 8},
+            Preprocess(8, 0.5, "bicubic", *GIVEN),
         ),
     ],
 )
 def test_fields_of_a_preprocessor_are_honoured(tmp_path, capsys, tensors, fields, want):
-    preprocess = weights.read(transformers(tmp_path, tensors, STATISTICS | fields)).preprocess
-    assert preprocess == want
+    card = STATISTICS | {"size": {"height": 8, "width": 8}, "rescale_factor": 0.00392156862745098} | fields
+    assert weights.read(transformers(tmp_path, tensors, card)).preprocess == want
     assert capsys.readouterr().err == ""
-    if not fields.get("do_normalize", True):  # transformers then only divides by 255
-        pixel = preprocess(Image.new("RGB", (8, 8), (255, 0, 51)))[0, 0]
-        np.testing.assert_allclose(pixel, [1, 0, 0.2], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pixel"),
+    [
+        ({"do_normalize": False}, [1, 0, 0.2]),
+        ({"do_normalize": False, "do_rescale": False}, [255, 0, 51]),
+        ({"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": [1.0, 2.0, 1.0]}, [1, -0.5, -0.6]),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3}, [1, -1, -0.6]),
+    ],
+)
+def test_any_scale_of_pixels_is_honoured(tmp_path, tensors, fields, pixel):
+    preprocess = weights.read(transformers(tmp_path, tensors, STATISTICS | {"size": 8} | fields)).preprocess
+    np.testing.assert_allclose(preprocess(Image.new("RGB", (8, 8), (255, 0, 51)))[0, 0], pixel, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -158,15 +182,22 @@ def test_fields_of_a_preprocessor_are_honoured(tmp_path, capsys, tensors, fields
         ({"resample": 1}, "resample 1"),
         ({"resample": [3]}, r"resample \[3\]"),
         ({"resample": "bicubic"}, "resample 'bicubic'"),
-        ({"do_rescale": False}, "1/255"),
-        ({"rescale_factor": 1 / 127.5}, "1/255"),
+        ({"rescale_factor": 0}, "rescale_factor of 0"),
         ({"do_center_crop": True, "size": 224, "crop_size": 256}, "crops 256 pixels out of 224"),
-        ({"do_center_crop": True, "size": 224}, "crops 0 pixels out of 224"),
+        ({"do_center_crop": True, "size": 224}, "crop_size None"),
+        ({"size": {"height": 8, "width": 16}}, "square"),
+        ({"size": {"shortest_edge": 8}}, "no image has a fixed size"),
+        ({"size": {"longest_edge": 8}}, "longest_edge"),
+        ({"size": 16}, "8 x 8 pixels and preprocessor_config.json makes images of 16"),
+        ({"do_pad": True}, "do_pad = True"),
+        ({"do_sharpen": True}, "do_sharpen = True, a field that is not known"),
+        ({"image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor"),
+        ({"do_resize": False, "do_center_crop": True}, "without resizing"),
     ],
 )
 def test_fields_of_a_preprocessor_that_cannot_be_honoured_are_refused(tmp_path, tensors, fields, words):
     with pytest.raises(UserError, match=words):
-        weights.read(transformers(tmp_path, tensors, STATISTICS | fields))
+        weights.read(transformers(tmp_path, tensors, STATISTICS | {"size": 8} | fields))
 
 
 def test_the_preprocessor_comes_from_the_hub_with_the_weights(tmp_path, monkeypatch):
@@ -198,7 +229,7 @@ def test_a_swin_of_a_size_that_nobody_says(tmp_path, capsys):
     shapes = numpy_swin.shapes(dim=16, depths=(2, 2), heads=(2, 4), patch=1, window=7, side=224, classes=7)
     source = timm_file(tmp_path, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, "swin")
     assert weights.read(source).preprocess.size == 224
-    size, preparation = capsys.readouterr().err.splitlines()
+    preparation, size = capsys.readouterr().err.splitlines()
     assert "does not tell its image size. Assumed is that of the published models with windows of 7: 224." in size
     assert f"mean {MEAN}, std {STD}" in preparation
 

@@ -12,6 +12,7 @@ from lraqvit_jax import models, weights
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.weights import tensors
+from lraqvit_jax.weights.layouts import Hints
 from lraqvit_jax.weights.sources import huggingface, timm
 from tests.golden import recipe
 from tests.unit import numpy_vit
@@ -67,7 +68,7 @@ def small_stream():
     shapes = {key: value.shape for key, value in numpy_vit.random_tensors(np.random.default_rng(0), **PICO).items()}
     values = recipe.weights(shapes, seed=5, stream=0.01)
     images = recipe.images(2, 12, seed=0)
-    found = timm.from_tensors(values, "vit", "a test", "", {})
+    found = timm.from_tensors(values, Hints("vit"), "a test", "", timm.HALF)
     model = models.create(found.model, num_classes=7, image_size=12)
     logits = jax.jit(model.apply)({"params": found.params}, images)
     np.testing.assert_allclose(logits, numpy_vit.logits(values, images, heads=2), atol=1e-4, rtol=0)
@@ -137,10 +138,10 @@ def test_transformers_weights_give_the_same_logits(rng, tmp_path, new_style):
     assert error(f"huggingface:{tmp_path}", want, images) < 1e-4
     found = weights.read(f"huggingface:{tmp_path}")
     assert (found.model, found.class_names[3]) == ("vit_tiny_eps1e-12", "class 3")
-    assert found.preprocess == Preprocess(48, 1.0, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert found.preprocess == Preprocess(48, 1.0, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "squash")
     for field, value, word in (
         ("model_type", "beit", "beit"),
-        ("hidden_act", "quick_gelu", "quick_gelu"),
+        ("hidden_act", "relu", "relu"),
         ("layer_norm_eps", 0, "epsilon 0"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
@@ -220,7 +221,7 @@ def test_files_that_are_not_weights_are_named(rng, tmp_path):
         "vit_cut.safetensors": "cannot be read",
         "vit_objects.npz": "cannot be read",
         "vit_text.npz": "cannot be read",
-        "vit.pth": "save_file",
+        "vit.pth": "convert",
         "absent.npz": "does not exist",
     }.items():
         with pytest.raises(UserError, match=word):
