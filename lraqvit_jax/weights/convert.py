@@ -107,12 +107,12 @@ def _tensors(tree: Any, kind: type, deep: int) -> dict[str, Any]:
 
 
 def convert(path: pathlib.Path, target: pathlib.Path) -> int:
-    """Writes the tensors as safetensors; returns how many."""
-    from safetensors.torch import save_file
-
-    named = {name: value.detach().to_dense().clone().contiguous() for name, value in state_dict(path).items()}
+    """Writes the tensors as safetensors; returns how many. Errors as `state_dict`, and where `target` is there."""
     if target.exists():
         raise UserError(f"{target} exists already; name another file for the converted weights.")
+    named = {name: value.detach().to_dense().clone().contiguous() for name, value in state_dict(path).items()}
+    from safetensors.torch import save_file
+
     save_file(named, target)
     return len(named)
 

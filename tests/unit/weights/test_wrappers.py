@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ import safetensors.numpy
 from lraqvit_jax import weights
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.weights import tensors, wrappers
+from lraqvit_jax.weights import convert, tensors, wrappers
 from lraqvit_jax.weights.sources import timm
 from tests.unit import numpy_swin, numpy_vit
 from tests.unit.weights.test_big_vision import BIG_VISION, flax_names
@@ -180,3 +181,12 @@ def test_a_pickle_in_a_folder_is_refused_with_what_converts_it(tmp_path):
 def test_what_is_no_model_is_named_as_it_is():
     named = {"features.0.weight": np.ones(2)}
     assert wrappers.unwrapped(named, timm.HALLMARK, "x") == named
+
+
+def test_converting_needs_torch_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pth").write_bytes(b"x")
+    with pytest.raises(UserError, match="needs torch"):
+        convert.command([f"{tmp_path}/a.pth"])
+    with pytest.raises(UserError, match=r"ends in \.safetensors"):
+        convert.command([f"{tmp_path}/a.pth", "b.npz"])
