@@ -100,9 +100,10 @@ _CONFIG: dict[str, Fate] = {
     "quantization_config": _fixed(),
     "auto_map": _fixed(),
     **_each(SHAPE, "patch_size num_channels"),
+    "num_labels": HONOURED,
     **_irrelevant("is for readers", "architectures transformers_version _name_or_path name_or_path license tags"),
     **_irrelevant("is for readers", "library_name finetuning_task _commit_hash task_specific_params"),
-    **_irrelevant("are the numbers of names", "label2id num_labels"),
+    **_irrelevant("are the numbers of names", "label2id"),
     **_irrelevant(
         "holds for training alone",
         "initializer_range hidden_dropout_prob attention_probs_dropout_prob drop_path_rate gradient_checkpointing",

@@ -82,6 +82,7 @@ def read(name: str) -> Pretrained:
     pretrained = timm.from_tensors(values, hints, source, tensors.sha256(path), prepared)
     _check_size(pretrained, hints.image_size, side, source)
     cards.agree(f"huggingface.{kind}", config, timm.shapes(pretrained), str(where))
+    _check_labels(config, pretrained.num_classes, str(where))
     names = _class_names(config.get("id2label"), pretrained.num_classes)
     return pretrained._replace(class_names=names)
 
@@ -92,6 +93,18 @@ def _check_size(pretrained: Pretrained, size: int, side: int, source: str) -> No
     for said, where in ((size, "config.json says image_size"), (side, "preprocessor_config.json makes images of")):
         if said and said != own:
             raise UserError(f"{source} has the weights of {own} x {own} pixels and {where} {said}; put it right.")
+
+
+def _check_labels(config: Mapping[str, Any], classes: int, where: str) -> None:
+    """Raises UserError where the config has another number of classes than the head, if there is one."""
+    labels = config.get("id2label")
+    counts = [len(labels)] if isinstance(labels, dict) else []
+    wrong = [count for count in (*counts, config.get("num_labels")) if count is not None and count != classes]
+    if classes and wrong:
+        raise UserError(
+            f"{where} has {short(repr(wrong[0]))} labels (id2label, num_labels) and the head has {classes}; put right "
+            "the config, or take these fields out of it."
+        )
 
 
 def _class_names(labels: Any, count: int) -> list[str]:

@@ -86,6 +86,8 @@ def test_odd_values_are_read_or_refused(folders):
         ("huggingface.vit", {"problem_type": "multi_label_classification"}, "yes or no"),
         ("huggingface.vit", {"intermediate_size": 64}, "intermediate_size 64"),
         ("huggingface.vit", {"num_attention_heads": 5}, "5 heads"),
+        ("huggingface.vit", {"id2label": {"0": "a"}}, "1 labels .* the head has 3"),
+        ("huggingface.vit", {"num_labels": -1}, "-1 labels"),
         ("huggingface.vit", {"image_size": [8, 16]}, "square"),
         ("huggingface.vit", {"image_size": 16}, "image_size 16"),
         ("huggingface.vit", {"rope_theta": 100.0}, "rope_theta = 100.0, a field that is not known"),
