@@ -60,7 +60,8 @@ def architecture(values: Mapping[str, np.ndarray], hints: Hints, source: str) ->
     base = min(
         swin.VARIANTS, key=lambda base: (not {"dim", "depths", "heads"}.isdisjoint(changes(base)), base != "swin_tiny")
     )
-    return models.renamed(base, changes(base)), _image_size(hints, fields["window_size"], source)
+    windows = [_window(values, stage) for stage in range(stages)]
+    return models.renamed(base, changes(base)), _image_size(hints, windows, patch, source)
 
 
 def _depth(values: Mapping[str, np.ndarray], stage: int) -> int:
@@ -73,10 +74,17 @@ def _heads(values: Mapping[str, np.ndarray], stage: int, source: str) -> int:
     return values[name].shape[1]
 
 
-def _image_size(hints: Hints, window: int, source: str) -> int:
-    published = cards.published(hints.name)
+def _window(values: Mapping[str, np.ndarray], stage: int) -> int:
+    return (math.isqrt(values[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape[0]) + 1) // 2
+
+
+def _image_size(hints: Hints, windows: list[int], patch: int, source: str) -> int:
+    """Of the card, or of the name, or else what is usual for such windows, if those of all stages fit it."""
+    published, window = cards.published(hints.name), windows[0]
     size = hints.image_size or (published["input_size"][-1] if published else TRAINED_SIZES.get(window, 0))
-    if not size:
+    sides = [-(-size // (patch * 2**stage)) for stage in range(len(windows))]
+    fits = windows == [min(window, side) for side in sides]
+    if not size or not (fits or hints.image_size or published):
         raise UserError(
             f"{source} does not tell its image size, nor does a tensor of a Swin; write "
             '{"pretrained_cfg": {"input_size": [3, 224, 224]}}, with your size, into a config.json beside the file.'

@@ -161,6 +161,9 @@ def test_the_image_size_may_follow_from_the_window_and_is_asked_for_otherwise(tm
         path = save(tmp_path / "swin_2024.safetensors", draw(window=window, side=size))
         found = weights.read(f"timm:{path}")
         assert (found.model, found.preprocess.size) == (f"swin_pico_window{window}", size)
+    smaller = save(tmp_path / "swin.safetensors", draw(window=7, side=12))  # A window of its last maps is smaller.
+    with pytest.raises(UserError, match="does not tell its image size"):
+        weights.read(f"timm:{smaller}")
 
 
 def test_another_image_size_resamples_the_tables_of_maps_that_are_smaller_than_a_window(tmp_path):
