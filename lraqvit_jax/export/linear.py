@@ -136,7 +136,8 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
 
 
 def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, ending: bool) -> list[str]:
-    """QuantizeLinear; then a first factor as QDQ, which becomes one product with uint8 on both sides, or MatMulInteger,
+    """QuantizeLinear; then the first factor of a plain pair as QDQ, which becomes one product with uint8 on both sides,
+    as what it gives is rounded at once and has no other reader (if it had, a product of floats); else MatMulInteger,
     whose bias a runtime adds as it multiplies by the scale. A centre becomes the zero point; where that leaves uint8,
     it is subtracted, and made good in the bias."""
     first, limit = products[0], qarray.qmax(layer.bits)
@@ -155,7 +156,7 @@ def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, end
         sums = moved * (product.values.astype(np.float64).sum(0) * product.scale)
         bias = product.bias if not moved else sums + (0 if product.bias is None else product.bias)
         stored, *zeros = _kernel(graph, product, layer)
-        if ending or bias is not None:
+        if ending or bias is not None or layer.basis:  # What leaves a factor with an identity block stays in float.
             total = graph.add("MatMulInteger", codes, stored, grid[1], *zeros)
             outputs.append(_rescaled(graph, total, product.name, step * product.scale, bias))
             continue

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 import numpy as np
+import onnx as onnx_format
+import onnxruntime
 import pytest
 import safetensors.numpy
 
@@ -85,6 +87,22 @@ def test_integers_follow_the_float_model_and_the_file_follows_them(name, granula
     dense = models.spec(made.meta["model"], num_classes=5, image_size=images.shape[1]).layers
     assert kernels == cost.total_cost(made.plan, dense).bytes
     assert records.resolved(dense, made.plan) == list(made.spec.layers)
+
+
+def test_onnx_runtime_multiplies_static_integers_as_integers(rng, tmp_path):
+    """What it makes of the file has no kernel that is turned back into floats."""
+    artifact, images = _float("vit_pico", rng)
+    made = _quantized(artifact, images, "per_tensor", "naive", weight_bits=7)
+    onnx.export(made, tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    graph = onnx_format.load(tmp_path / "optimized.onnx").graph
+    kernels = {one.name for one in graph.initializer if len(one.dims) == 2}
+    kinds = {node.op_type for node in graph.node}
+    assert "DequantizeLinear" not in kinds
+    assert not [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and kernels & {*node.input}]
+    assert "MatMulIntegerToFloat" in kinds
 
 
 def _leaves(params, path):
