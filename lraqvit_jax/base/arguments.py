@@ -1,6 +1,7 @@
 """Command lines of the small commands: argparse, whose complaints become one sentence that names the nearest flag."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -28,9 +29,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(command: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command on the arguments of this process: a user's mistake is one sentence and exit code 2."""
+    """Runs a command on the arguments of this process: a user's mistake is one sentence and exit code 2. Who reads no
+    further, as `head` does, ends it without a word."""
     try:
         command(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is left is written nowhere.
+        sys.exit(1)
     except UserError as error:
         console.error(str(error))
         sys.exit(2)
