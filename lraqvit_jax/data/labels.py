@@ -204,9 +204,9 @@ def _columns(rows: Sequence[Row]) -> Columns | None:
     headers = [header for header in rows[0].cells if _key(header) and _key(header).rstrip("0123456789") not in WORDS]
     by_key = {_key(header): header for header in headers}
     pictures = [header for header in headers if layout.is_picture(rows[0].cells[header])]
-    known = [by_key[key] for key in FILE if key in by_key]
+    usual = [by_key[key] for key in FILE if key in by_key]
     unknown = [header for header in headers if _key(header) not in (*LABEL, *SPLIT)]
-    file = next((names[0] for names in (known, pictures, unknown) if len(names) == 1 or (names and names is known)), "")
+    file = next((names[0] for names in (usual, pictures, unknown) if len(names) == 1 or (names and names is usual)), "")
     split = next((by_key[key] for key in SPLIT if key in by_key and by_key[key] != file), "")
     others = [header for header in headers if header not in (file, split)]
     labels = [by_key[key] for key in LABEL if by_key.get(key) in others] or (others if len(others) == 1 else [])

@@ -144,20 +144,20 @@ def splits(root: pathlib.Path) -> dict[str, str]:
         UserError: two folders of one split.
     """
     names = folders(root)
-    found: dict[str, str] = {}
+    folder_of: dict[str, str] = {}
     for name in names:
         if not (split := split_of(name)):
             continue
-        if split in found:
+        if split in folder_of:
             raise UserError(
-                f"The folder {short(str(root))} has {found[split]}/ and {name}/, two folders of one split; name the "
-                f"one that is meant, folder:{short(str(root))}/{name}."
+                f"The folder {short(str(root))} has {folder_of[split]}/ and {name}/, two folders of one split; name "
+                f"the one that is meant, folder:{short(str(root))}/{name}."
             )
-        found[split] = name
-    others = [name for name in names if name not in found.values() and name.lower() not in PICTURES]
+        folder_of[split] = name
+    others = [name for name in names if name not in folder_of.values() and name.lower() not in PICTURES]
     others = [name for name in others if not words(name) & UNLABELLED]
-    alone = len(found) == 1 and not any(folders(root / name) for name in found.values())
-    return {} if alone and any(has_pictures(root / name) for name in others) else found
+    alone = len(folder_of) == 1 and not any(folders(root / name) for name in folder_of.values())
+    return {} if alone and any(has_pictures(root / name) for name in others) else folder_of
 
 
 def has_pictures(folder: pathlib.Path) -> bool:

@@ -120,10 +120,10 @@ def _matching(names: Mapping[int, str], source: Source, classes: Classes, where:
     named = any(name.strip().isdigit() for name in itertools.chain(*classes.names))
     if not classes.names or (numbers and not named):
         return _by_number(names, source, classes, where, numbers)
-    found = _by_name(names, source.numbered, classes, where)
-    pairs = [f"{short(names[label])!r} is {_called(number, classes)}" for label, number in found.items()]
-    how = f"{len(found):,} classes are matched by name with the model's {classes.size:,}: {', '.join(pairs[:FEW])}"
-    return found, how + (f" and {len(pairs) - FEW:,} more" if len(pairs) > FEW else "")
+    number_of = _by_name(names, source.numbered, classes, where)
+    pairs = [f"{short(names[label])!r} is {_called(number, classes)}" for label, number in number_of.items()]
+    how = f"{len(number_of):,} classes are matched by name with the model's {classes.size:,}: {', '.join(pairs[:FEW])}"
+    return number_of, how + (f" and {len(pairs) - FEW:,} more" if len(pairs) > FEW else "")
 
 
 def _by_number(

@@ -7,6 +7,14 @@ import jax
 
 from lraqvit_jax.base.errors import UserError, reason
 
+SWITCHES: dict[str, bool | str] = {
+    "enable_x64": False,
+    "numpy_dtype_promotion": "standard",
+    "numpy_rank_promotion": "allow",
+    "transfer_guard": "allow",
+}
+"""Of JAX, each a field of its config and a context: as they are by default."""
+
 
 def settle() -> None:
     """Sets JAX up for a command, to which the process belongs; switches that check other people's programs are off.
@@ -22,10 +30,8 @@ def settle() -> None:
             f"JAX finds no device for JAX_PLATFORMS={platforms!r} ({reason(error)}); unset it, or install the JAX of "
             "that device."
         ) from error
-    jax.config.update("jax_enable_x64", False)
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    jax.config.update("jax_transfer_guard", "allow")
+    for switch, value in SWITCHES.items():
+        jax.config.update(f"jax_{switch}", value)
     exact_float32()
 
 
@@ -33,12 +39,9 @@ def settle() -> None:
 def usual() -> Iterator[None]:
     """Around a function of the Python API, in a process that others set up: float32, with the usual promotion."""
     exact_float32()
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.transfer_guard("allow"),
-    ):
+    with contextlib.ExitStack() as stack:
+        for switch, value in SWITCHES.items():
+            stack.enter_context(getattr(jax, switch)(value))
         yield
 
 

@@ -178,10 +178,10 @@ def check(kind: str, fields: Mapping[str, Any], where: str) -> None:
                 f"{shown}: its logits are {TASKS[value]}, and here they would be taken for one class of many; for a "
                 "new head on this backbone, take the field out of that file and set num_classes."
             )
-        if not any(type(value) is type(known) and value == known for known in fate.values):
-            known = " or ".join(map(repr, fate.values)) or "none"
+        if not any(type(value) is type(one) and value == one for one in fate.values):
+            readable = " or ".join(map(repr, fate.values)) or "none"
             raise UserError(
-                f"{shown}, where only {known} can be read; if it changes nothing, take it out of that file."
+                f"{shown}, where only {readable} can be read; if it changes nothing, take it out of that file."
             )
 
 
@@ -195,6 +195,18 @@ def agree(kind: str, fields: Mapping[str, Any], shapes: Mapping[str, Any], where
                     f"{where} says {name} {short(repr(value))}, and the weights have {shown}; put right whichever is "
                     "wrong, or take the field out of that file."
                 )
+
+
+def class_names(labels: Any, count: int | None = None) -> list[str]:
+    """The names of an id2label in the order of its numbers; none where they are not one for each of `count` classes
+    (None is as many as there are), or transformers' placeholders."""
+    if not isinstance(labels, Mapping):
+        return []
+    numbers = [str(index) for index in range(len(labels) if count is None else count)]
+    if sorted(labels) != sorted(numbers):
+        return []
+    names = [str(labels[number]) for number in numbers]
+    return [] if names == [f"LABEL_{number}" for number in numbers] else names
 
 
 def _flat(value: Any) -> list[Any]:
@@ -224,7 +236,7 @@ def published(name: str) -> dict[str, Any]:
 
 def heads(names: Iterable[str]) -> int:
     """Attention heads of the first of these names that is an architecture of timm's, 0 where none is."""
-    known: dict[str, int] = _published()["heads"]
+    counts: dict[str, int] = _published()["heads"]
     aliases: dict[str, str] = _published()["aliases"]
     plain = (aliases.get(name, name).partition(".")[0] for name in names)
-    return next((known[name] for name in plain if name in known), 0)
+    return next((counts[name] for name in plain if name in counts), 0)

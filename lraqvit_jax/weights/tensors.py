@@ -103,21 +103,26 @@ def _plain(name: str, value: np.ndarray) -> np.ndarray:
 
 def shards(index: pathlib.Path) -> list[pathlib.Path]:
     """The files that an index lists, sorted; UserError where it lists none, or one of another folder."""
-    weight_map = files.json_object(index, "save the weights again").get("weight_map")
+    return [index.parent / name for name in sorted({*_weight_map(index).values()})]
+
+
+def _weight_map(index: pathlib.Path) -> dict[str, str]:
+    """{tensor: file} of an index; UserError as `shards`."""
+    weight_map: Any = files.json_object(index, "save the weights again").get("weight_map")
     names = weight_map.values() if isinstance(weight_map, Mapping) else ()
     plain = [isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names]
     if not plain or not all(plain):
         raise UserError(f"{index} has no weight_map to .safetensors files beside it; save the weights again.")
-    return [index.parent / name for name in sorted(set(names))]
+    return dict(weight_map)
 
 
 def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
     """All tensors of the files that an index lists; each must be where it is said to be."""
-    weight_map = files.json_object(index, "save the weights again").get("weight_map")
-    values = {path.name: read(path) for path in shards(index)}
+    weight_map = _weight_map(index)
+    values = {file: read(index.parent / file) for file in sorted({*weight_map.values()})}
     named = [(name, file) for file, tensors in values.items() for name in tensors]
     if dict(named) != weight_map or len(named) != len(dict(named)):
-        wrong = sorted({*named} ^ {*dict(weight_map or {}).items()})
+        wrong = sorted({*named} ^ {*weight_map.items()})
         raise UserError(f"{index} and its files differ, first in {short(wrong[0][0])}; save or copy them again.")
     return {name: value for tensors in values.values() for name, value in tensors.items()}
 

@@ -248,11 +248,11 @@ def _of_table(root: pathlib.Path, tables: Sequence[pathlib.Path], role: str, par
 def _of_role(rows: Labels, role: str, splits: dict[str, str]) -> Labels:
     """The rows of a role's split, where a column or the folders say which; all of them where neither does."""
     of_file = {folder: split for split, folder in splits.items()}
-    said = rows.splits or [of_file.get(file.partition("/")[0], "") for file in rows.files]
-    split = next((split for split in SPLITS[role] if split in said), "")
-    if not split or not all(said):
+    split_of = rows.splits or [of_file.get(file.partition("/")[0], "") for file in rows.files]
+    split = next((split for split in SPLITS[role] if split in split_of), "")
+    if not split or not all(split_of):
         return rows
-    kept = [place for place, name in enumerate(said) if name == split]
+    kept = [place for place, name in enumerate(split_of) if name == split]
     return rows._replace(files=[rows.files[place] for place in kept], labels=[rows.labels[place] for place in kept])
 
 

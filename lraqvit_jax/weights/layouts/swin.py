@@ -46,9 +46,11 @@ def architecture(values: Mapping[str, np.ndarray], hints: Hints, source: str) ->
     dim, _, _, patch = values["patch_embed.proj.weight"].shape
     stages = 1 + max(int(match[1]) for key in values if (match := re.match(r"layers\.(\d+)\.blocks\.", key)))
     fields: dict[str, Any] = {"dim": dim, "patch_size": patch, "gelu": hints.gelu}
-    fields["window_size"] = (math.isqrt(values[HALLMARK].shape[0]) + 1) // 2
     fields["depths"] = tuple(_depth(values, stage) for stage in range(stages))
-    fields["heads"] = tuple(_heads(values, stage, source) for stage in range(stages))
+    tables = [_table(values, stage, source) for stage in range(stages)]
+    fields["heads"] = tuple(table.shape[1] for table in tables)
+    windows = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
+    fields["window_size"] = windows[0]
     if not all(fields["depths"]) or any(dim * 2**stage % heads for stage, heads in enumerate(fields["heads"])):
         raise UserError(
             f"{source} has stages of {fields['depths']} blocks and {fields['heads']} heads, which no Swin has."
@@ -60,7 +62,6 @@ def architecture(values: Mapping[str, np.ndarray], hints: Hints, source: str) ->
     base = min(
         swin.VARIANTS, key=lambda base: (not {"dim", "depths", "heads"}.isdisjoint(changes(base)), base != "swin_tiny")
     )
-    windows = [_window(values, stage) for stage in range(stages)]
     return models.renamed(base, changes(base)), _image_size(hints, windows, patch, source)
 
 
@@ -68,14 +69,11 @@ def _depth(values: Mapping[str, np.ndarray], stage: int) -> int:
     return sum(bool(re.fullmatch(rf"layers\.{stage}\.blocks\.\d+\.norm1\.weight", key)) for key in values)
 
 
-def _heads(values: Mapping[str, np.ndarray], stage: int, source: str) -> int:
-    name = f"layers.{stage}.blocks.0.attn.relative_position_bias_table"
+def _table(values: Mapping[str, np.ndarray], stage: int, source: str) -> np.ndarray:
+    """The position bias of a stage's first block: ((2 window - 1)^2, heads)."""
+    name = HALLMARK.replace("0", str(stage), 1)
     layouts.check(values, {name: 2}, source)
-    return values[name].shape[1]
-
-
-def _window(values: Mapping[str, np.ndarray], stage: int) -> int:
-    return (math.isqrt(values[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape[0]) + 1) // 2
+    return values[name]
 
 
 def _image_size(hints: Hints, windows: list[int], patch: int, source: str) -> int:

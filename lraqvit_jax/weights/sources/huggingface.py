@@ -15,7 +15,7 @@ from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.data.preprocess import MAX_SIZE
 from lraqvit_jax.models import swin, vit
-from lraqvit_jax.weights import Pretrained, cards, hub, processors, tensors, wrappers
+from lraqvit_jax.weights import Pretrained, cards, hub, layouts, processors, tensors, wrappers
 from lraqvit_jax.weights.layouts import Hints
 from lraqvit_jax.weights.sources import timm
 
@@ -75,7 +75,7 @@ def read(name: str) -> Pretrained:
     where = path.parent / "config.json"
     config = _json(where)
     hints = _hints(config, name)
-    kind = str(config["model_type"])
+    kind = hints.name
     cards.check(f"huggingface.{kind}", config, str(where))
     values = rename(wrappers.unwrapped(tensors.read(path), HALLMARK, source), hints.qkv_bias)
     prepared, side = _preparation(path.parent / "preprocessor_config.json", kind, source)
@@ -83,16 +83,15 @@ def read(name: str) -> Pretrained:
     _check_size(pretrained, hints.image_size, side, source)
     cards.agree(f"huggingface.{kind}", config, timm.shapes(pretrained), str(where))
     _check_labels(config, pretrained.num_classes, str(where))
-    names = _class_names(config.get("id2label"), pretrained.num_classes)
-    return pretrained._replace(class_names=names)
+    return pretrained._replace(class_names=cards.class_names(config.get("id2label"), pretrained.num_classes))
 
 
 def _check_size(pretrained: Pretrained, size: int, side: int, source: str) -> None:
     """Raises UserError where config and preprocessor give images of another size than the model's."""
     own = pretrained.preprocess.size
-    for said, where in ((size, "config.json says image_size"), (side, "preprocessor_config.json makes images of")):
-        if said and said != own:
-            raise UserError(f"{source} has the weights of {own} x {own} pixels and {where} {said}; put it right.")
+    for given, where in ((size, "config.json says image_size"), (side, "preprocessor_config.json makes images of")):
+        if given and given != own:
+            raise UserError(f"{source} has the weights of {own} x {own} pixels and {where} {given}; put it right.")
 
 
 def _check_labels(config: Mapping[str, Any], classes: int, where: str) -> None:
@@ -107,17 +106,8 @@ def _check_labels(config: Mapping[str, Any], classes: int, where: str) -> None:
         )
 
 
-def _class_names(labels: Any, count: int) -> list[str]:
-    """The names in the order of their numbers; none where they are not one for each class, or only placeholders."""
-    numbers = [str(index) for index in range(count)]
-    if not isinstance(labels, dict) or sorted(labels) != sorted(numbers):
-        return []
-    names = [str(labels[number]) for number in numbers]
-    return [] if names == [f"LABEL_{number}" for number in numbers] else names
-
-
 def rename(values: Mapping[str, np.ndarray], qkv_bias: bool = True) -> dict[str, np.ndarray]:
-    """transformers' names to timm's; separate q, k, v are joined. A layer without bias gets zeros."""
+    """transformers' names to timm's; separate q, k, v are joined, their biases where they may have some, else zeros."""
     renamed: dict[str, np.ndarray] = {}
     for key, value in values.items():
         renamed[functools.reduce(lambda name, pair: re.sub(pair[0], pair[1], name), NAMES, key)] = value
@@ -125,9 +115,7 @@ def rename(values: Mapping[str, np.ndarray], qkv_bias: bool = True) -> dict[str,
         _join(renamed, stem, "weight")
         if qkv_bias:
             _join(renamed, stem, "bias")
-        elif f"{stem}qkv.weight" in renamed:
-            renamed[f"{stem}qkv.bias"] = np.zeros(renamed[f"{stem}qkv.weight"].shape[:1], np.float32)
-    return renamed
+    return renamed if qkv_bias else layouts.with_bias(renamed)
 
 
 def _join(renamed: dict[str, np.ndarray], stem: str, end: str) -> None:

@@ -105,18 +105,9 @@ def shapes(pretrained: Pretrained) -> dict[str, Any]:
     module, fields = models.architecture(pretrained.model, size)
     shown = {"img_size": size, "patch_size": fields["patch_size"], "in_chans": 3, "num_channels": 3, "mlp_ratio": 4}
     if module == "swin":
-        width = fields["dim"] * 2 ** (len(fields["depths"]) - 1)
-        stages = {name: list(fields[name]) for name in ("depths",)} | {"num_heads": list(fields["heads"])}
-        return (
-            shown
-            | stages
-            | {
-                "embed_dim": fields["dim"],
-                "hidden_size": width,
-                "num_layers": len(fields["depths"]),
-                "window_size": fields["window_size"],
-            }
-        )
+        stages = {"depths": list(fields["depths"]), "num_heads": list(fields["heads"])}
+        last = {"num_layers": len(fields["depths"]), "hidden_size": fields["dim"] * 2 ** (len(fields["depths"]) - 1)}
+        return shown | stages | last | {"embed_dim": fields["dim"], "window_size": fields["window_size"]}
     deep = {"depth": fields["depth"], "num_hidden_layers": fields["depth"], "num_heads": fields["heads"]}
     wide = {"embed_dim": fields["dim"], "hidden_size": fields["dim"], "intermediate_size": 4 * fields["dim"]}
     return shown | deep | wide
@@ -145,7 +136,7 @@ def read_card(path: pathlib.Path, name: str) -> Card:
     if not isinstance(architecture, str):
         raise UserError(f"{where} has the architecture {short(repr(architecture))}; it is a name.")
     prepared = {field: _tuple(card[field]) for field in (*PREPARATION, "crop_mode") if card.get(field) is not None}
-    names = fields.get("label_names") or card.get("label_names") or _numbered(fields.get("id2label"))
+    names = fields.get("label_names") or card.get("label_names") or cards.class_names(fields.get("id2label"))
     tag = card.get("tag") or architecture.partition(".")[2]
     size = _square(card.get("input_size"), where)
     return Card(
@@ -200,14 +191,6 @@ def _object(fields: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _numbered(labels: Any) -> list[str]:
-    """Names in the order of their numbers; none where they are not one for each, or are transformers' placeholders."""
-    if not isinstance(labels, Mapping) or sorted(labels) != sorted(map(str, range(len(labels)))):
-        return []
-    names = [str(labels[str(index)]) for index in range(len(labels))]
-    return [] if names == [f"LABEL_{index}" for index in range(len(names))] else names
 
 
 def _square(size: Any, where: str) -> int:

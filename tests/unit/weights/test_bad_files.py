@@ -19,7 +19,7 @@ from lraqvit_jax.plan.cost import latency
 from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.plan.records import LinearInfo
 from lraqvit_jax.run import claim, metrics, results
-from lraqvit_jax.weights import artifacts, processors, tensors
+from lraqvit_jax.weights import artifacts, cards, processors, tensors
 from lraqvit_jax.weights.sources import big_vision, huggingface, timm
 
 
@@ -255,8 +255,8 @@ def test_sizes_and_names_of_other_kinds_in_a_transformers_config():
         with pytest.raises(UserError, match="size"):
             processors.preparation({"size": size}, "vit")
     for labels in (["cat", "dog"], {"a": "cat", "b": "dog"}, {"0": "cat"}, None, 7):
-        assert huggingface._class_names(labels, 2) == []
-    assert huggingface._class_names({"1": "dog", "0": "cat"}, 2) == ["cat", "dog"]
+        assert cards.class_names(labels, 2) == []
+    assert cards.class_names({"1": "dog", "0": "cat"}, 2) == ["cat", "dog"]
 
 
 def test_queries_keys_and_values_that_do_not_fit_are_named(tmp_path):
