@@ -35,7 +35,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from lraqvit_jax import config as config_lib
-from lraqvit_jax.base import console, startup
+from lraqvit_jax.base import console, files, startup
 from lraqvit_jax.base.errors import Preempted, UserError, nearest, storage
 from lraqvit_jax.config import Config
 
@@ -173,7 +173,7 @@ def command_line() -> tuple[Config, str]:
         raise UserError("--quiet and --verbose say the opposite; give one of them.")
     console.set_level(console.QUIET if _QUIET.value else console.VERBOSE if _VERBOSE.value else console.NORMAL)
     logging.set_verbosity(logging.INFO if _VERBOSE.value else logging.WARNING)
-    return config_lib.parse(CONFIG.value.to_dict()), WORKDIR.value
+    return config_lib.parse(CONFIG.value.to_dict()), str(files.locate_new(WORKDIR.value))
 
 
 def help_text(teaches: str | None) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -21,13 +22,55 @@ MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 """Byte-order marks that tell an encoding other than UTF-8."""
 
 
-def locate(name: str) -> pathlib.Path:
-    """The path that a user names, ~ for home; UserError for what cannot be one (too long, a NUL, an unknown user)."""
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def locate(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The path that a user names, ~ for home.
+
+    Raises:
+        UserError: what is none here: nothing, an address such as s3://BUCKET, too long, a NUL, an unknown user.
+    """
+    name = os.fspath(name)
+    if not name.strip():
+        raise UserError(f"A path is {name!r}, which names nothing; give one, . for the current directory.")
+    if ADDRESS.match(name):
+        raise UserError(
+            f"{short(name)!r} is an address, and files are read and written by local paths alone; copy it here, or "
+            "mount it and give the path."
+        )
     try:
         path = pathlib.Path(name).expanduser()
-        path.exists()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{short(name)!r} is no path that can be read ({short(str(error))}); correct it.") from error
+    return path
+
+
+def locate_new(name: str | os.PathLike[str]) -> pathlib.Path:
+    """As `locate`, absolute, for a directory that is there or can be made.
+
+    Raises:
+        UserError: that it cannot, or that other programs could not read its name.
+    """
+    path = locate(name)
+    try:
+        path = path.absolute()
+    except OSError as error:
+        raise UserError("The current directory is not there any more; change to another.") from error
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{short(str(path))!r} is no text in UTF-8; rename it, or name another directory.") from error
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{short(str(path))} is a file; name a directory.")
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, and {path.name} cannot be made in it; name another directory.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} cannot be written; mend its rights, or name another directory.")
     return path
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lraqvit_jax.base import trees
+from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import sharding
@@ -69,13 +69,13 @@ def plan_of(ws: Workspace, name: str) -> Plan:
         return merged(ws.plan) if of_plan else dense(ws.spec.layers)
     if not of_plan:
         raise UserError(f"latency.models has {name!r}; a dense form has no plan: leave out {OTHER + path!r}.")
-    plan = read_plan(pathlib.Path(path).expanduser())
+    plan = read_plan(files.locate(path))
     plan_check.check(plan, ws.spec.layers)
     return merged(plan)
 
 
 def _path(ws: Workspace, name: str) -> pathlib.Path:
-    return ws.path(name) if ws.has(name) else pathlib.Path(name).expanduser()
+    return ws.path(name) if ws.has(name) else files.locate(name)
 
 
 def artifact(ws: Workspace, name: str) -> artifacts.Artifact:

@@ -159,7 +159,7 @@ def _file_name(source: str, *rest: str) -> str:
 
 def _load(ws: Workspace, source: str) -> artifacts.Artifact:
     """An artefact by its name here, or by its path; float, of the same model."""
-    path = ws.path(source) if ws.has(source) else pathlib.Path(source).expanduser()
+    path = ws.path(source) if ws.has(source) else files.locate(source)
     exact = artifacts.load_artifact(path, ws.mesh)
     if any(layer.form not in ("dense", "low_rank", "pivoted") for layer in exact.plan.values()):
         raise UserError(f"{path} is not a finished float model; name one that `merge` wrote, or dense.")

@@ -7,7 +7,6 @@ device sends in rings, and those into seconds on the two machines below, whose f
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,7 +54,7 @@ def run(config: Config, workdir: str) -> None:
     for name in options.layouts:
         if name not in LAYOUTS:
             raise UserError(f"scaling.layouts has {name!r}; {nearest(name, LAYOUTS)}")
-    path = pathlib.Path(workdir).expanduser() / "scaling.json"
+    path = files.locate(workdir) / "scaling.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     cases = json.loads(path.read_text())["cases"] if path.exists() else {}
     print(HEAD, flush=True)

@@ -15,7 +15,7 @@ import threadpoolctl
 from jaxtyping import Float
 from joblib.memory import FileSystemStoreBackend
 
-from lraqvit_jax.base import console
+from lraqvit_jax.base import console, files
 from lraqvit_jax.lowrank import svd
 
 THREADS = 8
@@ -136,6 +136,6 @@ def memo(cache_dir: str) -> Memo:
         return Memo(None)
     try:
         user = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lraqvit_jax"
-        return Memo((pathlib.Path(cache_dir) if cache_dir else user).expanduser().absolute() / "svd")
+        return Memo((files.locate(cache_dir) if cache_dir else user.expanduser()).absolute() / "svd")
     except RuntimeError:  # a user without a home
         return Memo(None)

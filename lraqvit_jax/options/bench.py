@@ -12,8 +12,8 @@ class LowRankGrid:
 
     decompositions: tuple[str, ...] = ("svd", "wr", "asvd", "whitened", "aafm", "rrr", "kfac")
     methods: tuple[str, ...] = ("uniform_ratio", "logits")  # of choosing ranks, as plan.method
-    budgets: tuple[float, ...] = (0.9, 0.8, 0.65, 0.5)
-    seeds: tuple[int, ...] = (0,)
+    budgets: tuple[float, ...] = option((0.9, 0.8, 0.65, 0.5), above=0)
+    seeds: tuple[int, ...] = option((0,), low=0)
     runs: tuple[str, ...] = ()  # of `runs`, trained at every method, budget and seed
 
 
@@ -25,7 +25,7 @@ class QuantGrid:
     widths: tuple[str, ...] = ("w8a8",)  # bits of kernels and of activations
     methods: dict[str, Quantizer] = named(Quantizer, QUANTIZERS)
     only: tuple[str, ...] = ()  # names of methods; () is all
-    seeds: tuple[int, ...] = (0, 1, 2)  # of the calibration draw
+    seeds: tuple[int, ...] = option((0, 1, 2), low=0)  # of the calibration draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ class LatencyOptions:
     # Modules of lraqvit_jax.runtimes. "?NAME=VALUE" after one sets an option of it, such as
     # onnxruntime?session.disable_prepacking=1
     runtimes: tuple[str, ...] = ("onnxruntime", "openvino", "torch", "jax")
-    threads: tuple[int, ...] = (1, 2)
-    batches: tuple[int, ...] = (1, 8)
+    threads: tuple[int, ...] = option((1, 2), above=0)
+    batches: tuple[int, ...] = option((1, 8), above=0)
     rounds: int = option(15, above=0)
 
 

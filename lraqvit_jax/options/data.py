@@ -18,7 +18,7 @@ class DataOptions:
     crop_pct: float = option(0.0, low=0, high=1)  # 0 keeps the weights'; 1 where the images are cropped already
     interpolation: str = ""  # "" keeps the weights'
     mean: tuple[float, ...] = ()  # of red, green and blue, subtracted from pixels in [0, 1]; () keeps the weights'
-    std: tuple[float, ...] = ()  # likewise, divides them
+    std: tuple[float, ...] = option((), above=0)  # likewise, divides them
     crop_mode: str = option("", choices=("", "center", "squash"))  # "" keeps the weights'
     on_bad_image: str = option("fail", choices=("fail", "skip"))  # for files that hold no image; see docs/data.md
 
@@ -40,8 +40,8 @@ class PreprocessOptions:
     """Of a model that is trained here; pretrained weights bring their own."""
 
     size: int = option(224, above=0)
-    crop_pct: float = 0.9
+    crop_pct: float = option(0.9, above=0, high=1)
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = option((0.5, 0.5, 0.5), above=0)
     crop_mode: str = option("center", choices=("center", "squash"))

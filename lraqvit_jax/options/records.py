@@ -1,10 +1,11 @@
 """How a record of options is declared, and read from the mapping that a user gave."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest, short
 
 Record = TypeVar("Record")
 MISSING_MEND = "start from lraqvit_jax.config.default()"
@@ -69,10 +70,23 @@ def _value(field: dataclasses.Field, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(default):
         return parse(type(default), value, f"{path}.")
     value = tuple(value) if isinstance(value, list) else value
-    if not isinstance(value, type(default)) and not (type(default) is float and type(value) is int):
-        raise UserError(f"The config field {path!r} is {value!r}; give a {type(default).__name__} such as {default!r}.")
+    if not _is(value, type(default)):
+        raise UserError(
+            f"The config field {path!r} is {short(repr(value))}; give {KINDS[type(default)]} such as {default!r}."
+        )
     check(value, path, **field.metadata)
     return value
+
+
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
+LARGEST = 2**31 - 1
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of the kind of a field: True is no number, and a whole number is a float too."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
 
 
 def check(
@@ -83,9 +97,22 @@ def check(
     high: float | None = None,
     choices: Sequence[Any] = (),
 ) -> None:
-    """Raises UserError for a value out of its bounds (and for NaN, which is in none); arguments as of `option`."""
+    """Raises UserError for a value out of its bounds, or one of a tuple; arguments as of `option`.
+
+    No number may be NaN or infinite, and none larger than what NumPy and JAX count with.
+    """
+    if isinstance(value, tuple):
+        for entry in value:
+            check(entry, path, above, low, high, choices)
+        return
     if choices and value not in choices:
-        raise UserError(f"{path} is {value!r}; {nearest(str(value), map(str, choices))}")
+        raise UserError(f"{path} is {short(repr(value))}; {nearest(str(value), map(str, choices))}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{path} is {short(str(value))}; give a whole number up to {LARGEST:,}.")
+    if not math.isfinite(value):
+        raise UserError(f"{path} is {value}; give a finite number.")
     if low is not None and high is not None and not low <= value <= high:
         raise UserError(f"{path} is {value}; give a number from {low:g} to {high:g}.")
     if above is not None and not value > above:

@@ -10,7 +10,7 @@ from typing import Any
 import grain
 from orbax.checkpoint import v1 as ocp
 
-from lraqvit_jax.base import abandoned, console
+from lraqvit_jax.base import abandoned, console, links
 from lraqvit_jax.base.errors import UserError, reason
 from lraqvit_jax.devices import fingerprint, processes
 from lraqvit_jax.weights import artifacts
@@ -28,7 +28,7 @@ class TrainCheckpoints:
         self._every = every
         self._saving: ocp.AsyncResponse[bool] | None = None
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
+            links.plain(self.directory),
             context=artifacts.json_items("data", "fingerprint"),
             preservation_policy=ocp.training.preservation_policies.LatestN(2),
             cleanup_tmp_directories=True,

@@ -33,8 +33,6 @@ def claimed(directory: pathlib.Path) -> dict[str, Any]:
 
 def check_same(config: Config, directory: pathlib.Path) -> None:
     """Raises UserError where results in the directory belong to another configuration."""
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"The work directory {directory} is a file; name a directory.")
     before = claimed(directory).get("config")
     if not started(directory):
         return

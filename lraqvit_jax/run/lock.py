@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import processes
 
@@ -24,16 +25,14 @@ BEAT, PATIENCE = 10.0, 30.0
 
 
 @contextlib.contextmanager
-def hold(directory: pathlib.Path) -> Iterator[None]:
+def hold(directory: str | pathlib.Path) -> Iterator[None]:
     """Holds the lock of a work directory, which is made if missing, and goes again if nothing was written to it.
 
     Raises:
         UserError: another run holds it, it is a file, or it cannot be written.
     """
-    directory = directory.expanduser().absolute()
+    directory = files.locate_new(directory)
     path, made = directory / ".lock", not directory.exists()
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"The work directory {directory} is a file; name a directory.")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -126,5 +125,5 @@ def _beats(path: pathlib.Path, holder: dict[str, Any]) -> bool:
 def alone(directory: str | pathlib.Path) -> Iterator[None]:
     """Holds the lock of a work directory for all processes of this run; see `hold`."""
     with contextlib.ExitStack() as stack:
-        processes.once(lambda: stack.enter_context(hold(pathlib.Path(directory))))
+        processes.once(lambda: stack.enter_context(hold(directory)))
         yield

@@ -55,7 +55,7 @@ def open_workspace(
     Raises:
         UserError: a directory of another configuration, a broken plan, missing data, a name that matches nothing.
     """
-    place = pathlib.Path(directory).expanduser().absolute()
+    place = files.locate_new(directory)
     ws = processes.together(lambda: _opened(config, place, write, make_mesh or _mesh, evaluates))
     if write:
         processes.once(lambda: _claim(ws))
@@ -190,6 +190,8 @@ def read_weights(config: Config) -> weights.Pretrained | None:
 def _check_modules(config: Config) -> None:
     """Raises UserError for a name in the configuration that matches nothing, before hours of training find out."""
     augment.parse(config.augment)
+    if config.profile:
+        files.locate_new(config.profile)
     if config.tensorboard:
         metrics.tensorboard()
     for name in config.factorize.baselines:

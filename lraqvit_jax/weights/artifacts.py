@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from lraqvit_jax import models
-from lraqvit_jax.base import abandoned, files
+from lraqvit_jax.base import abandoned, files, links
 from lraqvit_jax.base.errors import UserError, reason, short
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import Preprocess
@@ -74,8 +74,11 @@ def save_artifact(directory: pathlib.Path, params: Any, meta: dict[str, Any]) ->
     """Writes an artefact, atomically. `meta["plan"]` holds the plan as JSON."""
     params = jax.tree.map(_saved, params)
     meta = {**meta, "fingerprint": fingerprint.of(params)}
+    neutral = directory.with_name(links.PATTERN.sub("_", directory.name))
     with json_items("meta"):
-        ocp.save_checkpointables(directory.absolute(), {"params": params, "meta": meta})
+        ocp.save_checkpointables(links.plain(neutral), {"params": params, "meta": meta})
+    if neutral != directory:
+        neutral.rename(directory)
 
 
 def json_items(*names: str) -> ocp.Context:
@@ -155,7 +158,7 @@ def load_artifact(
     abstract = sharding.abstract_params(model, meta["preprocess"]["size"], mesh)
     try:
         with abandoned.reads():
-            params = ocp.load(directory, abstract, checkpointable_name="params")
+            params = ocp.load(links.plain(directory), abstract, checkpointable_name="params")
         check(params, meta.get("fingerprint"))
     except Exception as error:  # A damaged file can go wrong in any way.
         raise UserError(

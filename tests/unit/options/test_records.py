@@ -50,7 +50,8 @@ def numbers(kind=config.Config, where=""):
 
 @pytest.mark.parametrize(("path", "low", "kind"), list(numbers()), ids=str)
 def test_a_number_below_its_bound_is_refused_by_name(path, low, kind):
-    for value in {kind(low - 1), math.nan if kind is float else kind(low - 7)}:
+    values = {low - 1.0, math.nan} if kind is float else {low - 1, low - 7}
+    for value in [(3, value) for value in values] if kind is tuple else values:
         with pytest.raises(UserError, match=re.escape(path.replace("__", ".")) + " is "):
             config.parse(fields(**{path: value}))
 
@@ -63,7 +64,18 @@ def test_counts_that_are_negative_are_among_them(path):
 def test_mistakes_are_one_sentence_that_names_the_field():
     cases = {
         r"no field 'teacher\.step'; did you mean 'steps'": {"teacher__step": 3},
-        "'seed' is 'x'; give a int such as 0": {"seed": "x"},
+        "'seed' is 'x'; give a whole number such as 0": {"seed": "x"},
+        "'seed' is True; give a whole number": {"seed": True},
+        "'teacher.learning_rate' is True; give a number": {"teacher__learning_rate": True},
+        "'tensorboard' is 1; give True or False": {"tensorboard": 1},
+        "seed is 12345678901234567890123; give a whole number up to 2,147,483,647": {
+            "seed": 10**22 + 2345678901234567890123
+        },
+        r"steps is 1000000000.*\.\.\.": {"steps": 10**4000},
+        "runs.rb_lra_kd.weight_decay is inf; give a finite": {"runs__rb_lra_kd__weight_decay": math.inf},
+        "optimizer.learning_rate is inf; give a finite": {"optimizer__learning_rate": math.inf},
+        "latency.threads is 0; give a number above 0": {"latency__threads": [1, 0]},
+        "data.std is 0.0; give a number above 0": {"data__std": (0.5, 0.0, 0.5)},
         "'mix' is 3; it holds fields of its own": {"mix": 3},
         "'runs' is 3; it holds": {"runs": 3},
         "dtype is 'float16'; .*Known: bfloat16, float32": {"dtype": "float16"},
