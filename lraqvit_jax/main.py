@@ -72,10 +72,7 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
     from lraqvit_jax.run import lock, opening, preemption, results
     from lraqvit_jax.stages import evaluate
 
-    chosen = list(config_lib.STAGES) if stages is None else list(stages)
-    for name in chosen:
-        if name not in config_lib.STAGES:
-            raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
+    chosen = _chosen(stages)
     config = config if isinstance(config, Config) else config_lib.parse(config)
     with lock.alone(workdir):
         ws = opening.open_workspace(config, workdir)
@@ -92,6 +89,15 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
                 preemption.stop_if_reached()
         if (ws.directory / "results.json").exists():
             console.result(f"\n{results.table(results.read(ws.directory))}\n\n{ws.directory / 'results.json'}")
+
+
+def _chosen(stages: Sequence[str] | None) -> list[str]:
+    """The stages to run; UserError where one is none."""
+    chosen = list(config_lib.STAGES) if stages is None else list(stages)
+    for name in chosen:
+        if name not in config_lib.STAGES:
+            raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
+    return chosen
 
 
 def _surroundings(ws: Any) -> list[str]:
@@ -112,21 +118,39 @@ def mesh_text(mesh: Any) -> str:
     return "mesh: " + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
 
 
-def dry_run(config: Config, workdir: str) -> None:
-    """Prints the plan and its costs; writes nothing."""
+def dry_run(config: Config, workdir: str, stages: Sequence[str] | None = None) -> None:
+    """Checks all that a run would, as far as nothing has to be fetched, and prints the plan, its costs, time and files;
+    writes nothing."""
+    from lraqvit_jax import weights
+    from lraqvit_jax.data import class_names
+    from lraqvit_jax.data.matching import Classes
+    from lraqvit_jax.data.sources import ROLES
     from lraqvit_jax.devices import sharding
     from lraqvit_jax.plan import records as plan
     from lraqvit_jax.plan import table
-    from lraqvit_jax.run import opening
+    from lraqvit_jax.run import checks, opening, outlook
     from lraqvit_jax.stages.evaluate import other_params
 
+    _chosen(stages)
     ws = opening.open_workspace(config, workdir, write=False)
+    checks.modules(config)
+    fetched = [] if not config.weights or weights.local(config.weights) else [f"weights {config.weights}"]
+    if config.weights and not fetched and not ws.has("dense"):
+        opening.read_weights(config)
+    if config.class_names:
+        class_names.read(config.class_names, ws.num_classes)
+    data = checks.inputs(config, Classes.of(ws.num_classes, ws.class_names, ws.data_names), ROLES, fetch=False)
+    fetched += [f"data.{role} {config.data.source(role)}" for role in ROLES if role not in data]
+
     dense = plan.dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(dense), ws.preprocess.size, ws.mesh)
     print(table.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
     if ws.provisional:
         print(f"Ranks of the uniform ratio; the stage plan chooses by {ws.config.plan.method!r} for this budget.")
     print(mesh_text(ws.mesh))
+    print("\n".join(outlook.sentences(ws, data)))
+    if fetched:
+        print(f"Not looked at, since they may have to be fetched: {', '.join(fetched)}.")
 
 
 def estimate(config: Config, workdir: str) -> None:
@@ -145,7 +169,7 @@ def _main(argv: Sequence[str]) -> None:
     if _ESTIMATE.value:
         estimate(config, workdir)
     elif _DRY_RUN.value:
-        dry_run(config, workdir)
+        dry_run(config, workdir, _STAGES.value)
     else:
         run(config, workdir, _STAGES.value)
 

@@ -6,19 +6,19 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from lraqvit_jax import models, weights
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.config import Config
-from lraqvit_jax.data import augment, class_names, matching, preprocess, sources
+from lraqvit_jax.data import class_names, matching, preprocess, sources
 from lraqvit_jax.data.matching import Classes
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import processes, sharding
 from lraqvit_jax.devices.sharding import Mesh
-from lraqvit_jax.lowrank import decomposition, reparam
-from lraqvit_jax.quant import quantize
-from lraqvit_jax.run import claim, metrics, planning
-from lraqvit_jax.run.workspace import Workspace, labels_count
+from lraqvit_jax.run import checks, claim, planning
+from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts, tensors
 
 
@@ -85,7 +85,8 @@ def _opened(
     config: Config, directory: pathlib.Path, write: bool, make_mesh: Callable[[Config], Mesh], evaluates: bool
 ) -> Workspace:
     roles = [role for role in sources.ROLES if evaluates or role != "eval"]
-    names = {role: config.data.source(role) for role in roles}
+    for role in roles:
+        config.data.source(role)
     mesh = make_mesh(config)
     sharding.check_batch(mesh, config.batch_size, "batch_size", config.accumulate)
     sharding.check_batch(mesh, config.eval_batch_size, "eval_batch_size")
@@ -94,13 +95,10 @@ def _opened(
     spec = models.spec(teacher.model, num_classes=teacher.num_classes, image_size=teacher.preprocess.size)
     provisional = planning.provisional(config, directory)
     plan = planning.current(config, spec, directory, provisional)
+    checks.memory(config, teacher.preprocess.size, jax.process_count())
     if write:
-        _check_modules(config)
-        classes = Classes.of(teacher.num_classes, teacher.class_names, teacher.data_names)
-        for role, name in names.items():
-            source = sources.load(name, role, config.data.data_dir)
-            if labels_count(config, role):
-                matching.matched(source, classes, f"data.{role}")
+        checks.modules(config)
+        checks.inputs(config, Classes.of(teacher.num_classes, teacher.class_names, teacher.data_names), roles)
     return Workspace(config, directory, mesh, *teacher, spec, plan, provisional=provisional)
 
 
@@ -185,19 +183,3 @@ def read_weights(config: Config) -> weights.Pretrained | None:
     pretrained = weights.read(config.weights, num_classes=config.num_classes, image_size=config.image_size)
     tensors.check_finite(pretrained.params, config.weights)
     return pretrained
-
-
-def _check_modules(config: Config) -> None:
-    """Raises UserError for a name in the configuration that matches nothing, before hours of training find out."""
-    augment.parse(config.augment)
-    if config.profile:
-        files.locate_new(config.profile)
-    if config.tensorboard:
-        metrics.tensorboard()
-    for name in config.factorize.baselines:
-        decomposition(name)
-    for run in config.runs.values():
-        decomposition(run.decomposition)
-        reparam.form(run.branch)
-    for quantizer in config.quant.methods.values():
-        quantize.check(quantizer)

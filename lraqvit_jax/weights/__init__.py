@@ -17,7 +17,7 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
-from lraqvit_jax.weights import sources
+from lraqvit_jax.weights import hub, sources
 
 
 class Pretrained(NamedTuple):
@@ -77,6 +77,12 @@ def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretraine
         pretrained = _new_head(pretrained, num_classes)
     _check_head(pretrained, source)
     return pretrained
+
+
+def local(source: str) -> bool:
+    """Whether weights are files of this machine; a hub id may have to be fetched."""
+    kind, _, name = source.partition(":")
+    return kind in ("artifact", "big_vision") or not hub.is_id(name)
 
 
 def _check_head(pretrained: Pretrained, source: str) -> None:

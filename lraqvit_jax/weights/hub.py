@@ -29,10 +29,14 @@ def find(name: str, files: Sequence[str], also: Sequence[str] = (), *, pickles: 
         if not inside:
             raise UserError(f"The directory {name} has none of {', '.join(files)}; name the weight file.")
         return inside[0]
+    return _download(name, files, also) if is_id(name) else path
+
+
+def is_id(name: str) -> bool:
+    """Whether a name is none of a file here, and may be that of a hub repository."""
+    path = files_lib.locate(name)
     suffixes = {".npz", ".safetensors", ".json"} | tensors.PICKLES
-    if path.exists() or path.suffix in suffixes or name.count("/") != 1:
-        return path
-    return _download(name, files, also)
+    return not (path.exists() or path.suffix in suffixes or name.count("/") != 1)
 
 
 def _download(name: str, files: Sequence[str], also: Sequence[str]) -> pathlib.Path:

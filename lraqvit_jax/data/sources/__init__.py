@@ -135,7 +135,7 @@ def load(source: str, role: str, data_dir: str = "") -> Source:
         UserError: unknown kind, missing data, no such split, no labels to evaluate with, or joined sources of
             different classes of which one has numbers.
     """
-    names = re.split(r" \+ (?=\w+:)", source)
+    names = _parts(source)
     parts = [_load_one(name, role, data_dir) for name in names]
     if len(parts) == 1:
         return parts[0]
@@ -147,6 +147,15 @@ def load(source: str, role: str, data_dir: str = "") -> Source:
             "?labels=none, or the same classes."
         )
     return joined
+
+
+def local(source: str) -> bool:
+    """Whether a data source is files of this machine; tfds may have to fetch or prepare."""
+    return not any(name.startswith("tfds:") for name in _parts(source))
+
+
+def _parts(source: str) -> list[str]:
+    return re.split(r" \+ (?=\w+:)", source)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,0 +1,101 @@
+"""What a run will take and leave, said before it: seconds by stage, and files.
+
+Seconds follow from FLOPs, and from how fast this machine multiplies matrices of the model's size. They tell minutes
+from hours, no more: what compiles, loads and writes is not in them.
+"""
+
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from lraqvit_jax import config as config_lib
+from lraqvit_jax.data.sources import Source
+from lraqvit_jax.plan import records as plan_lib
+from lraqvit_jax.plan.cost import total_cost
+from lraqvit_jax.run.workspace import Workspace
+
+BACKWARD = 3
+"""Times the forward pass that a step takes: the gradient by the inputs and that by the kernels are one each."""
+SHARE = 0.5
+"""Of the rate of one large product that a whole model reaches."""
+CHOOSING = 8
+"""Times the forward and backward passes of the calibration images that choosing sizes by `products` takes."""
+
+
+def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
+    """Of each stage that computes on images, on the devices of the mesh.
+
+    Args:
+        ws: what is to be done.
+        sources: the data by role; evaluation is left out where there is none to tell its number of images.
+    """
+    config = ws.config
+    dense = total_cost(plan_lib.dense(ws.spec.layers), ws.spec.layers).flops
+    small = total_cost(ws.plan, ws.spec.layers).flops
+    calibration = config.factorize.calibration_images * BACKWARD * dense
+    size = ws.preprocess.size
+    flops = {
+        "teacher": config.teacher.steps * config.batch_size * BACKWARD * dense,
+        "plan": calibration * (CHOOSING if config.plan.method == "products" else 2) * ws.provisional,
+        "factorize": calibration,
+        "distill": sum(
+            _steps(ws, run.steps, sources)
+            * config.batch_size
+            * (dense + BACKWARD * small)
+            * ((run.image_size or size) / size) ** 2
+            for run in config.runs.values()
+        ),
+        "quantize": len(config.quant.methods) * config.quant.calibration_images * small,
+    }
+    if "eval" in sources:
+        floats = 1 + len(config.factorize.rows) + len(config.runs)
+        rows = dense + small * (floats - 1 + 2 * len(config.quant.methods))
+        flops["evaluate"] = len(sources["eval"]) * rows
+    devices = max(1, ws.mesh.size(tuple(ws.mesh.shape)))
+    return {stage: amount / (SHARE * rate(ws) * devices) for stage, amount in flops.items()}
+
+
+def _steps(ws: Workspace, steps: int, sources: Mapping[str, Source]) -> int:
+    if ws.config.epochs and "train" in sources:
+        return max(1, round(ws.config.epochs * len(sources["train"]) / ws.config.batch_size))
+    return steps or ws.config.steps
+
+
+def rate(ws: Workspace) -> float:
+    """FLOPs a second of the model's largest product on one device, as measured here."""
+    info = max(
+        (info for info in ws.spec.layers if info.compressible), key=lambda info: info.features_in * info.features_out
+    )
+    rows = min(ws.config.batch_size * info.tokens, 4096)
+    inputs = jnp.ones((rows, info.features_in), ws.config.dtype)
+    kernel = jnp.ones((info.features_in, info.features_out), ws.config.dtype)
+    product = jax.jit(jnp.matmul)
+    product(inputs, kernel).block_until_ready()
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        product(inputs, kernel).block_until_ready()
+        times.append(time.perf_counter() - started)
+    return 2 * rows * info.features_in * info.features_out / min(times)
+
+
+def sentences(ws: Workspace, sources: Mapping[str, Source]) -> list[str]:
+    """What is said of it: time, what it does not hold, files."""
+    by_stage = {stage: took for stage, took in seconds(ws, sources).items() if took >= 1}
+    parts = ", ".join(f"{stage} {_time(took)}" for stage, took in by_stage.items()) or "seconds"
+    whole = _time(sum(by_stage.values()))
+    lines = [f"Estimated time on this machine: {whole} ({parts}), and what compiling and exports take."]
+    if "eval" not in sources:
+        lines.append("Without the evaluation, whose data are not here yet.")
+    exported = ", ".join(f"export/{name}.*" for name in ws.config.export.artifacts)
+    folder = ", ".join(f"checkpoints/{name}" for name in config_lib.rows(ws.config))
+    lines.append(f"Files in {ws.directory}: plan.json, {folder}, results.json, {exported}, report.html.")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
