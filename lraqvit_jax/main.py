@@ -23,9 +23,11 @@ import contextlib
 import functools
 import itertools
 import os
+import pathlib
 import re
 import runpy
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -217,6 +219,7 @@ def parse(argv: Sequence[str], teaches: str | None = "") -> list[str]:
     if {"-h", "-help", "--help", "--helpshort"} & set(argv[1:]):
         print(help_text(teaches))
         sys.exit(0)
+    argv = [_installed(word) for word in argv]
     try:
         positional = flags.FLAGS(argv)
         if CONFIG.value is not None:
@@ -236,6 +239,14 @@ def parse(argv: Sequence[str], teaches: str | None = "") -> list[str]:
         # A config file is the user's program: anything may come out of it. The last line says what.
         last = str(error).strip().splitlines()[-1].strip() if str(error).strip() else repr(error)
         raise UserError(f"The command line or its config file does not fit: {last}") from error
+
+
+def _installed(word: str) -> str:
+    """A word of the command line; configs/NAME.py, where there is no such file here, as the one that pip installed."""
+    flag, file = re.fullmatch("(--?config=)?(.*)", word, re.DOTALL).groups("")  # type: ignore[union-attr]
+    place = pathlib.Path(sysconfig.get_path("data"), "share", "lraqvit_jax", file.partition(":")[0])
+    there = re.fullmatch(r"configs/\w+\.py(:.*)?", file) and not pathlib.Path(file.partition(":")[0]).exists()
+    return f"{flag}{place}{file[len(file.partition(':')[0]) :]}" if there and place.is_file() else word
 
 
 def _fields(argv: Sequence[str]) -> set[str]:

@@ -8,6 +8,7 @@ config exports last, or --name. Exit codes: 0 done, 2 a mistake in the input, 1 
 """
 
 import argparse
+import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -49,5 +50,7 @@ def command(argv: Sequence[str]) -> None:
         console.result("\n".join([str(path), *(f"  {share:6.1%}  {name}" for name, share in classes)]))
 
 
+cli = functools.partial(arguments.run, command)
+
 if __name__ == "__main__":
-    arguments.run(command)
+    cli()

@@ -37,5 +37,9 @@ def teaches() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def cli() -> None:
     main.cli(command, teaches())
+
+
+if __name__ == "__main__":
+    cli()

@@ -9,6 +9,7 @@ defect here.
 """
 
 import argparse
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -56,5 +57,7 @@ def command(argv: Sequence[str]) -> None:
         raise UserError(sentence) from error
 
 
+cli = functools.partial(arguments.run, command)
+
 if __name__ == "__main__":
-    arguments.run(command)
+    cli()

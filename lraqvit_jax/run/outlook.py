@@ -84,9 +84,9 @@ def rate(ws: Workspace) -> float:
 def sentences(ws: Workspace, sources: Mapping[str, Source]) -> list[str]:
     """What is said of it: time, what it does not hold, files."""
     by_stage = {stage: took for stage, took in seconds(ws, sources).items() if took >= 1}
-    parts = ", ".join(f"{stage} {_time(took)}" for stage, took in by_stage.items()) or "seconds"
-    whole = _time(sum(by_stage.values()))
-    lines = [f"Estimated time on this machine: {whole} ({parts}), and what compiling and exports take."]
+    parts = ", ".join(f"{stage} {_time(took)}" for stage, took in by_stage.items())
+    whole = f"{_time(sum(by_stage.values()))} ({parts})" if parts else "seconds"
+    lines = [f"Estimated time on this machine: {whole}, and what compiling and exports take."]
     if "eval" not in sources:
         lines.append("Without the evaluation, whose data are not here yet.")
     exported = ", ".join(f"export/{name}.*" for name in ws.config.export.artifacts)

@@ -9,6 +9,7 @@ Prints the model that the tensors belong to, then mean, std and largest magnitud
 """
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,5 +109,7 @@ def command(argv: Sequence[str]) -> None:
     print(f"{describe(pretrained)}\n\n{table(pretrained.params)}")
 
 
+cli = functools.partial(arguments.run, command)
+
 if __name__ == "__main__":
-    arguments.run(command)
+    cli()
