@@ -15,6 +15,7 @@ What is named here is imported when it is first used: this import takes no time.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lraqvit_jax.base import early  # noqa: F401  (Ctrl-C during the imports of a command)
 from lraqvit_jax.base.version import VERSION
 
 if TYPE_CHECKING:

@@ -274,7 +274,8 @@ def cli(command: Callable[[Sequence[str]], None] = _main, teaches: str | None = 
     except UserError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:
-        _stop("Interrupted; the same command goes on from the last checkpoint.", 130)
+        # At once: where Python was in code of a library, it would end with another exit code than this.
+        _stop("Interrupted; the same command goes on from the last checkpoint.", 130, at_once=True)
     except Preempted as stopped:
         _stop(str(stopped), stopped.exit_code)
     except Exception as error:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from lraqvit_jax.base import console
+from lraqvit_jax.base import console, early
 from lraqvit_jax.base.errors import UserError, nearest
 
 
@@ -32,11 +32,15 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     """Runs a command on the arguments of this process: a user's mistake is one sentence and exit code 2. Who reads no
     further, as `head` does, ends it without a word."""
     try:
+        early.over()
         command(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is left is written nowhere.
         sys.exit(1)
+    except KeyboardInterrupt:
+        console.error("Interrupted.")
+        sys.exit(130)
     except UserError as error:
         console.error(str(error))
         sys.exit(2)

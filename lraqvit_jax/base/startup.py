@@ -2,13 +2,14 @@
 
 import os
 import pathlib
+import signal
 import sys
 import threading
 from typing import Any
 
 from absl import logging
 
-from lraqvit_jax.base import abandoned
+from lraqvit_jax.base import abandoned, early
 from lraqvit_jax.base.errors import storage
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -24,6 +25,7 @@ def use_huge_pages() -> None:
     setting = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if "GLIBC_TUNABLES" not in os.environ and setting.is_file() and "[madvise]" in setting.read_text():
         environment = os.environ | {"GLIBC_TUNABLES": HUGE_PAGES}
+        signal.pthread_sigmask(signal.SIG_BLOCK, early.SENTENCES)  # until `early` is there again
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

@@ -14,6 +14,7 @@ What comes out is RGB, 8 bits a channel, for training and for evaluation alike:
 
 import contextlib
 import io
+import warnings
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, features
@@ -60,7 +61,10 @@ def decode(content: bytes) -> Image.Image:
         ValueError: with the reason.
     """
     try:
-        return checked(Image.open(io.BytesIO(content), formats=FORMATS))
+        with warnings.catch_warnings():  # Threads may leave this filter to one another, which harms nobody.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `checked` refuses what it warns of
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        return checked(image)
     except Exception as error:  # Of hostile bytes Pillow raises a dozen kinds.
         raise ValueError(_reason(error)) from error
 

@@ -1,4 +1,5 @@
-"""SIGTERM, the notice before a machine is taken away: training saves where it is, everything else stops at once.
+"""SIGTERM, the notice before a machine is taken away: training saves where it is, everything else stops at once; and
+Ctrl-C, which stops at once, or as soon as somebody asks: a library that was interrupted may have kept it for itself.
 
 What stages have finished is whole on disk in either case, and the same command goes on from there.
 """
@@ -14,15 +15,17 @@ from jax.experimental import multihost_utils
 
 from lraqvit_jax.base.errors import Preempted
 
-_state = {"noticed": False, "deferred": False}
+_state = {"noticed": False, "deferred": False, "interrupted": False}
 _asked = itertools.count(1)
 
 
 def watch() -> None:
     """From now on SIGTERM raises `Preempted` in the main thread, or is kept for `reached` inside `deferred`.
 
-    Several processes leave it to JAX, whose handler tells all of them: see `reached`.
+    Several processes leave SIGTERM to JAX, whose handler tells all of them: see `reached`.
     """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, _notice)
 
@@ -31,6 +34,11 @@ def _notice(*_: Any) -> None:
     _state["noticed"] = True
     if not _state["deferred"]:
         raise Preempted("Stopped by SIGTERM; run the same command again to go on.")
+
+
+def _interrupt(*_: Any) -> None:
+    _state["interrupted"] = True
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -45,7 +53,9 @@ def deferred() -> Iterator[None]:
 
 def reached() -> bool:
     """Whether to save and stop now. Several processes must all ask, at the same points of the run: they are told yes at
-    the same one, whichever of them got the notice."""
+    the same one, whichever of them got the notice. KeyboardInterrupt where there was one that came to nothing."""
+    if _state["interrupted"]:
+        raise KeyboardInterrupt
     if jax.process_count() == 1:
         return _state["noticed"]
     return multihost_utils.reached_preemption_sync_point(next(_asked))

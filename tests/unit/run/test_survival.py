@@ -1,5 +1,6 @@
 """Damaged files are told from whole ones; a lock is held by one run, and gone with it."""
 
+import contextlib
 import gc
 import json
 import pathlib
@@ -20,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lraqvit_jax.base import errors, files
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import fingerprint, sharding
-from lraqvit_jax.run import checkpoint, lock
+from lraqvit_jax.run import checkpoint, lock, preemption
 from lraqvit_jax.weights import artifacts
 from tests.unit.export.test_onnx import artifact
 
@@ -256,3 +257,18 @@ def test_errors_of_the_disk_are_known_by_number_and_by_words():
     chained.__cause__ = ValueError("RESOURCE_EXHAUSTED: write [OS error 28: No space left on device]")
     assert "is full" in errors.storage(chained)
     assert errors.storage(ValueError("shapes do not match")) == ""
+
+
+def test_an_interrupt_that_a_library_kept_for_itself_stops_the_run_at_the_next_chance(monkeypatch):
+    before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setitem(preemption._state, "interrupted", False)
+    try:
+        preemption.watch()
+        assert not preemption.reached()
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            preemption.stop_if_reached()
+    finally:
+        for kind, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(kind, handler)
