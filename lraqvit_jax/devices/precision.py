@@ -22,6 +22,13 @@ def settle() -> None:
     Raises:
         UserError: there is no device.
     """
+    _find_devices()
+    for switch, value in SWITCHES.items():
+        jax.config.update(f"jax_{switch}", value)
+    exact_float32()
+
+
+def _find_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -30,14 +37,16 @@ def settle() -> None:
             f"JAX finds no device for JAX_PLATFORMS={platforms!r} ({reason(error)}); unset it, or install the JAX of "
             "that device."
         ) from error
-    for switch, value in SWITCHES.items():
-        jax.config.update(f"jax_{switch}", value)
-    exact_float32()
 
 
 @contextlib.contextmanager
 def usual() -> Iterator[None]:
-    """Around a function of the Python API, in a process that others set up: float32, with the usual promotion."""
+    """Around a function of the Python API, in a process that others set up: float32, with the usual promotion.
+
+    Raises:
+        UserError: there is no device.
+    """
+    _find_devices()
     exact_float32()
     with contextlib.ExitStack() as stack:
         for switch, value in SWITCHES.items():

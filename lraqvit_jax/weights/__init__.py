@@ -16,7 +16,7 @@ from lraqvit_jax import models
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.data.preprocess import Preprocess
-from lraqvit_jax.devices import sharding
+from lraqvit_jax.devices import precision, sharding
 from lraqvit_jax.weights import hub, sources
 
 
@@ -42,6 +42,7 @@ class Pretrained(NamedTuple):
     sha256: str
 
 
+@precision.usual()
 def load(source: str, *, num_classes: int = 0, image_size: int = 0) -> tuple[nn.Module, dict[str, Any], Preprocess]:
     """Loads a model that can be used at once: `model.apply({"params": params}, preprocess(image)[None])`.
 
@@ -52,6 +53,7 @@ def load(source: str, *, num_classes: int = 0, image_size: int = 0) -> tuple[nn.
     return model, pretrained.params, pretrained.preprocess
 
 
+@precision.usual()
 def read(source: str, *, num_classes: int = 0, image_size: int = 0) -> Pretrained:
     """Reads weights with all that is known of them.
 

@@ -13,5 +13,6 @@ def test_a_platform_that_is_not_there_is_one_sentence(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(jax, "devices", devices)
-    with pytest.raises(UserError, match=r"JAX finds no device for JAX_PLATFORMS=.*; unset it"):
-        precision.settle()
+    for command in (precision.settle, precision.usual().__enter__):
+        with pytest.raises(UserError, match=r"JAX finds no device for JAX_PLATFORMS=.*; unset it"):
+            command()

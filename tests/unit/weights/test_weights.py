@@ -62,6 +62,15 @@ def test_timm_weights_give_the_logits_of_the_transcription(rng, tmp_path, name, 
     assert found.preprocess.mean == mean
 
 
+def test_switches_of_jax_do_not_change_what_is_read(rng, tmp_path):
+    path = save(tmp_path / "vit_tiny_patch16_48.npz", numpy_vit.random_tensors(rng, **TINY))
+    want = weights.read(f"timm:{path}", image_size=64).params
+    strict = (jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.transfer_guard("disallow"))
+    with jax.enable_x64(True), strict[0], strict[1], strict[2]:
+        got = weights.read(f"timm:{path}", image_size=64).params
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 @pytest.fixture(scope="module")
 def small_stream():
     """LayerNorms see variances near 1e-4, so that their epsilon shows: tensors, images, our logits."""
