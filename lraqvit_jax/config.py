@@ -182,7 +182,7 @@ def parse(fields: Mapping[str, Any]) -> Config:
     config = records.parse(Config, fields)
     if config.quant.methods and config.quant.source not in config.runs:
         hint = nearest(config.quant.source, config.runs)
-        raise UserError(f"quant.source is {config.quant.source!r}, which is no run; {hint}")
+        raise UserError(f"quant.source is {config.quant.source!r}, which is not a run; {hint}")
     if config.plan.unit == "latency" and not config.plan.latency:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
     config.data.source("train")

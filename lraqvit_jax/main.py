@@ -165,7 +165,7 @@ def estimate(config: Config, workdir: str) -> None:
 
 def _main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise UserError(f"{argv[1]!r} is no flag; write --config=FILE --workdir=DIR.")
+        raise UserError(f"{argv[1]!r} is not a flag; write --config=FILE --workdir=DIR.")
     config, workdir = command_line()
     join()
     if _ESTIMATE.value:

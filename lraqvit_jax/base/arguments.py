@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             wrong = rest[0].partition("=")[0]
-            raise UserError(f"{wrong} is no argument here; {nearest(wrong, self._option_string_actions)}")
+            raise UserError(f"{wrong} is not an argument here; {nearest(wrong, self._option_string_actions)}")
         return parsed
 
     def error(self, message: str) -> NoReturn:

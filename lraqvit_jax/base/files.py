@@ -45,7 +45,7 @@ def locate(name: str | os.PathLike[str]) -> pathlib.Path:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{short(name)!r} is no path that can be read ({short(str(error))}); correct it.") from error
+        raise UserError(f"{short(name)!r} is not a path that can be read ({short(str(error))}); correct it.") from error
     return path
 
 
@@ -63,7 +63,7 @@ def locate_new(name: str | os.PathLike[str]) -> pathlib.Path:
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{short(str(path))!r} is no text in UTF-8; rename it, or name another directory.") from error
+        raise UserError(f"{short(str(path))!r} is not text in UTF-8; rename it, or name another directory.") from error
     if path.exists() and not path.is_dir():
         raise UserError(f"{short(str(path))} is a file; name a directory.")
     there = next(folder for folder in (path, *path.parents) if folder.exists())
@@ -98,7 +98,7 @@ def json_object(path: pathlib.Path, mend: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({short(str(error))}); {mend}.") from error
     if not isinstance(parsed, dict):
-        raise UserError(f"{path} is no JSON object; {mend}.")
+        raise UserError(f"{path} is not a JSON object; {mend}.")
     return parsed
 
 
@@ -121,12 +121,24 @@ def whole(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
+KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list",
+    list: "a list",
+    dict: "an object",
+}
+"""The kinds of values, for sentences."""
+
+
 def check(fields: Mapping[str, Any], kinds: Mapping[str, type], where: str, mend: str) -> None:
     """UserError, with `mend` at its end, where a field is missing or of another type; a float is any finite number."""
     for name, kind in kinds.items():
         value = fields.get(name)
         if not (number(value) if kind is float else isinstance(value, kind) and type(value) is not bool):
-            raise UserError(f"{where} has {short(name)} = {short(repr(value))}, which is no {kind.__name__}; {mend}.")
+            raise UserError(f"{where} has {short(name)} = {short(repr(value))}, which is not {KINDS[kind]}; {mend}.")
 
 
 UNFINISHED = ".unfinished"

@@ -43,7 +43,7 @@ def form(name: str) -> tuple[bool, str, int]:
     plain = kind.removesuffix(NARROW)
     if plain not in FORMS or (plain != kind and not FORMS[plain][1]):
         forms = [*FORMS, *(f"{one}{NARROW}" for one, (_, granularity) in FORMS.items() if granularity)]
-        raise UserError(f"latency.models has {name!r}, which is no form; {nearest(kind, forms)}")
+        raise UserError(f"latency.models has {name!r}, which is not a form; {nearest(kind, forms)}")
     return *FORMS[plain], 8 if plain == kind else 7
 
 

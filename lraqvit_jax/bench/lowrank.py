@@ -118,7 +118,7 @@ def _check(grid: LowRankGrid, runs: Mapping[str, Run]) -> None:
             raise UserError(f"grid.methods has {name!r}; {nearest(name, (*ranks.METHODS, *ranks.MEASURED))}")
     for name in grid.runs:
         if name not in runs:
-            raise UserError(f"grid.runs has {name!r}, which is no run; {nearest(name, runs)}")
+            raise UserError(f"grid.runs has {name!r}, which is not a run; {nearest(name, runs)}")
 
 
 def _untrained(ws: Workspace, dense: Artifact, seed: int, table: Table) -> Iterator[tuple[tuple, Row]]:

@@ -54,7 +54,7 @@ def run(config: Config, workdir: str) -> None:
     widths = {name: bits_of(name) for name in grid.widths}
     for name in grid.only:
         if name not in grid.methods:
-            raise UserError(f"quant_grid.only has {name!r}, which is no method; {nearest(name, grid.methods)}")
+            raise UserError(f"quant_grid.only has {name!r}, which is not a method; {nearest(name, grid.methods)}")
     methods = {name: grid.methods[name] for name in grid.only or grid.methods}
     for options in methods.values():
         quantize.check(options)

@@ -239,7 +239,7 @@ def _json_rows(text: str, path: pathlib.Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} cannot be read as JSON ({short(str(error))}); mend it.") from error
         if not isinstance(parsed, Mapping):
-            raise UserError(f"{where} is no JSON object; mend it.")
+            raise UserError(f"{where} is not a JSON object; mend it.")
         yield Row(where, {name: _cell(value) for name, value in parsed.items()})
 
 
@@ -264,7 +264,7 @@ def _table_rows(text: str, path: pathlib.Path) -> Iterator[Row]:
                 header = _header(cells, path)
     except csv.Error as error:
         where = f"Line {reader.line_num + skipped} of {path}"
-        raise UserError(f"{where} is no line of a table ({error}); mend it.") from error
+        raise UserError(f"{where} is not a line of a table ({error}); mend it.") from error
 
 
 def _without_header(cells: Sequence[str]) -> bool:
@@ -292,7 +292,9 @@ def _text(path: pathlib.Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8 ({error.reason}); save it in that encoding.") from error
     if "\0" in text:
-        raise UserError(f"{path} holds NUL bytes, so it is no text, or UTF-16 without its mark; save it in UTF-8.")
+        raise UserError(
+            f"{path} holds NUL bytes, so it is not text, or it is UTF-16 without its mark; save it in UTF-8."
+        )
     return text
 
 

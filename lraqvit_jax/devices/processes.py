@@ -49,7 +49,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> None:
         console.speak(is_primary_process())
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"This process cannot join the others ({reason(error)}); on a machine that is no TPU pod, SLURM or "
+            f"This process cannot join the others ({reason(error)}); on a machine that is not a TPU pod, SLURM or "
             "Kubernetes job give --coordinator, --num_processes and --process_id."
         ) from error
 

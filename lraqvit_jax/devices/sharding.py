@@ -60,10 +60,12 @@ def check_rules(rules: Mapping[str, Sequence[str]]) -> None:
     """Raises UserError for an axis that does not exist, and for a mesh axis that would be used twice in one array."""
     for name, axes in rules.items():
         if name not in RULES:
-            raise UserError(f"sharding has a rule for {name!r}, which is no logical axis; {nearest(name, RULES)}")
+            raise UserError(f"sharding has a rule for {name!r}, which is not a logical axis; {nearest(name, RULES)}")
         for axis in axes:
             if axis not in AXES:
-                raise UserError(f"sharding.{name} names {axis!r}, which is no axis of the mesh; {nearest(axis, AXES)}")
+                raise UserError(
+                    f"sharding.{name} names {axis!r}, which is not an axis of the mesh; {nearest(axis, AXES)}"
+                )
             if list(axes).count(axis) > 1:
                 raise UserError(f"sharding.{name} names {axis!r} twice; name each axis of the mesh once.")
     for name, other in TOGETHER:

@@ -86,9 +86,7 @@ def name_of(model: nn.Module) -> str:
         sizes = {"num_classes": classifier.num_classes, "image_size": classifier.image_size}
         if create(name, **sizes, plan=plan, dtype=options.dtype) == model:
             return name
-    raise UserError(
-        f"{type(model).__name__} is no dense model of lraqvit_jax.models; make it with weights.load or models.create."
-    )
+    raise UserError(f"{type(model).__name__} is not a dense model of ours; make it with weights.load or models.create.")
 
 
 def _changed(model: nn.Module, base: str) -> dict[str, Any] | None:

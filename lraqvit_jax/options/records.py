@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from lraqvit_jax.base.errors import UserError, nearest, short
+from lraqvit_jax.base.files import KINDS
 
 Record = TypeVar("Record")
 MISSING_MEND = "start from lraqvit_jax.config.default()"
@@ -78,7 +79,6 @@ def _value(field: dataclasses.Field, value: Any, path: str) -> Any:
     return value
 
 
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
 LARGEST = 2**31 - 1
 
 

@@ -169,7 +169,7 @@ def latency(table: Mapping) -> RankCost:
     except (KeyError, TypeError, ValueError, AttributeError):
         right = False
     if not right:
-        raise UserError("plan.latency is no table of bench layers; measure it again.")
+        raise UserError("plan.latency is not a table of bench layers; measure it again.")
 
     def cost(layer: LinearInfo, rank: int) -> float:
         ms = times.get((layer.features_in, layer.features_out, layer.tokens))

@@ -41,7 +41,7 @@ def make(directories: Sequence[str], output: str = "") -> pathlib.Path:
     target = files.locate(output) if output else paths[0] / "report.html" if len(paths) == 1 else None
     target = pathlib.Path("comparison.html") if target is None else target
     if not target.absolute().parent.is_dir() or target.is_dir():
-        raise UserError(f"--output {target} is no file in a directory that exists; correct it.")
+        raise UserError(f"--output {target} is not a file in a directory that exists; correct it.")
     files.write_atomically(target, page.one(runs[0]) if len(runs) == 1 else page.several(runs))
     return target
 

@@ -63,5 +63,5 @@ def _download(name: str, files: Sequence[str], also: Sequence[str]) -> pathlib.P
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{name!r} is no file here and the hub does not give it ({first}); correct the path, or download it first."
+            f"{name!r} is not a file here and the hub does not give it ({first}); correct the path, or download it."
         ) from error

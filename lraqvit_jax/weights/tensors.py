@@ -95,7 +95,7 @@ def _plain(name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype == np.dtype("V2"):
         value = value.view(ml_dtypes.bfloat16)
     if value.dtype.kind not in "biuf" and value.dtype != ml_dtypes.bfloat16:
-        raise ValueError(f"{short(name)} is of {short(str(value.dtype))}, which is no real number")
+        raise ValueError(f"{short(name)} is of {short(str(value.dtype))}, which is not a real number")
     if not value.size or max(value.shape, default=0) > MAX_SIDE:
         raise ValueError(f"{short(name)} has the shape {short(str(value.shape))}")
     return value

@@ -56,11 +56,11 @@ MISTAKES = [
     (["--distributed"], ["cannot join the others"]),
     (["lowrnk"], ["'lowrnk'; did you mean 'lowrank'"]),
     (["lowrank", "--config.grid.methods=('logit',)"], ["'logit'; did you mean 'logits'"]),
-    (["lowrank", "--config.grid.runs=('rb_lra',)"], ["'rb_lra', which is no run; did you mean 'rb_lra_kd'"]),
+    (["lowrank", "--config.grid.runs=('rb_lra',)"], ["'rb_lra', which is not a run; did you mean 'rb_lra_kd'"]),
     (["lowrank", "--config.plan.unit=parms"], ["'parms'; did you mean 'params'"]),
     (["latency", "--config.latency.runtimes=('onnxruntim',)"], ["'onnxruntim'; did you mean 'onnxruntime'"]),
     (["quant", "--config.quant_grid.widths=('w3a8',)"], ["quant_grid.widths has 'w3a8'"]),
-    (["quant", "--config.quant_grid.only=('mine',)"], ["quant_grid.only has 'mine', which is no method"]),
+    (["quant", "--config.quant_grid.only=('mine',)"], ["quant_grid.only has 'mine', which is not a method"]),
     (["quant", "--config.quant_grid.sources=('none',)", *command.FAST], ["There is no whole artefact"]),
 ]
 """Arguments, words of the answer, and how many devices there are, if not one. The first argument is a measurement's

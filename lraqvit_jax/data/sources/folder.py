@@ -116,7 +116,7 @@ def _say_split(root: pathlib.Path, splits: dict[str, str], split: str, role: str
     others = [name for name in layout.folders(root) if name not in splits.values()]
     if others := [f"{short(name)}/" for name in others if layout.has_pictures(root / name)]:
         console.warn_once(
-            f"{short(str(root))}: {', '.join(others)} beside {splits[split]}/ is no split and is left out."
+            f"{short(str(root))}: {', '.join(others)} beside {splits[split]}/ is not a split and is left out."
         )
 
 
@@ -173,7 +173,7 @@ def read_file(folder: pathlib.Path, name: str) -> bytes:
     """A file's content; ValueError for what is too large or no plain file. A pipe is not opened: it would wait."""
     status = (folder / name).stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no plain file")
+        raise ValueError("it is not a plain file")
     if status.st_size > images.MAX_BYTES:
         raise ValueError(f"its {status.st_size:,} bytes are more than {images.MAX_BYTES:,}")
     return (folder / name).read_bytes()

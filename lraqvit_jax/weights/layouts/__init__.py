@@ -67,7 +67,7 @@ def find(values: Mapping[str, np.ndarray], source: str) -> Any:
     hallmarks = " nor ".join(module.HALLMARK for module in modules)
     named = ", ".join(short(name, 60) for name in list(values)[:3])
     raise UserError(
-        f"{source} has no {hallmarks}: it is no ViT, DeiT or Swin classifier in timm's names, but has {named}. "
+        f"{source} has no {hallmarks}: it is not a ViT, DeiT or Swin classifier in timm's names, but has {named}. "
         "A directory of transformers' save_pretrained is huggingface:DIR, a file of big_vision big_vision:FILE.npz."
     )
 
@@ -76,7 +76,9 @@ def check(values: Mapping[str, np.ndarray], needed: Mapping[str, int], source: s
     """Raises UserError where a tensor is missing or does not have its number of dimensions."""
     wrong = [name for name, ndim in needed.items() if name not in values or values[name].ndim != ndim]
     if wrong:
-        raise UserError(f"{source} has no {', '.join(wrong)} as timm has: it is no classifier that can be read here.")
+        raise UserError(
+            f"{source} has no {', '.join(wrong)} as timm has: it is not a classifier that can be read here."
+        )
 
 
 def with_bias(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

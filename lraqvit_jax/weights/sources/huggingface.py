@@ -144,7 +144,7 @@ def _hints(config: Mapping[str, Any], name: str) -> Hints:
     eps = config.get("layer_norm_eps")
     eps = DEFAULT_EPS[kind] if eps is None else eps
     if not files.number(eps):
-        raise UserError(f"{name} uses LayerNorm epsilon {short(repr(eps))}, which is no number.")
+        raise UserError(f"{name} uses LayerNorm epsilon {short(repr(eps))}, which is not a number.")
     if eps != EPS[kind] and (kind == "swin" or not 0 < eps < 1 or float(f"{eps:.0e}") != eps):
         raise UserError(f"{name} uses LayerNorm epsilon {eps}; our model has {EPS[kind]}.")
     bias = config.get("qkv_bias")

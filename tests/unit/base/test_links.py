@@ -105,10 +105,10 @@ def test_a_link_that_points_elsewhere_is_not_followed(tmp_path):
         ("s3://bucket/run", "is an address"),
         ("gs://bucket/run", "is an address"),
         ("file:///tmp/run", "is an address"),
-        ("~nobody-here/run", "is no path"),
-        ("x" * 300, "is no path"),
-        ("a\0b", "is no path"),
-        ("\udcff", "no text in UTF-8"),
+        ("~nobody-here/run", "is not a path"),
+        ("x" * 300, "is not a path"),
+        ("a\0b", "is not a path"),
+        ("\udcff", "not text in UTF-8"),
     ],
 )
 def test_what_cannot_be_a_directory_is_refused(name, sentence, tmp_path, monkeypatch):

@@ -22,14 +22,14 @@ from lraqvit_jax.run import opening, planning
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("models", ("random:int4",), "'random:int4', which is no form"),
-        ("models", ("random:dense_7",), "'random:dense_7', which is no form"),
+        ("models", ("random:int4",), "'random:int4', which is not a form"),
+        ("models", ("random:dense_7",), "'random:dense_7', which is not a form"),
         ("models", ("random:dense@plan.json",), "a dense form has no plan"),
         ("models", ("random:low_rank@nowhere.json",), "nowhere.json"),
         ("models", ("dense",), "There is no whole artefact"),
         ("models", (), "latency.models is ()"),
         ("runtimes", ("tflite",), "no runtime 'tflite'"),
-        ("threads", (0,), "latency.threads is (0,)"),
+        ("threads", (0,), "latency.threads is 0"),
         ("threads", (10_000,), "this process has"),
         ("batches", (), "latency.batches is ()"),
         ("rounds", 0, "latency.rounds is 0"),

@@ -86,7 +86,7 @@ def test_a_class_with_folders_in_it_beside_another_is_one(tmp_path):
 def test_pictures_beside_a_split_that_have_no_labels_are_left_out(tmp_path, capsys):
     write(tmp_path, "train/0.png", "unlabeled/1.png")
     assert read(tmp_path, "train") == {0: None}
-    assert "unlabeled/ beside train/ is no split and is left out" in capsys.readouterr().err
+    assert "unlabeled/ beside train/ is not a split and is left out" in capsys.readouterr().err
 
 
 def test_validation_comes_before_test_and_that_is_said(tmp_path, capsys):

@@ -79,7 +79,7 @@ def test_mistakes_are_one_sentence_that_names_the_field():
         "'mix' is 3; it holds fields of its own": {"mix": 3},
         "'runs' is 3; it holds": {"runs": 3},
         "dtype is 'float16'; .*Known: bfloat16, float32": {"dtype": "float16"},
-        "'none', which is no run": {"quant__source": "none"},
+        "'none', which is not a run": {"quant__source": "none"},
         "no field 'runs.rb_lra_kd.betta'; did you mean 'beta'": {"runs__rb_lra_kd__betta": 1.0},
     }
     for words, changes in cases.items():

@@ -51,7 +51,7 @@ def test_runs_are_compared_side_by_side(two, tmp_path):
         (lambda folder: (folder / "results.json").unlink(), "has no results.json"),
         (lambda folder: (folder / "results.json").write_text("{"), "cannot be read as JSON"),
         (lambda folder: (folder / "config.json").write_text('{"config": 3}'), "config.json has config = 3"),
-        (lambda folder: (folder / "plan.json").write_text("[]"), "plan.json is no JSON object"),
+        (lambda folder: (folder / "plan.json").write_text("[]"), "plan.json is not a JSON object"),
         (lambda folder: (folder / read.LATENCY).write_text('{"rows": [3]}'), "latency-runtimes.json has row = 3"),
         (lambda folder: (folder / read.LOW_RANK).write_text('{"rows": [{"name": 1}]}'), "lowrank.json has name = 1"),
         (
@@ -82,7 +82,7 @@ def test_a_mistake_is_one_sentence(whole, tmp_path, capsys, monkeypatch, spoil, 
         (lambda folder: [folder, folder], "named twice"),
         (lambda folder: [folder, "--output", f"{folder}/no/such/place.html"], "--output"),
         (lambda folder: [], "following arguments are required: DIR"),
-        (lambda folder: [folder, "--colour"], "--colour is no argument here"),
+        (lambda folder: [folder, "--colour"], "--colour is not an argument here"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(whole, capsys, monkeypatch, given, words):
