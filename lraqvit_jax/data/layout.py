@@ -91,6 +91,26 @@ def walk(root: pathlib.Path, above: pathlib.Path | None = None) -> Tree:
     return Tree(*(sorted(names, key=lambda name: name.split("/")) for names in tree))
 
 
+def state(root: pathlib.Path) -> int:
+    """A number that is another one once a file below a folder is added, removed or renamed, or one that is no picture
+    is written anew: cheap, since no picture is looked at."""
+    return hash(tuple(_states(root, _upwards(root))))
+
+
+def _states(folder: pathlib.Path, seen: set[tuple[int, int]]) -> Iterator[tuple[str, int, int]]:
+    entries = sorted(_entries(folder), key=lambda entry: entry.name)
+    yield str(folder), folder.stat().st_mtime_ns, len(entries)
+    for entry in entries:
+        if _is(entry.is_dir):
+            path = pathlib.Path(entry.path)
+            if (identity := _identity(path)) not in seen and not is_litter(entry.name):
+                seen.add(identity)
+                yield from _states(path, seen)
+        elif not is_picture(entry.name) and _is(entry.is_file):
+            status = entry.stat()
+            yield entry.name, status.st_mtime_ns, status.st_size
+
+
 def leads_back(folder: pathlib.Path, root: pathlib.Path) -> bool:
     """Whether a folder is a link to `root`, or to what it lies in."""
     return folder.is_symlink() and _identity(folder) in _upwards(root)

@@ -17,7 +17,7 @@ from lraqvit_jax.data.matching import Classes
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import processes, sharding
 from lraqvit_jax.devices.sharding import Mesh
-from lraqvit_jax.run import checks, claim, planning
+from lraqvit_jax.run import checks, claim, inputs, planning
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts, tensors
 
@@ -65,6 +65,7 @@ def open_workspace(
 def _claim(ws: Workspace) -> None:
     """Binds the directory to the configuration; artefacts that are there take the class names that it has now."""
     claim.write(ws.directory, ws.config, ws.plan, ws.provisional)
+    inputs.write(ws.directory, ws.inputs, inputs.read(ws.directory))
     for directory in (ws.directory / "checkpoints").iterdir() if ws.config.class_names else ():
         if artifacts.exists(directory):
             _rename(directory, {"class_names": ws.class_names, "data_names": ws.data_names})
@@ -99,7 +100,12 @@ def _opened(
     if write:
         checks.modules(config)
         checks.inputs(config, Classes.of(teacher.num_classes, teacher.class_names, teacher.data_names), roles)
-    return Workspace(config, directory, mesh, *teacher, spec, plan, provisional=provisional)
+        before = inputs.read(directory)
+        now = inputs.of(config, roles, before)
+        inputs.check(now, before, config, artifacts.names(directory / "checkpoints"))
+    else:
+        now = {}
+    return Workspace(config, directory, mesh, *teacher, spec, plan, provisional=provisional, inputs=now)
 
 
 def _finished(config: Config, directory: pathlib.Path) -> Identity | None:

@@ -1,11 +1,12 @@
 """results.json: one row a model, in the schema that scripts rely on, and the same table for people."""
 
+import hashlib
 import json
 import pathlib
 from typing import Any
 
 from lraqvit_jax.base import files
-from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.base.errors import UserError, short
 
 SCHEMA = 1
 ROW = {"name": str, "notes": str} | dict.fromkeys(
@@ -24,11 +25,20 @@ def read(directory: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} has no list of rows; {MEND}.")
     for row in rows:
         files.check(row, ROW, str(path), MEND)
+        if row.get("checksum", checksum(row)) != checksum(row):
+            raise UserError(f"{path} is not as it was written: the row {short(row['name'])} was changed; {MEND}.")
     return results
 
 
+def checksum(row: dict[str, Any]) -> str:
+    """Of all else in a row; a row of an older version has none."""
+    rest = {field: value for field, value in row.items() if field != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def add(directory: pathlib.Path, model: str, row: dict[str, Any], order: list[str]) -> None:
-    """Adds a row, or replaces the one of its name; rows stand in `order`."""
+    """Adds a row with its checksum, or replaces the one of its name; rows stand in `order`."""
+    row = {**row, "checksum": checksum(row)}
     rows = {present["name"]: present for present in read(directory)["rows"]} | {row["name"]: row}
     rank = {name: index for index, name in enumerate(order)}
     listed = sorted(rows.values(), key=lambda row: rank.get(row["name"], len(rank)))

@@ -1,6 +1,8 @@
 """A work directory: what it is to do, its plan, its data, and its artefacts by name."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +47,7 @@ class Workspace:
         provisional: whether the stage `plan` has yet to choose the ranks.
         moments: of the encoder's layers, by path, from the stage `plan` to the stage `factorize` where one call runs
             both: they are half the time of each.
+        inputs: the files that it is made from; see `run.inputs`.
     """
 
     config: Config
@@ -59,12 +62,18 @@ class Workspace:
     plan: dict[str, plan_lib.LayerPlan]
     provisional: bool = False
     moments: Mapping[str, Moments] = dataclasses.field(default_factory=dict)
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def path(self, name: str) -> pathlib.Path:
         return self.directory / "checkpoints" / name
 
     def has(self, name: str) -> bool:
         return artifacts.exists(self.path(name))
+
+    def fingerprint(self, name: str) -> str:
+        """What is another text once an artefact has other parameters."""
+        written = artifacts.read_meta(self.path(name)).get("fingerprint")
+        return hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest()[:16]
 
     def load(self, name: str, stage: str, **options: Any) -> Artifact:
         """Restores an artefact onto the mesh; UserError that names the stage to run where it is missing."""

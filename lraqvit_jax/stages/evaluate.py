@@ -27,10 +27,15 @@ def run(ws: Workspace) -> None:
 def add_rows(ws: Workspace) -> None:
     """Evaluates every artefact that has no row yet."""
     order = config.rows(ws.config)
-    evaluated = {row["name"] for row in results.read(ws.directory)["rows"]}
+    evaluated = {row["name"]: row for row in results.read(ws.directory)["rows"]}
     for name in order:
-        if name in evaluated or not ws.has(name):
+        if not ws.has(name):
             continue
+        of = _of(ws, name)
+        if name in evaluated:
+            if all(evaluated[name].get(field, value) == value for field, value in of.items()):
+                continue
+            console.say(f"{name}: evaluated anew, since the model or the images of data.eval are others than before")
         artifact = ws.load(name, "evaluate")
         score = classification.accuracy(
             artifact.model,
@@ -42,10 +47,16 @@ def add_rows(ws: Workspace) -> None:
         )
         row = {"name": name, **size(artifact), "top1": score.top1, "top5": score.top5, "n_images": score.images}
         skipped = f"bad images skipped: {score.skipped:,}" if score.skipped else ""
-        row |= {"seconds": round(score.seconds, 3), "notes": "; ".join(filter(None, (artifact.meta["notes"], skipped)))}
+        notes = "; ".join(filter(None, (artifact.meta["notes"], skipped)))
+        row |= {"seconds": round(score.seconds, 3), "notes": notes, **of}
         processes.once(functools.partial(_keep, ws, name, score.answers))
         processes.once(functools.partial(results.add, ws.directory, ws.model, row, order))
         console.say(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB")
+
+
+def _of(ws: Workspace, name: str) -> dict[str, str]:
+    """What a row is of: images and parameters. An older version wrote neither."""
+    return {"images": ws.inputs.get("data", {}).get("eval", ""), "fingerprint": ws.fingerprint(name)}
 
 
 def _keep(ws: Workspace, name: str, answers: classification.Answers | None) -> None:

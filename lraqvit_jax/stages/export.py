@@ -43,12 +43,12 @@ def run(ws: Workspace) -> None:
             raise UserError(
                 f"export.artifacts names {name!r}, which {ws.directory} does not have; run its stage first."
             )
-        if not _is_current(ws, folder / f"{name}.json"):
+        if not _is_current(ws, name, folder / f"{name}.json"):
             artifact = artifacts.load_artifact(ws.path(name))
             processes.once(functools.partial(_export, ws, artifact, folder))
 
 
-def _asked(ws: Workspace) -> dict[str, Any]:
+def _asked(ws: Workspace, name: str) -> dict[str, Any]:
     """What NAME.json says of how its files were asked for: where one of these differs, they are made again."""
     options = ws.config.export
     return {
@@ -56,15 +56,16 @@ def _asked(ws: Workspace) -> dict[str, Any]:
         "onnx_target": options.onnx_target,
         "safetensors": options.safetensors,
         "class_names": ws.class_names,
+        "fingerprint": ws.fingerprint(name),
     }
 
 
-def _is_current(ws: Workspace, card: pathlib.Path) -> bool:
+def _is_current(ws: Workspace, name: str, card: pathlib.Path) -> bool:
     """Whether the files of an artefact are there, and as the configuration asks for them."""
     if not card.exists():
         return False
     written = files.json_object(card, MEND)
-    return all(written.get(field) == value for field, value in _asked(ws).items())
+    return all(written.get(field) == value for field, value in _asked(ws, name).items())
 
 
 def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
@@ -85,7 +86,7 @@ def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
         "name": artifact.name,
         "input": ["batch", size, size, 3],
         "preprocess": artifact.preprocess.to_json(),
-        **_asked(ws),
+        **_asked(ws, artifact.name),
         "bytes": {suffix: path.stat().st_size for suffix, path in paths.items()},
         "checked_images": len(images),
         "parity": parity,

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import pathlib
 import pkgutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from lraqvit_jax import models
+from lraqvit_jax.base import files as base_files
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import precision, sharding
-from lraqvit_jax.weights import hub, sources
+from lraqvit_jax.weights import artifacts, hub, sources, tensors
 
 
 class Pretrained(NamedTuple):
@@ -85,6 +87,18 @@ def local(source: str) -> bool:
     """Whether weights are files of this machine; a hub id may have to be fetched."""
     kind, _, name = source.partition(":")
     return kind in ("artifact", "big_vision") or not hub.is_id(name)
+
+
+def files(source: str) -> list[pathlib.Path]:
+    """The files that `read` reads of local weights, whether they are there or not; see `local`."""
+    kind, _, name = source.partition(":")
+    if kind == "artifact":
+        return [path for path in [artifacts.meta_file(base_files.locate(name))] if path]
+    path = base_files.locate(name)
+    if kind != "big_vision":
+        path = hub.find(name, ("model.safetensors", tensors.INDEX), pickles=True)
+    shards = tensors.shards(path) if path.name == tensors.INDEX and path.exists() else []
+    return [path, *shards, path.parent / "config.json", path.parent / "preprocessor_config.json"]
 
 
 def _check_head(pretrained: Pretrained, source: str) -> None:

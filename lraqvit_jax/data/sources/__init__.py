@@ -7,8 +7,10 @@ needs none. `KIND:NAME?images=500` takes that many, evenly spread over the sourc
 
 import bisect
 import functools
+import hashlib
 import importlib
 import itertools
+import json
 import pkgutil
 import re
 from collections.abc import Sequence
@@ -122,9 +124,8 @@ class Joined:
         return {"image": example["image"], "label": self._label(part, example["label"])}
 
 
-@functools.lru_cache(maxsize=8)
 def load(source: str, role: str, data_dir: str = "") -> Source:
-    """Opens a data source.
+    """Opens a data source; one that is open already is given again while its folder is as it was.
 
     Args:
         source: "embedded:mnist5k", "folder:PATH", "tfds:NAME?labels=none", "folder:A + folder:B", ...
@@ -135,8 +136,13 @@ def load(source: str, role: str, data_dir: str = "") -> Source:
         UserError: unknown kind, missing data, no such split, no labels to evaluate with, or joined sources of
             different classes of which one has numbers.
     """
+    return _load(source, role, data_dir, tuple(map(_state, _parts(source))))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(source: str, role: str, data_dir: str, states: tuple[int, ...]) -> Source:
     names = _parts(source)
-    parts = [_load_one(name, role, data_dir) for name in names]
+    parts = [_load_one(name, role, data_dir, state) for name, state in zip(names, states, strict=True)]
     if len(parts) == 1:
         return parts[0]
     joined = Joined(parts)
@@ -158,12 +164,44 @@ def _parts(source: str) -> list[str]:
     return re.split(r" \+ (?=\w+:)", source)
 
 
-@functools.lru_cache(maxsize=8)
-def _load_one(source: str, role: str, data_dir: str) -> Source:
+def _kinds() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def _plain(source: str) -> tuple[str, str]:
+    """One source without its options, and these."""
     match = re.fullmatch(r"(.+)\?(\w+=.*)", source)
-    plain, query = match.groups() if match else (source, "")
+    return (match[1], match[2]) if match else (source, "")
+
+
+def _state(source: str) -> int:
+    """What is another number once a source has other files; 0 for one that has none of its own."""
+    kind, _, name = _plain(source)[0].partition(":")
+    state = getattr(importlib.import_module(f"{__name__}.{kind}"), "state", None) if kind in _kinds() else None
+    return state(name) if state else 0
+
+
+def digest(source: str, role: str, data_dir: str = "") -> str:
+    """What is another text once a source has other images or labels; arguments and errors as of `load`.
+
+    Of folders it is of names, labels, sizes and contents (of large ones, of some files evenly spread); of other kinds,
+    of their number of images and their classes.
+    """
+    found = hashlib.sha256()
+    for name in _parts(source):
+        opened = load(_plain(name)[0], role, data_dir)
+        module = importlib.import_module(f"{__name__}.{_plain(name)[0].partition(':')[0]}")
+        own = module.digest(opened) if hasattr(module, "digest") else ""
+        found.update(json.dumps([len(opened), opened.class_names, own]).encode())
+    return found.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=8)
+def _load_one(source: str, role: str, data_dir: str, state: int) -> Source:
+    del state  # of the files, for the cache
+    plain, query = _plain(source)
     options = dict(option.partition("=")[::2] for option in query.split("&")) if query else {}
-    kinds = [module.name for module in pkgutil.iter_modules(__path__)]
+    kinds = _kinds()
     kind, colon, name = plain.partition(":")
     if not colon or kind not in kinds:
         raise UserError(

@@ -6,6 +6,8 @@ them. Images with neither have no labels. System files are left out. Nothing is 
 """
 
 import functools
+import hashlib
+import json
 import pathlib
 import stat
 from collections.abc import Callable, Sequence
@@ -25,6 +27,8 @@ LAYOUTS = (
     "what is read is a sub-folder a class, train/ and val/ (or test/) of these, or a table of files and labels "
     "(labels.csv, train.csv, metadata.csv or .jsonl, _classes.csv) beside the pictures, images/ or images.zip"
 )
+SIZES, CONTENTS = 20_000, 1000
+"""Files of which `digest` asks for the size, and reads the content, at most."""
 GENERAL = {"labels", "label", "metadata", "annotations", "annotation", "classes", "class", "files", "gt", "solution"}
 """Words in the name of a table of labels."""
 
@@ -38,6 +42,18 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def content(self, name: str) -> bytes:
+        """Of a file, as far as it can be read."""
+        try:
+            return self._read(name)
+        except (OSError, ValueError) as error:
+            return str(error).encode()
+
+    def size(self, name: str) -> int:
+        """Bytes of a file in a folder; 0 in an archive, which `state` and the contents tell of."""
+        path = pathlib.Path(self.where, name)
+        return path.stat().st_size if path.is_file() else 0
 
     def __getitem__(self, index: int) -> Example:
         """Reads an image; BadImageError for content that is none, UserError where the disk does not give it."""
@@ -77,6 +93,26 @@ def load(name: str, role: str, data_dir: str = "") -> Images:
             f"data.eval names {short(opened.where)!r}, whose images have no labels to measure with; {LAYOUTS}."
         )
     return opened
+
+
+def state(name: str) -> int:
+    """Changes when a file is added, removed or renamed, or one that is no picture is written anew."""
+    root = files.locate(name)
+    return layout.state(root if root.is_dir() else root.parent) if root.exists() else 0
+
+
+def digest(opened: Images) -> str:
+    """Of names, labels, sizes and contents; of large folders, those of some files evenly spread."""
+    found = hashlib.sha256(json.dumps([opened.files, list(map(int, opened.labels))]).encode())
+    for index in _spread(len(opened), SIZES):
+        found.update(f"{opened.size(opened.files[index])},".encode())
+    for index in _spread(len(opened), CONTENTS):
+        found.update(opened.content(opened.files[index]))
+    return found.hexdigest()
+
+
+def _spread(count: int, most: int) -> list[int]:
+    return sorted({index * count // min(count, most) for index in range(min(count, most))})
 
 
 def _opened(root: pathlib.Path, role: str) -> Images | None:
