@@ -21,5 +21,6 @@ def get_config():
     config.plan.multiple = 4
     config.factorize.calibration_images = 64
     config.runs = {"rb_lra_kd": base.run(decomposition="whitened", branch="zero")}
+    config.quant.dense = False
     config.quant.methods.int8_wads.iterations = 20
     return config

@@ -11,9 +11,23 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 
+def rgb(image):
+    """Upright, RGB, 8 bits: of 16-bit grey the upper byte, of what is transparent the colours."""
+    image.load()
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    image = ImageOps.exif_transpose(image)
+    if deep:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; save it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
 def prepare(image, size, crop_pct, interpolation, mean, std, crop_mode="center"):
     """PIL image -> float32 (size, size, 3): resized (its shorter side, or both), the centre cropped, normalized."""
-    image, short = image.convert("RGB"), int(size / crop_pct)
+    image, short = rgb(image), int(size / crop_pct)
     shape = image.size if crop_mode == "center" else (1, 1)
     width, height = (int(short * side / min(shape)) for side in shape)
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
@@ -39,7 +53,7 @@ def main(model, *photos):
     preprocess, names = json.loads(metadata["preprocess"]), json.loads(metadata.get("class_names", "[]")) or []
     for photo in photos:
         try:
-            image = prepare(ImageOps.exif_transpose(Image.open(photo)), **preprocess)
+            image = prepare(Image.open(photo), **preprocess)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             fail(f"{photo} cannot be read as an image ({error}); name another file.")
         logits = session.run(None, {"images": image[None]})[0][0]

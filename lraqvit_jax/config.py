@@ -199,7 +199,15 @@ STEPS = (".start", ".trained", ".training")
 
 def rows(config: Config) -> list[str]:
     """The names of all finished models that this configuration makes, in the order of the table."""
-    return ["dense", *config.factorize.rows, *config.runs, *config.quant.methods]
+    return ["dense", *config.factorize.rows, *config.runs, *_dense_integers(config), *config.quant.methods]
+
+
+DENSE_INTEGERS = "dense_int8"
+"""The name of the row of `quant.dense`."""
+
+
+def _dense_integers(config: Config) -> list[str]:
+    return [DENSE_INTEGERS] if config.quant.dense and config.quant.methods else []
 
 
 def check_names(config: Config) -> None:
@@ -227,6 +235,7 @@ def _named(config: Config) -> Iterator[tuple[str, str]]:
     yield "the teacher", "dense"
     yield from ((f"factorize.baselines {name!r}", row) for row, name in config.factorize.rows.items())
     yield from ((f"runs.{name}", name) for name in config.runs)
+    yield from (("quant.dense", name) for name in _dense_integers(config))
     yield from ((f"quant.methods.{name}", name) for name in config.quant.methods)
 
 

@@ -90,7 +90,8 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
                     evaluate.add_rows(ws)
                 preemption.stop_if_reached()
         if (ws.directory / "results.json").exists():
-            console.result(f"\n{results.table(results.read(ws.directory))}\n\n{ws.directory / 'results.json'}")
+            end = "\n".join(filter(None, (results.taken(ws.directory), str(ws.directory / "results.json"))))
+            console.result(f"\n{results.table(results.read(ws.directory))}\n\n{end}")
 
 
 def _chosen(stages: Sequence[str] | None) -> list[str]:

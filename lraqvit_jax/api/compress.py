@@ -121,7 +121,7 @@ def _fields(
     branch = "zero" if steps else "none"
     config.runs = {RUN: config_lib.run(decomposition="weighted_kfac", branch=branch, **config_lib.UNLABELLED)}
     config.optimizer.update(learning_rate=2e-5, warmup=min(20, steps))
-    config.quant.update(source=RUN, calibration_images=min(32, count))
+    config.quant.update(source=RUN, dense=False, calibration_images=min(32, count))
     config.quant.methods = {
         f"int{bits}": config_lib.quantizer(**dataclasses.asdict(config_lib.QUANTIZERS[name]) | {"bits": bits})
         for bits, name in quantizers.items()

@@ -20,6 +20,7 @@ from lraqvit_jax.data import matching, sources
 from lraqvit_jax.data.matching import Classes
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import precision, sharding
+from lraqvit_jax.run import results
 from lraqvit_jax.tasks import classification as evaluate
 from lraqvit_jax.weights import artifacts
 
@@ -157,8 +158,9 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
 
     Args:
         directory: an artefact (WORKDIR/checkpoints/NAME, or where `Model.save` wrote) or a work directory.
-        name: which artefact of a work directory. "" takes the last of the config's `export.artifacts` that is there, by
-            habit the one to deploy; if none is, the run that is quantized; if that is not there either, `dense`.
+        name: which artefact of a work directory. "" takes the one that table and report say is to be taken; where
+            nothing is evaluated yet, the last of the config's `export.artifacts` that is there, the run that is
+            quantized, or `dense`.
         dtype: "float32" or "bfloat16", of the float products.
 
     Raises:
@@ -191,7 +193,8 @@ def _preferred(directory: pathlib.Path) -> list[str]:
     if not written.is_file():
         return ["dense"]
     config = restored(files.json_object(written, "name an artefact").get("config", {}), str(written))
-    return [*reversed(config.export.artifacts), config.quant.source, "dense"]
+    best = results.pick(results.read(directory)["rows"])
+    return [*([best["name"]] if best else []), *reversed(config.export.artifacts), config.quant.source, "dense"]
 
 
 @functools.lru_cache(maxsize=32)

@@ -20,6 +20,8 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+FAR = 10_000
+"""Largest mean and deviation, and inverse of the smallest."""
 CROP_MODES = ("center", "squash")
 
 
@@ -58,6 +60,11 @@ class Preprocess:
             )
         if not files.numbers(self.mean, 3) or not files.numbers(self.std, 3) or min(self.std) <= 0:
             raise UserError("preprocess.mean and preprocess.std take three numbers each, and no std may be 0.")
+        if max(map(abs, self.mean)) > FAR or not all(1 / FAR <= std <= FAR for std in self.std):
+            raise UserError(
+                f"preprocess.mean is {short(str(self.mean))} and std {short(str(self.std))}, where white is 1; beyond "
+                f"{FAR:,}, or below 1 / {FAR:,} for std, nothing of a picture is left."
+            )
 
     def geometry(self, image: Image.Image) -> Image.Image:
         """Converts to RGB, resizes and crops; the result is a size x size image."""

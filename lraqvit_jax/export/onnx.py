@@ -27,6 +27,7 @@ from onnx import TensorProto, helper
 from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.base.version import VERSION
+from lraqvit_jax.export.contract import contract
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
 from lraqvit_jax.models import swin, vit
@@ -75,7 +76,7 @@ def export(
         producer_version=VERSION,
     )
     properties = {"model": meta["model"], "num_classes": str(meta["num_classes"]), "target": target}
-    properties |= {name: json.dumps(meta[name]) for name in ("preprocess", "class_names", "plan")}
+    properties |= {name: json.dumps(value) for name, value in (contract(artifact) | {"plan": meta["plan"]}).items()}
     helper.set_model_props(made, properties)
     onnx.checker.check_model(made, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)

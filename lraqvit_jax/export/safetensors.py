@@ -62,6 +62,7 @@ from lraqvit_jax import models
 from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.base.trees import flatten
+from lraqvit_jax.export.contract import contract
 from lraqvit_jax.lowrank import expand, reparam
 from lraqvit_jax.options.export import LAYOUTS
 from lraqvit_jax.plan import records
@@ -88,7 +89,8 @@ def save(artifact: artifacts.Artifact, path: pathlib.Path, layout: str = "factor
     artifact = expanded(artifact) if layout == "expanded" else artifact
     meta = artifact.meta
     metadata = {"format": FORMAT, "model": meta["model"], "num_classes": str(meta["num_classes"])}
-    metadata |= {name: json.dumps(meta[name]) for name in ("plan", "preprocess", "class_names")}
+    said = {**contract(artifact), "plan": meta["plan"]}
+    metadata |= {name: json.dumps(said[name]) for name in ("plan", "preprocess", "class_names", "input", "output")}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, safetensors.numpy.save(tensors(artifact), metadata))
 

@@ -55,6 +55,7 @@ class Quantization:
     granularity: str = option("per_token", choices=GRANULARITIES)
     clip: float = option(1.0, above=0, high=1)
     embedding_and_head: bool = True  # patch embedding and classifier in integers as well
+    dense: bool = True  # a row of the dense model too, scales by token as they come: what integers do without low rank
     methods: dict[str, Quantizer] = named(
         Quantizer,
         {

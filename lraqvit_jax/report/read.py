@@ -46,6 +46,7 @@ class Run(NamedTuple):
         examples: images that two models answer differently; see `report.examples`.
         latency: of `bench latency`; {} where nothing is measured.
         lowrank: of `bench lowrank`, likewise.
+        exports: what export/NAME.json says of the files of each artefact, by name.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Run(NamedTuple):
     examples: Mapping[str, Any]
     latency: Mapping[str, Any]
     lowrank: Mapping[str, Any]
+    exports: Mapping[str, Mapping[str, Any]]
 
     def row(self, name: str) -> Mapping[str, Any] | None:
         return next((row for row in self.rows if row["name"] == name), None)
@@ -107,6 +109,7 @@ def run(directory: pathlib.Path) -> Run:
         _listing(folder / "examples.json", "images", EXAMPLE),
         _listing(directory / LATENCY, "rows", LATENCY_ROW),
         _listing(directory / LOW_RANK, "rows", LOW_RANK_ROW),
+        {name: card for name in metas if (card := results.card(directory, name))},
     )
 
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lraqvit_jax.config import DENSE_INTEGERS
 from lraqvit_jax.report.read import Run
+from lraqvit_jax.run import results
 
-BOUND = 1.0
-"""Points of top-1 that the pick may lose."""
 GROUPS = ("dense", "factorized", "trained", "integers")
 TITLES = dict(
     zip(GROUPS, ("Dense, the reference", "Low rank, not trained", "Low rank, trained", "Integers"), strict=True)
@@ -40,7 +40,7 @@ def group(run: Run, name: str) -> str:
     """Which of GROUPS a row belongs to."""
     if name == "dense":
         return "dense"
-    if name in run.options.quant.methods:
+    if name in (DENSE_INTEGERS, *run.options.quant.methods):
         return "integers"
     options = run.options
     steps = options.runs[name].steps or options.steps or options.epochs if name in options.runs else 0
@@ -53,17 +53,8 @@ def ordered(run: Run) -> list[Mapping[str, Any]]:
 
 
 def pick(run: Run) -> Mapping[str, Any] | None:
-    """The smallest model that loses at most BOUND points of top-1; where all lose more, the smallest that is at most
-    BOUND points below the best of them. Of those within 5 % of its size, the most accurate. None where there is nothing
-    to compare."""
-    dense, others = run.row("dense"), [row for row in run.rows if row["name"] != "dense"]
-    if dense is None or not others:
-        return None
-    best = max(row["top1"] for row in others)
-    reference = dense["top1"] if dense["top1"] - best <= BOUND + 1e-9 else best
-    good = [row for row in others if reference - row["top1"] <= BOUND + 1e-9]
-    near = 1.05 * min(row["size_mb"] for row in good)
-    return max((row for row in good if row["size_mb"] <= near), key=lambda row: (row["top1"], -row["size_mb"]))
+    """The row of a run to take; see `results.pick`."""
+    return results.pick(run.rows)
 
 
 def pair(run: Run, name: str) -> Pair | None:

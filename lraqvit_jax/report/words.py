@@ -6,6 +6,7 @@ from typing import Any
 
 from lraqvit_jax.report import table
 from lraqvit_jax.report.read import Run
+from lraqvit_jax.run import results
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 
@@ -20,11 +21,16 @@ def lead(run: Run) -> str:
     )
     if best["size_mb"] >= dense["size_mb"]:
         return f"{start}No model here is smaller and about as good."
-    end = (
-        "" if dense["top1"] - best["top1"] <= table.BOUND + 1e-9 else " No compressed model here comes within a point."
-    )
+    near = dense["top1"] - best["top1"] <= results.BOUND + 1e-9
     pick = f"{best['name']} takes {_mb(best)}, {ratio(dense, best)} times less, and answers {best['top1']:.1f} %."
-    return f"{start}{pick}{end}"
+    end = "" if near else " No compressed model here comes within a point."
+    return f"{start}{pick}{end}{file(run, best)}"
+
+
+def file(run: Run, row: Mapping[str, Any]) -> str:
+    """The exported file of a row and what it answers itself; "" where there is none."""
+    said = results.exported(run.exports.get(row["name"], {}))
+    return f" Its file is {said}." if said else ""
 
 
 def tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -137,7 +143,7 @@ def _fastest(run: Run, times: Mapping[str, float]) -> str | None:
     """The fastest model that loses no more than a pick may; None where that is none, or nothing is measured."""
     dense = run.row("dense")
     rows = [row for row in run.rows if row["name"] in times and row["name"] != "dense"]
-    good = [row["name"] for row in rows if dense and dense["top1"] - row["top1"] <= table.BOUND + 1e-9]
+    good = [row["name"] for row in rows if dense and dense["top1"] - row["top1"] <= results.BOUND + 1e-9]
     return min(good, key=lambda name: times[name]) if good and "dense" in times else None
 
 

@@ -75,7 +75,7 @@ def _sweep(directory: pathlib.Path) -> None:
         shutil.rmtree(path)
     for folder in (directory, directory / "export"):
         for path in folder.glob(f".*{files.UNFINISHED}"):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def edited(directory: pathlib.Path) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lraqvit_jax.base import files
@@ -44,6 +45,58 @@ def add(directory: pathlib.Path, model: str, row: dict[str, Any], order: list[st
     listed = sorted(rows.values(), key=lambda row: rank.get(row["name"], len(rank)))
     text = json.dumps({"schema": SCHEMA, "model": model, "rows": listed}, indent=1)
     files.write_atomically(directory / "results.json", text + "\n")
+
+
+BOUND = 1.0
+"""Points of top-1 that the pick may lose."""
+
+
+def pick(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The row to take: the smallest model that loses at most BOUND points of top-1; where all lose more, the smallest
+    that is at most BOUND points below the best of them. Of those within 5 % of its size, the most accurate. None where
+    there is nothing to compare."""
+    dense = next((row for row in rows if row["name"] == "dense"), None)
+    others = [row for row in rows if row["name"] != "dense"]
+    if dense is None or not others:
+        return None
+    best = max(row["top1"] for row in others)
+    reference = dense["top1"] if dense["top1"] - best <= BOUND + 1e-9 else best
+    good = [row for row in others if reference - row["top1"] <= BOUND + 1e-9]
+    near = 1.05 * min(row["size_mb"] for row in good)
+    return max((row for row in good if row["size_mb"] <= near), key=lambda row: (row["top1"], -row["size_mb"]))
+
+
+CARD = {"name": str, "bytes": dict, "top1": dict, "labelled_images": int}
+
+
+def card(directory: pathlib.Path, name: str) -> dict[str, Any]:
+    """export/NAME.json: what the files of an artefact are; {} where it is not exported."""
+    path = directory / "export" / f"{name}.json"
+    if not path.exists():
+        return {}
+    mend = "delete it to have the artefact exported anew"
+    said = files.json_object(path, mend)
+    files.check(said, CARD, str(path), mend)
+    return said
+
+
+def exported(card: Mapping[str, Any]) -> str:
+    """What a card says of the file to take: its path, size, and what it answers by itself; "" for no card."""
+    suffix = next((suffix for suffix in ("onnx", "stablehlo") if suffix in card.get("bytes", {})), "")
+    if not suffix:
+        return ""
+    top1, images = card["top1"].get(suffix), card["labelled_images"]
+    answers = f", which answers {top1:.2f} % of {images:,} images itself" if files.number(top1) and images else ""
+    return f"export/{card['name']}.{suffix}, {card['bytes'][suffix] / 1e6:.3f} MB{answers}"
+
+
+def taken(directory: pathlib.Path) -> str:
+    """The row to take and its file, in a sentence; "" where there is nothing to choose from."""
+    best = pick(read(directory)["rows"])
+    if best is None:
+        return ""
+    said = exported(card(directory, best["name"]))
+    return f"To take: {best['name']}, {best['top1']:.2f} %, {best['size_mb']:.3f} MB{f'; {said}' if said else ''}."
 
 
 def table(results: dict[str, Any]) -> str:

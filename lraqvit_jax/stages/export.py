@@ -6,6 +6,7 @@ Writes `export/`.
 import functools
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,9 +18,11 @@ from lraqvit_jax.base import console, files
 from lraqvit_jax.base.console import progress
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import pipeline
-from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import processes
+from lraqvit_jax.export import card as model_card
 from lraqvit_jax.export import onnx, safetensors, stablehlo
+from lraqvit_jax.export.contract import contract
+from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
@@ -27,18 +30,20 @@ from lraqvit_jax.weights.artifacts import Artifact
 IMAGES, LABELLED, BATCH = 200, 1000, 10
 """Images of the calibration that outputs are compared on, labelled ones that answers are counted on at most, and how
 many of those at once."""
+SUFFIXES = ("stablehlo", "onnx", "safetensors")
 MEND = "delete it to have the artefact exported anew"
 
 
 def run(ws: Workspace) -> None:
-    """Exports what has no files yet, or files that were made for something else.
+    """Exports the artefacts of `export.artifacts` and the one to take that have no files yet, or files that were made
+    for something else.
 
     Raises:
         UserError: an artefact that is not there, or platforms on which no file can be checked.
     """
     stablehlo.check(ws.config.export.platforms)
     folder = ws.directory / "export"
-    for name in ws.config.export.artifacts:
+    for name in names(ws):
         if not ws.has(name):
             raise UserError(
                 f"export.artifacts names {name!r}, which {ws.directory} does not have; run its stage first."
@@ -46,6 +51,33 @@ def run(ws: Workspace) -> None:
         if not _is_current(ws, name, folder / f"{name}.json"):
             artifact = artifacts.load_artifact(ws.path(name))
             processes.once(functools.partial(_export, ws, artifact, folder))
+    processes.once(functools.partial(_card, ws, folder))
+
+
+def _card(ws: Workspace, folder: pathlib.Path) -> None:
+    """Writes export/README.md."""
+    cards = [card for name in names(ws) if (card := results.card(ws.directory, name))]
+    if not cards:
+        return
+    source = artifacts.read_meta(ws.path("dense")).get("weights", {}) if ws.has("dense") else {}
+    text = model_card.text(
+        results.table(results.read(ws.directory)),
+        cards,
+        results.taken(ws.directory),
+        source.get("source", ""),
+        source.get("license", ""),
+        ws.config.data.source("eval"),
+    )
+    path = folder / "README.md"
+    if not path.exists() or path.read_text() != text:
+        files.write_atomically(path, text)
+
+
+def names(ws: Workspace) -> list[str]:
+    """What is exported: as the configuration says, and what the results say is to be taken."""
+    best = results.pick(results.read(ws.directory)["rows"])
+    picked = [best["name"]] if best and ws.has(best["name"]) else []
+    return list(dict.fromkeys([*ws.config.export.artifacts, *picked]))
 
 
 def _asked(ws: Workspace, name: str) -> dict[str, Any]:
@@ -69,8 +101,29 @@ def _is_current(ws: Workspace, name: str, card: pathlib.Path) -> bool:
 
 
 def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
-    """Writes the files of one artefact, which is on one device, and NAME.json, what they are."""
-    paths = _write_files(ws, artifact, folder)
+    """Writes the files of one artefact, which is on one device, and NAME.json, what they are.
+
+    Files get their names once they are checked, and the card comes last: a run that is killed leaves none that looks
+    checked.
+    """
+    unfinished = folder / f".{artifact.name}{files.UNFINISHED}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    paths = _write_files(ws, artifact, unfinished)
+    card = _checked(ws, artifact, paths)
+    written = folder / f"{artifact.name}.json"
+    for path in (written, *(folder / f"{artifact.name}.{suffix}" for suffix in SUFFIXES)):
+        path.unlink(missing_ok=True)
+    for path in sorted(unfinished.iterdir()):
+        path.replace(folder / path.name)
+    unfinished.rmdir()
+    files.write_atomically(written, json.dumps(card, indent=1) + "\n")
+    for suffix, path in paths.items():
+        console.say(_sentence(path, card, suffix))
+
+
+def _checked(ws: Workspace, artifact: Artifact, paths: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+    """Compares the files with their model; what NAME.json says."""
     images = _calibration_images(ws)
     model = functools.partial(jax.jit(artifact.model.apply), {"params": artifact.params})
     loads = {"stablehlo": stablehlo.load, "onnx": onnx.load}
@@ -78,30 +131,24 @@ def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
     outputs = {
         name: np.asarray(run(images)) for name, run in progress([*runs.items(), ("model", model)], "compare", "model")
     }
-    parity = {suffix: _parity(outputs[suffix], outputs["model"]) for suffix in runs}
     counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix == "onnx"}
-    top1, labelled = _top1(ws, artifact.preprocess, counted)
-    size = artifact.preprocess.size
-    card = {
+    top1, labelled = _top1(ws, artifact, counted)
+    return {
         "name": artifact.name,
-        "input": ["batch", size, size, 3],
-        "preprocess": artifact.preprocess.to_json(),
+        **contract(artifact),
         **_asked(ws, artifact.name),
         "bytes": {suffix: path.stat().st_size for suffix, path in paths.items()},
         "checked_images": len(images),
-        "parity": parity,
+        "parity": {suffix: _parity(outputs[suffix], outputs["model"]) for suffix in runs},
         "labelled_images": labelled,
         "top1": top1,
     }
-    files.write_atomically(folder / f"{artifact.name}.json", json.dumps(card, indent=1) + "\n")
-    for suffix, path in paths.items():
-        console.say(_sentence(path, card, suffix))
 
 
 def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Every file that can be made of an artefact, by its suffix."""
     options, name = ws.config.export, artifact.name
-    paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("stablehlo", "onnx", "safetensors")}
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in SUFFIXES}
     obstacles = {
         "onnx": onnx.obstacle(artifact.plan),
         "safetensors": safetensors.obstacle(artifact.plan, options.safetensors),
@@ -109,7 +156,7 @@ def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dic
     for suffix, reason in obstacles.items():
         if reason:
             console.say(f"no {paths[suffix].name}: {name} {reason}")
-            paths.pop(suffix).unlink(missing_ok=True)
+            del paths[suffix]
     writes: dict[str, Callable[[pathlib.Path], Any]] = {
         "stablehlo": functools.partial(
             stablehlo.export, artifact.model, artifact.params, artifact.preprocess.size, options.platforms
@@ -143,18 +190,37 @@ def _sentence(path: pathlib.Path, card: Mapping[str, Any], suffix: str) -> str:
     return sentence
 
 
-def _top1(ws: Workspace, preprocess: Preprocess, runs: Mapping[str, Any]) -> tuple[dict[str, float], int]:
-    """Percentage of right answers of each on the same images, evenly spread over data.eval, and how many those are."""
-    source = ws.source("eval")
+def _top1(ws: Workspace, artifact: Artifact, runs: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+    """Percentage of right answers of each on the same images, evenly spread over data.eval, and how many those are.
+
+    What the model said of them when it was evaluated is not asked again.
+    """
+    source, said = ws.source("eval"), _said(ws, artifact.name)
     chosen = np.linspace(0, len(source) - 1, min(len(source), LABELLED)).astype(int)
+    known = all(int(index) in said for index in chosen)
+    runs = {name: run for name, run in runs.items() if not (known and name == "model")}
     right, total = dict.fromkeys(runs, 0), 0
-    batches = pipeline.ordered(source, preprocess, batch_size=BATCH, indices=chosen)
+    batches = pipeline.ordered(source, artifact.preprocess, batch_size=BATCH, indices=chosen)
     for batch in progress(batches, "exported files", "batch"):
         real = batch["mask"] & (batch["label"] >= 0)
         total += int(real.sum())
         for name, run in runs.items():
             right[name] += int(np.sum(real & (np.asarray(run(batch["image"])).argmax(-1) == batch["label"])))
+    if known:
+        right["model"] = sum(said[int(index)] for index in chosen)
     return {name: 100 * count / max(1, total) for name, count in right.items()}, total
+
+
+def _said(ws: Workspace, name: str) -> dict[int, bool]:
+    """Whether the model was right on each image, by its number, where its row is of what there is now."""
+    row: dict[str, Any] = next((row for row in results.read(ws.directory)["rows"] if row["name"] == name), {})
+    path = ws.directory / "report" / f"answers-{name}.npz"
+    current = row.get("fingerprint") == ws.fingerprint(name) and row.get("images") == ws.inputs["data"]["eval"]
+    if not (current and path.exists()):
+        return {}
+    with np.load(path) as kept:
+        right = kept["answer"] == kept["label"]
+        return dict(zip(kept["image"].tolist(), right.tolist(), strict=True))
 
 
 def _parity(

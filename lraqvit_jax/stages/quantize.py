@@ -11,12 +11,14 @@ from flax import linen as nn
 
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.calibration import observe as statistics
+from lraqvit_jax.config import DENSE_INTEGERS, rows
 from lraqvit_jax.devices import processes, sharding
 from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan import check
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.quant import between, mixed, quantize
+from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages.evaluate import other_params
 from lraqvit_jax.training import fit as training
@@ -40,23 +42,31 @@ class Calibrated:
 
 def run(ws: Workspace) -> None:
     options = ws.config.quant
+    if DENSE_INTEGERS in rows(ws.config) and not ws.has(DENSE_INTEGERS):
+        dense, plan = ws.load("dense", "teacher"), plan_lib.dense(ws.spec.layers)
+        quantized = planning.quantized(ws.config, ws.spec, plan)
+        _save(ws, DENSE_INTEGERS, calibrated(ws, dense), quantized, Quantizer(granularity="per_token_dynamic"), "dense")
     missing_rows = [name for name in options.methods if not ws.has(name)]
     if not missing_rows:
         return
     source = calibrated(ws, ws.load(options.source, "merge"))
     for name in missing_rows:
-        method = options.methods[name]
-        result = make(ws, source, ws.plan, method, name)
-        _save_surfaces(ws, name, result.alphas, source.seen)
-        ws.save(
-            name,
-            result.params,
-            result.plan,
-            parent=options.source,
-            notes=notes(method, method.granularity or options.granularity, result),
-            calibration=source.drawn,
-            errors=result.errors,
-        )
+        _save(ws, name, source, ws.plan, options.methods[name], options.source)
+
+
+def _save(ws: Workspace, name: str, source: Calibrated, plan: plan_lib.Plan, method: Quantizer, parent: str) -> None:
+    """Makes an integer model and writes its artefact."""
+    result = make(ws, source, plan, method, name)
+    _save_surfaces(ws, name, result.alphas, source.seen)
+    ws.save(
+        name,
+        result.params,
+        result.plan,
+        parent=parent,
+        notes=notes(method, method.granularity or ws.config.quant.granularity, result),
+        calibration=source.drawn,
+        errors=result.errors,
+    )
 
 
 def notes(method: Quantizer, granularity: str, result: quantize.Quantized) -> str:

@@ -2,6 +2,7 @@
 
 import jax
 
+from lraqvit_jax import weights
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.options.training import Recipe
@@ -28,7 +29,7 @@ def run(ws: Workspace) -> None:
     source = {"source": "", "sha256": ""}
     if pretrained := read_weights(config):
         params = sharding.put(pretrained.params, abstract)
-        source = {"source": pretrained.source, "sha256": pretrained.sha256}
+        source = {"source": pretrained.source, "sha256": pretrained.sha256, "license": weights.licence(config.weights)}
     else:
         params = sharding.init_params(model, jax.random.key(config.seed), ws.preprocess.size, abstract)
     checkpoints = None

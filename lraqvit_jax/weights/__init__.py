@@ -5,6 +5,7 @@ import importlib
 import math
 import pathlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from lraqvit_jax import models
 from lraqvit_jax.base import files as base_files
 from lraqvit_jax.base import trees
-from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest, short
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import precision, sharding
 from lraqvit_jax.weights import artifacts, hub, sources, tensors
@@ -99,6 +100,22 @@ def files(source: str) -> list[pathlib.Path]:
         path = hub.find(name, ("model.safetensors", tensors.INDEX), pickles=True)
     shards = tensors.shards(path) if path.name == tensors.INDEX and path.exists() else []
     return [path, *shards, path.parent / "config.json", path.parent / "preprocessor_config.json"]
+
+
+def licence(source: str) -> str:
+    """The licence that the card of weights names, in config.json or at the head of README.md; "" where none does."""
+    if not source or source.startswith("artifact:") or not local(source):
+        return ""
+    folder = files(source)[0].parent
+    said: list[Any] = []
+    if (folder / "config.json").is_file():
+        fields = base_files.json_object(folder / "config.json", "mend it or take it away")
+        nested = fields.get("pretrained_cfg")
+        said += [fields.get("license"), nested.get("license") if isinstance(nested, dict) else None]
+    if (folder / "README.md").is_file():
+        head = base_files.text(folder / "README.md", "mend it or take it away").split("---")
+        said += re.findall(r"^license: *(\S.*)$", head[1] if len(head) > 2 else "", re.MULTILINE)
+    return next((short(one) for one in said if isinstance(one, str) and one), "")
 
 
 def _check_head(pretrained: Pretrained, source: str) -> None:

@@ -63,6 +63,14 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         ) from error
 
 
+def metadata(path: pathlib.Path) -> dict[str, str]:
+    """What the header of a readable safetensors file says beside its tensors; {} of any other file."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, "numpy") as file:
+        return dict(file.metadata() or {})
+
+
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         members, limit = archive.infolist(), SMALL + UNPACKED * path.stat().st_size

@@ -5,6 +5,7 @@ timm has published. For other names the preparation of images is taken from the 
 std; vit: 0.5), with a warning.
 """
 
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,9 +14,10 @@ import numpy as np
 
 from lraqvit_jax import models
 from lraqvit_jax.base import console, files
-from lraqvit_jax.base.errors import UserError, short
+from lraqvit_jax.base.errors import UserError, reason, short
 from lraqvit_jax.data import class_names
-from lraqvit_jax.data.preprocess import MAX_SIZE, Preprocess
+from lraqvit_jax.data.preprocess import MAX_SIZE, Preprocess, from_json
+from lraqvit_jax.plan import files as plan_files
 from lraqvit_jax.weights import Pretrained, cards, hub, layouts, tensors, wrappers
 from lraqvit_jax.weights.layouts import Hints
 
@@ -31,6 +33,8 @@ GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_erf": "exact", "quick_gelu"
 POOLS = ("token", "avg")
 MEND = "put timm's config.json beside it, or set data.mean, data.std, data.crop_pct and data.interpolation"
 HALLMARK = "patch_embed.proj.weight"
+OWN = "lraqvit_jax "
+"""How the format of a file begins that `export.safetensors` wrote."""
 
 
 class Card(NamedTuple):
@@ -62,7 +66,10 @@ def read(name: str) -> Pretrained:
     """
     path = hub.find(name, ("model.safetensors", tensors.INDEX), pickles=True)
     source = f"timm:{name}"
-    values = wrappers.unwrapped(tensors.read(path), HALLMARK, source)
+    values = tensors.read(path)
+    if (said := tensors.metadata(path)).get("format", "").startswith(OWN):
+        return _exported(values, said, source, tensors.sha256(path))
+    values = wrappers.unwrapped(values, HALLMARK, source)
     card = read_card(path.parent / "config.json", path.stem)
     prepared = preparation(card, source)
     pretrained = from_tensors(values, card.hints, source, tensors.sha256(path), prepared)
@@ -71,6 +78,25 @@ def read(name: str) -> Pretrained:
     if not names and card.imagenet and pretrained.num_classes == class_names.IMAGENET:
         names = list(class_names.imagenet())
     return pretrained._replace(class_names=names)
+
+
+def _exported(values: Mapping[str, np.ndarray], said: Mapping[str, str], source: str, sha256: str) -> Pretrained:
+    """A file that the stage export wrote, by what it says of itself; UserError where its layers are not timm's."""
+    try:
+        fields = {name: json.loads(said[name]) for name in ("plan", "preprocess", "class_names")}
+        model, classes = said["model"], int(said["num_classes"])
+        forms = {layer.form for layer in plan_files.from_json(fields["plan"], source).values()} - {"dense"}
+        prepare, names = from_json(fields["preprocess"]), [str(name) for name in fields["class_names"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source} does not say what it is ({reason(error)}); export it again.") from error
+    if forms:
+        raise UserError(
+            f"{source} holds layers of the form {', '.join(sorted(forms))}, which are for PyTorch (docs/howto); name "
+            "the artefact itself, DIR/checkpoints/NAME, or export with export.safetensors=expanded."
+        )
+    layout = layouts.find(values, source)
+    params = layouts.convert(layout, layout.normalize(values), model, prepare.size)
+    return Pretrained(model, params, prepare, classes, names, source, sha256)
 
 
 def from_tensors(

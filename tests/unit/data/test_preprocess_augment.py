@@ -113,6 +113,8 @@ def test_it_comes_back_from_json_as_it_was():
         ({"mean": (0.5, 0.5)}, "three numbers"),
         ({"std": (0.5, 0.5)}, "three numbers"),
         ({"std": (0.5, 0.0, 0.5)}, "no std may be 0"),
+        ({"std": (0.5, 1e-30, 0.5)}, "nothing of a picture is left"),
+        ({"mean": (0.5, 1e30, 0.5)}, "nothing of a picture is left"),
     ],
 )
 def test_what_makes_no_sense_is_named(fields, says):

@@ -253,7 +253,7 @@ def test_a_hub_id_that_cannot_be_had_is_one_sentence(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="download it first"):
+    with pytest.raises(UserError, match="download it"):
         weights.read("timm:nobody/no_such_model@main")
 
 

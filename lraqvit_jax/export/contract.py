@@ -1,0 +1,28 @@
+"""What an exported file takes and gives: the record that stands in each file and in export/NAME.json."""
+
+from typing import Any
+
+from lraqvit_jax.weights.artifacts import Artifact
+
+
+def contract(artifact: Artifact) -> dict[str, Any]:
+    """The record, as JSON has it.
+
+    `input`: name, shape, type, layout and colours of the images, and how their values follow from pixels of 8 bits that
+    are prepared as `preprocess` says. `output`: likewise; class i is `class_names[i]`, or a number where there are no
+    names.
+    """
+    size, classes = artifact.preprocess.size, artifact.meta["num_classes"]
+    return {
+        "input": {
+            "name": "images",
+            "shape": ["batch", size, size, 3],
+            "dtype": "float32",
+            "layout": "NHWC",
+            "colours": "RGB",
+            "values": "(pixel / 255 - mean) / std, pixels from 0 to 255",
+        },
+        "output": {"name": "logits", "shape": ["batch", classes], "dtype": "float32", "softmax": False},
+        "preprocess": artifact.preprocess.to_json(),
+        "class_names": artifact.meta["class_names"],
+    }
