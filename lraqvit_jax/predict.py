@@ -4,7 +4,8 @@ python -m lraqvit_jax.predict PHOTO.jpg --workdir DIR
 python -m lraqvit_jax.predict FOLDER --workdir DIR/checkpoints/int8_wads --top 3
 
 Prints the likeliest classes of each image with their probabilities. Of a work directory, the model is the one that its
-config exports last, or --name. Exit codes: 0 done, 2 a mistake in the input, 1 a defect here.
+table says is to be taken, or --name. Images that cannot be read are named, and the others answered.
+Exit codes: 0 done, 2 a mistake in the input, 1 a defect here.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from lraqvit_jax.base import arguments, console, files
-from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.base.errors import LONGEST, UserError, short
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -46,8 +47,13 @@ def command(argv: Sequence[str]) -> None:
     from lraqvit_jax.api import model as inference
 
     model = inference.load(options.workdir, options.name)
-    for path, classes in zip(paths, model.predict(paths, options.top), strict=True):
-        console.result("\n".join([str(path), *(f"  {share:6.1%}  {name}" for name, share in classes)]))
+    answers = [
+        (path, classes) for path, classes in zip(paths, model.predict(paths, options.top), strict=True) if classes
+    ]
+    for path, classes in answers:
+        console.result("\n".join([short(str(path), LONGEST), *(f"  {share:6.1%}  {name}" for name, share in classes)]))
+    if len(answers) < len(paths):
+        raise UserError(f"{len(paths) - len(answers):,} of {len(paths):,} images cannot be read; the others are above.")
 
 
 cli = functools.partial(arguments.run, command)

@@ -16,8 +16,8 @@ from lraqvit_jax import config as config_lib
 from lraqvit_jax import models, stages
 from lraqvit_jax.api import model as inference
 from lraqvit_jax.api.model import Model
-from lraqvit_jax.base import trees
-from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.base import files, trees
+from lraqvit_jax.base.errors import UserError, nearest, short, whole_number
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
@@ -85,12 +85,15 @@ def compress(
     Raises:
         UserError: parameters that are not the model's, a budget, width or field that does not fit, bad images.
     """
-    if not 0 < budget <= 1:
-        raise UserError(f"budget is {budget}; give the share of parameters to keep, above 0 and at most 1.")
-    if bits not in (0, *quant.BITS):
+    if not files.number(budget) or not 0 < budget <= 1:
+        raise UserError(f"budget is {short(repr(budget))}; give the share to keep, a number above 0 and at most 1.")
+    if isinstance(bits, bool | float) or bits not in (0, *quant.BITS):
         raise UserError(f"bits is {bits!r}; give {', '.join(map(str, quant.BITS))}, or 0 to stay in float32.")
     if quantizer not in config_lib.QUANTIZERS:
         raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
+    if not isinstance(preprocess, Preprocess):
+        raise UserError(f"preprocess is {short(repr(preprocess))}; give a Preprocess, such as weights.load returns.")
+    steps = whole_number(steps, "steps", low=0)
     data = images if isinstance(images, str) else memory.Images(images)  # which `put` does not keep alive
     source = data if isinstance(data, str) else memory.put(data)
     chosen = _fields(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
@@ -148,13 +151,21 @@ def _names(names: Sequence[str], num_classes: int) -> list[str]:
     return list(names)
 
 
+def _plain(params: Any) -> Mapping[str, Any]:
+    """Parameters as a mapping of arrays: without Flax's boxes, and without the collection that `init` puts them in."""
+    params = nn.meta.unbox(params)
+    if not isinstance(params, Mapping):
+        raise UserError(f"params is {short(repr(params))}; give the nested mapping that weights.load returns.")
+    return params["params"] if set(params) == {"params"} else params
+
+
 def _teacher(ws: Workspace, params: Mapping[str, Any]) -> None:
     """Writes the artefact `dense`, as the stage teacher would; UserError where the parameters are not the model's."""
     plan = plan_lib.dense(ws.spec.layers)
     abstract = sharding.abstract_params(ws.create(plan), ws.preprocess.size, ws.mesh)
     shapes = {path: leaf.shape for path, leaf in trees.flatten(abstract).items()}
     rules = {path: tensors.Rule((path,), np.asarray) for path in shapes}
-    converted = tensors.convert(trees.flatten(params), rules, shapes)
+    converted = tensors.convert(trees.flatten(_plain(params)), rules, shapes)
     tensors.check_finite(converted, "params")
     placed = sharding.put(converted, abstract)
     if not ws.has("dense"):

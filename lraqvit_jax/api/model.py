@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from lraqvit_jax.base import console, files
-from lraqvit_jax.base.errors import UserError, short
+from lraqvit_jax.base.errors import UserError, short, whole_number
 from lraqvit_jax.config import restored
 from lraqvit_jax.data import matching, sources
 from lraqvit_jax.data.matching import Classes
@@ -25,12 +25,18 @@ from lraqvit_jax.tasks import classification as evaluate
 from lraqvit_jax.weights import artifacts
 
 Images = memory.Item | np.ndarray | Iterable[memory.Item | np.ndarray]
-"""One image or several: PIL images, paths, arrays of uint8 (height, width) or (height, width, channels) with 1, 3 or 4
-channels, or arrays of floats (size, size, 3) that are normalized already. An array of several has an axis more, and
-channels."""
+"""One image or several: PIL images, paths, bytes of a file, arrays of whole numbers from 0 to 255, (height, width),
+(height, width, channels) or (channels, height, width) with 1, 3 or 4 channels, or arrays of floats (size, size, 3) that
+are normalized already. An array of several has an axis more, and channels."""
 
 
-@dataclasses.dataclass(frozen=True)
+class _Prepared(NamedTuple):
+    """An image that is ready for the model."""
+
+    values: Float[np.ndarray, "size size 3"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model(artifacts.Artifact):
     """An artefact on one device, with what one does with a model. `load` and `compress` make it.
 
@@ -67,7 +73,7 @@ class Model(artifacts.Artifact):
         Raises:
             UserError: an image that cannot be read, an array that is none.
         """
-        items = memory.items(images)
+        items, batch_size = memory.items(images), whole_number(batch_size, "batch_size")
         size = min(batch_size, 1 << (len(items) - 1).bit_length())  # few different shapes to compile for
         parts = []
         for start in console.progress(range(0, len(items), size), "predict", "batch"):
@@ -80,19 +86,33 @@ class Model(artifacts.Artifact):
         """The likeliest classes of each image, best first: their names, or numbers as text, and probabilities.
 
         Args:
-            images: one or several; see `Images`.
+            images: one or several; see `Images`. Of several, one that cannot be read is named in a warning and has [].
             top: how many classes.
 
         Raises:
-            UserError: as `logits`.
+            UserError: as `logits`, where no image can be read.
         """
-        if top < 1:
-            raise UserError(f"top is {top}; give how many classes to name, 1 or more.")
-        shares = scipy.special.softmax(self.logits(images).astype(np.float64), axis=-1)
-        names = self.class_names or [str(index) for index in range(shares.shape[-1])]
-        return [
-            [(names[index], float(row[index])) for index in np.argsort(-row, kind="stable")[:top]] for row in shares
-        ]
+        top = whole_number(top, "top")
+        items = memory.items(images)
+        ready = [self._readable(item, index, alone=len(items) == 1) for index, item in enumerate(items)]
+        found = [one for one in ready if not isinstance(one, UserError)]
+        if not found:
+            raise next(one for one in ready if isinstance(one, UserError))
+        rows = iter(scipy.special.softmax(self.logits(found).astype(np.float64), axis=-1))
+        return [[] if isinstance(one, UserError) else self._named(next(rows), top) for one in ready]
+
+    def _readable(self, item: Any, index: int, alone: bool) -> Any:
+        """The image as `preprocess` makes it; what is wrong with it, said, where there are others."""
+        try:
+            return _Prepared(self._prepared(item, index))
+        except UserError as error:
+            if not alone:
+                console.warn(str(error))
+            return error
+
+    def _named(self, shares: Float[np.ndarray, " classes"], top: int) -> list[tuple[str, float]]:
+        names = self.class_names or [str(index) for index in range(len(shares))]
+        return [(names[index], float(shares[index])) for index in np.argsort(-shares, kind="stable")[:top]]
 
     @precision.usual()
     def evaluate(
@@ -111,6 +131,7 @@ class Model(artifacts.Artifact):
         Raises:
             UserError: no such source, no labels, a class that the model has not, images that cannot be read.
         """
+        batch_size = whole_number(batch_size, "batch_size")
         where = short(images) if isinstance(images, str) else "labels"
         if isinstance(images, str):
             source: sources.Source = sources.load(images, "eval")
@@ -120,36 +141,70 @@ class Model(artifacts.Artifact):
             source = memory.Images(images, labels)
         classes = Classes.of(self.meta["num_classes"], self.class_names, self.meta.get("data_names"))
         source, mesh = matching.matched(source, classes, where), sharding.one_device()
-        return evaluate.accuracy(self.model, self.params, source, self.preprocess, batch_size=batch_size, mesh=mesh)
+        score = evaluate.accuracy(self.model, self.params, source, self.preprocess, batch_size=batch_size, mesh=mesh)
+        if not score.images and not score.skipped:
+            raise UserError("No image has a label, so there is nothing to measure; give labels from 0.")
+        return score
 
     @precision.usual()
     def export_onnx(self, path: str | os.PathLike, target: str = "avx2") -> pathlib.Path:
         """Writes an ONNX file for ONNX Runtime; see `export.onnx.export` for `target`, the processor it suits."""
         from lraqvit_jax.export import onnx
 
-        path = files.locate(os.fspath(path))
+        path = files.locate(path)
+        if path.is_dir():
+            raise UserError(f"{path} is a directory; name the file, such as {path / 'model.onnx'}.")
         onnx.export(self, path, target)
         return path
 
     @precision.usual()
     def save(self, directory: str | os.PathLike) -> pathlib.Path:
         """Writes the artefact into a new directory, which `load` reads; UserError where there is something already."""
-        path = files.locate(os.fspath(directory)).absolute()
+        path = files.locate(directory).absolute()
         if path.exists():
             raise UserError(f"{path} is there already; name a new directory.")
         artifacts.save_artifact(path, self.params, self.meta)
         return path
 
     def _prepared(self, item: Any, index: int) -> Float[np.ndarray, "size size 3"]:
+        if isinstance(item, _Prepared):
+            return item.values
         array = memory.array(item)
         if array is not None and jax.dtypes.issubdtype(array.dtype, np.floating):
-            if array.shape != (self.preprocess.size, self.preprocess.size, 3):
-                raise UserError(
-                    f"Image {index} is an array of floats {array.shape}; give pixels as uint8, or what preprocess "
-                    f"makes, ({self.preprocess.size}, {self.preprocess.size}, 3)."
-                )
-            return array.astype(np.float32)
+            return self._checked(memory.last(array).astype(np.float32), index)
         return self.preprocess(memory.decoded(item, index))
+
+    def _checked(self, values: np.ndarray, index: int) -> np.ndarray:
+        """Floats that `preprocess` may have made; UserError for any others."""
+        if wrong := self._wrong(values):
+            side = self.preprocess.size
+            raise UserError(
+                f"Image {index} {wrong}; give pixels as whole numbers from 0 to 255, or what preprocess makes, "
+                f"({side}, {side}, 3)."
+            )
+        return values
+
+    def _wrong(self, values: np.ndarray) -> str:
+        """Why floats are not a prepared image, as the rest of a sentence; "" where they may be."""
+        side, mean, std = self.preprocess.size, np.asarray(self.preprocess.mean), np.asarray(self.preprocess.std)
+        black, white = -mean / std, (1 - mean) / std
+        slack = 0.05 * (white - black)
+        if values.shape != (side, side, 3):
+            return f"is an array of floats {values.shape}"
+        if not np.isfinite(values).all():
+            return "has values that are NaN or infinite"
+        least, most = values.min(), values.max()
+        if (values < black - slack).any() or (values > white + slack).any():
+            return f"has floats from {least:.3g} to {most:.3g}, which preprocess does not make"
+        if 0 <= least < most <= 1 and black.max() < -0.1:
+            return "has floats from 0 to 1, which are pixels, or those of a picture without a dark spot"
+        return ""
+
+    def __repr__(self) -> str:
+        """One line."""
+        meta = self.meta
+        what = f"{meta['name']}, {meta['model']}, {meta['num_classes']} classes, {self.size_mb:.3f} MB"
+        return f"<lraqvit_jax.Model {what}>"
 
 
 @precision.usual()
@@ -166,7 +221,7 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
     Raises:
         UserError: there is no such directory or artefact, or it is damaged.
     """
-    artifact = artifacts.load_artifact(_path(files.locate(os.fspath(directory)), name), dtype=dtype)
+    artifact = artifacts.load_artifact(_path(files.locate(directory), name), dtype=dtype)
     return Model(artifact.model, artifact.params, artifact.preprocess, artifact.meta)
 
 
@@ -177,7 +232,8 @@ def _path(directory: pathlib.Path, name: str) -> pathlib.Path:
     names = artifacts.names(directory / "checkpoints")
     if not names:
         raise UserError(
-            f"{directory} is no artefact and no work directory with one; name WORKDIR or WORKDIR/checkpoints/NAME."
+            f"{directory} is neither an artefact nor a work directory that has one; name WORKDIR or "
+            "WORKDIR/checkpoints/NAME."
         )
     preferred = [name] if name else _preferred(directory)
     chosen = next((candidate for candidate in preferred if candidate in names), "")

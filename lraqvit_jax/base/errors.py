@@ -2,8 +2,10 @@
 
 import difflib
 import errno
+import operator
 import os
 from collections.abc import Iterable
+from typing import Any
 
 FEW = 20
 LONGEST = 4000
@@ -43,6 +45,17 @@ def short(text: str, limit: int = 120) -> str:
     """Text that others wrote, fit for a sentence: printable, on one line, the middle of what is long left out."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text[: 4 * limit])
     return text if len(text) <= limit else f"{text[: limit - 23]}...{text[-20:]}"
+
+
+def whole_number(value: Any, name: str, low: int = 1) -> int:
+    """The value as Python's whole number; UserError, which calls it `name`, for anything else or less than `low`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or number < low:
+        raise UserError(f"{name} is {short(repr(value))}; give a whole number from {low}.")
+    return number
 
 
 def reason(error: BaseException) -> str:

@@ -31,7 +31,10 @@ def locate(name: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         UserError: what is none here: nothing, an address such as s3://BUCKET, too long, a NUL, an unknown user.
     """
-    name = os.fspath(name)
+    try:
+        name = os.fsdecode(name)
+    except TypeError as error:
+        raise UserError(f"{short(repr(name))} is not a path; give a text or a pathlib.Path.") from error
     if not name.strip():
         raise UserError(f"A path is {name!r}, which names nothing; give one, . for the current directory.")
     if ADDRESS.match(name):

@@ -46,6 +46,11 @@ class Accuracy(NamedTuple):
     skipped: int = 0
     answers: Answers | None = None
 
+    def __repr__(self) -> str:
+        """One line; `answers` by their number."""
+        fields = {name: value for name, value in self._asdict().items() if name != "answers"}
+        return f"Accuracy({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
 
 @functools.lru_cache(maxsize=32)
 def _counter(model: nn.Module, mesh: Mesh) -> Any:

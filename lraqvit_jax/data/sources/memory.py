@@ -1,4 +1,4 @@
-"""Images that a program holds: PIL images, uint8 arrays, or paths of files, which are read when they are asked for.
+"""Images that a program holds: PIL images, arrays, the content of files, or their paths, which are read when asked for.
 
 `put` names them `memory:KEY`, for the configuration; the name is good while the program keeps what `put` returned.
 """
@@ -21,10 +21,10 @@ from lraqvit_jax.data.images import BadImageError
 from lraqvit_jax.data.sources import Example
 from lraqvit_jax.data.sources.folder import read_file
 
-Item = Image.Image | UInt8[np.ndarray, "height width *channels"] | str | os.PathLike
+Item = Image.Image | UInt8[np.ndarray, "height width *channels"] | str | os.PathLike | bytes
 CHANNELS = (1, 3, 4)
-"""Of an array (height, width, channels): grey, RGB, RGB with alpha, which is dropped as in a file. Grey may also be
-(height, width)."""
+"""Of an array: grey, RGB, RGB with alpha, which is dropped as in a file. They are the last axis, as (height, width,
+channels), or the first where the last cannot be one, as PyTorch has them. Grey may also be (height, width)."""
 
 
 class Images:
@@ -37,7 +37,7 @@ class Images:
 
     def __init__(self, images: Item | Iterable[Item], labels: Sequence[int] | Sequence[str] | None = None) -> None:
         self._items = items(images)
-        given: list[Any] = [-1] * len(self._items) if labels is None else list(labels)
+        given: list[Any] = [-1] * len(self._items) if labels is None else _listed(labels)
         self.class_names: list[str] = sorted(set(given)) if given and all(isinstance(x, str) for x in given) else []
         self.labels = [self.class_names.index(name) for name in given] if self.class_names else _whole(given)
         self.numbered = not self.class_names
@@ -87,28 +87,47 @@ def items(images: Any) -> list[Any]:
     Raises:
         UserError: nothing there, or an array of which nobody can say whether it is one image.
     """
-    if isinstance(images, Image.Image | str | os.PathLike):
+    if isinstance(images, Image.Image | str | bytes | os.PathLike):
         return [images]
     pixels = array(images)
-    if pixels is not None and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in CHANNELS)):
+    if pixels is not None and (pixels.ndim == 2 or (pixels.ndim == 3 and _channels(pixels.shape))):
         return [pixels]
     if pixels is not None and pixels.ndim == 3:
         raise UserError(
-            f"An array {pixels.shape} is no image (height, width, channels) of 1, 3 or 4 channels; write several grey "
-            "images as (images, height, width, 1)."
+            f"An array {pixels.shape} is not an image (height, width, channels) of 1, 3 or 4 channels; write several "
+            "grey images as (images, height, width, 1)."
         )
     try:
         several = list(images if pixels is None else pixels)
     except TypeError as error:
-        raise UserError(f"A {type(images).__name__} is no image; give a PIL image, an array or a path.") from error
+        raise UserError(
+            f"What was given is of type {type(images).__name__}, not an image; give a PIL image, an array or a path."
+        ) from error
     if not several:
         raise UserError("There are no images; give some.")
     return several
 
 
+def _channels(shape: tuple[int, ...]) -> bool:
+    """Whether the last axis of a shape, or else the first of three, can be channels."""
+    return shape[-1] in CHANNELS or shape[-3] in CHANNELS
+
+
 def array(value: Any) -> np.ndarray | None:
-    """What NumPy, JAX or a like library holds; None for anything else."""
-    return np.asarray(value) if hasattr(value, "__array__") else None
+    """What NumPy, JAX, PyTorch or a like library holds; None for anything else. UserError where it does not lie in this
+    machine's memory."""
+    if not hasattr(value, "__array__"):
+        return None
+    try:
+        return np.asarray(value)
+    except Exception as error:  # Of PyTorch: on another device, or part of a gradient.
+        raise UserError(f"An array of type {type(value).__name__} cannot be read ({reason(error)}).") from error
+
+
+def last(pixels: np.ndarray) -> np.ndarray:
+    """One image with its channels last."""
+    first = pixels.ndim == 3 and pixels.shape[-1] not in CHANNELS and pixels.shape[0] in CHANNELS
+    return np.moveaxis(pixels, 0, -1) if first else pixels
 
 
 def decoded(item: Any, index: int = 0) -> Image.Image:
@@ -120,6 +139,8 @@ def decoded(item: Any, index: int = 0) -> Image.Image:
     """
     if isinstance(item, str | os.PathLike):
         return _read(item)
+    if isinstance(item, bytes):
+        return _from_content(item, index)
     image = item if isinstance(item, Image.Image) else _from_array(item, index)
     try:
         return images.checked(image)
@@ -131,13 +152,35 @@ def _from_array(item: Any, index: int) -> Image.Image:
     pixels = array(item)
     if pixels is None:
         raise UserError(f"Image {index} is a {type(item).__name__}; give a PIL image, an array of uint8 or a path.")
+    pixels = last(pixels)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in CHANNELS or not pixels.size:
+    counts = pixels.dtype.kind in "iu" and (pixels.dtype == np.uint8 or (pixels.size and _bytes(pixels)))
+    if not counts or pixels.ndim not in (2, 3) or channels not in CHANNELS or not pixels.size:
         raise UserError(
-            f"Image {index} is an array of {pixels.dtype} {pixels.shape}; give uint8 of (height, width), or "
-            "of (height, width, channels) with 1, 3 or 4 channels."
+            f"Image {index} is an array of {pixels.dtype} {pixels.shape}; give whole numbers from 0 to 255 of (height, "
+            "width), or of (height, width, channels) with 1, 3 or 4 channels."
         )
+    pixels = np.ascontiguousarray(pixels, np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _bytes(pixels: np.ndarray) -> bool:
+    """Whether whole numbers are pixels of 8 bits. Of 16 bits that happen to be small nobody can say."""
+    return pixels.dtype.itemsize > 2 and bool(pixels.min() >= 0) and bool(pixels.max() <= 255)
+
+
+def _from_content(content: bytes, index: int) -> Image.Image:
+    try:
+        return images.decode(content)
+    except ValueError as error:
+        raise BadImageError(f"number {index}", "memory, bytes of a file", str(error)) from error
+
+
+def _listed(labels: Any) -> list[Any]:
+    try:
+        return list(labels)
+    except TypeError as error:
+        raise UserError(f"The labels are {short(repr(labels))}; give a list, one for each image.") from error
 
 
 def _whole(labels: Iterable[Any]) -> list[int]:
@@ -145,7 +188,7 @@ def _whole(labels: Iterable[Any]) -> list[int]:
     try:
         return [operator.index(label) for label in labels]
     except TypeError as error:
-        raise UserError("The labels are no whole numbers, nor names; give one for each image, or -1.") from error
+        raise UserError("The labels are neither whole numbers nor names; give one for each image, or -1.") from error
 
 
 def _read(name: str | os.PathLike) -> Image.Image:
@@ -162,6 +205,8 @@ def _read(name: str | os.PathLike) -> Image.Image:
 
 def _identity(item: Item) -> bytes:
     """What tells an image from others: its pixels, or the path, size and time of its file."""
+    if isinstance(item, bytes):
+        return hashlib.sha256(item).digest()
     if isinstance(item, str | os.PathLike):
         path = files.locate(os.fspath(item)).absolute()
         status = path.stat() if path.exists() else None

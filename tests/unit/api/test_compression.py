@@ -97,7 +97,7 @@ def test_a_second_call_in_the_work_directory_finds_everything_there(made, params
         ({"images": "folder:no/such/place"}, "no/such/place"),
         ({"params": {}}, "The weights do not fit the model: blocks_0/attn/proj/bias is missing"),
         ({"params": small.params(small.plan("low_rank"), np.random.default_rng(0))}, "u is left over"),
-        ({"model": small.model(small.plan("low_rank"))}, "no dense model"),
+        ({"model": small.model(small.plan("low_rank"))}, "not a dense model"),
         ({"model": 3}, "int is not a dense model"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

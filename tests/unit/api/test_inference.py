@@ -164,21 +164,21 @@ def test_a_saved_model_loads_as_the_same_and_replaces_nothing(model, rng, tmp_pa
         ([], "no images"),
         ("absent.jpg", r"absent\.jpg cannot be read"),
         (np.zeros((4, 4, 3)), r"floats \(4, 4, 3\)"),
-        ([np.zeros((4, 4, 5), np.uint8)], r"uint8 \(4, 4, 5\)"),
+        ([np.zeros((5, 4, 5), np.uint8)], r"uint8 \(5, 4, 5\)"),
         ([3], "is a int"),
-        (3, "A int is no image"),
-        (np.uint8(3), "A uint8 is no image"),
+        (3, "of type int, not an image"),
+        (np.uint8(3), "of type uint8, not an image"),
         (np.zeros((5, 8, 8), np.uint8), r"array \(5, 8, 8\) .* \(images, height, width, 1\)"),
         (np.zeros((4, 4), bool), r"bool \(4, 4\)"),
         (np.zeros((4, 4), np.uint16), r"uint16 \(4, 4\)"),
-        (np.zeros((4, 4, 3), np.int64), r"int64 \(4, 4, 3\)"),
+        (np.full((4, 4, 3), -1), r"int64 \(4, 4, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), r"uint8 \(0, 4, 3\)"),
         (np.zeros((2, 2, 4, 4, 3), np.uint8), r"uint8 \(2, 4, 4, 3\)"),
         (np.zeros(4, np.uint8), r"uint8 \(\)"),
         (jnp.zeros((4, 4, 3), jnp.bfloat16), r"floats \(4, 4, 3\)"),
         (np.zeros((1, 500), np.uint8), "100 times the other"),
         (Image.new("F", (4, 4)), "mode F"),
-        (None, "A NoneType is no image"),
+        (None, "of type NoneType, not an image"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -195,8 +195,8 @@ def test_what_is_no_image_is_named(model, images, words):
     [
         ([0, 10], r"image 1 has the label 10, and the model has 10 classes, 0 to 9;"),
         ([-2, 0], r"image 0 has the label -2"),
-        ([0.5, 1.0], "no whole numbers"),
-        (np.eye(2), "no whole numbers"),
+        ([0.5, 1.0], "neither whole numbers nor names"),
+        (np.eye(2), "neither whole numbers nor names"),
         ([0], "2 images and 1 labels"),
     ],
 )
@@ -218,7 +218,7 @@ def test_of_a_work_directory_the_last_exported_artefact_is_taken(rng, tmp_path):
     config["export"]["artifacts"] = []
     (tmp_path / "config.json").write_text(json.dumps({"config": config}))
     assert inference.load(tmp_path).name == "run"
-    with pytest.raises(UserError, match="no artefact and no work directory"):
+    with pytest.raises(UserError, match="neither an artefact nor a work directory"):
         inference.load(tmp_path / "checkpoints")
 
 
