@@ -71,13 +71,14 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
         UserError: bad input.
     """
     from lraqvit_jax import stages as stages_lib
-    from lraqvit_jax.run import lock, opening, preemption, results
+    from lraqvit_jax.run import checks, lock, opening, preemption, results
     from lraqvit_jax.stages import evaluate
 
     chosen = _chosen(stages)
     config = config if isinstance(config, Config) else config_lib.parse(config)
     with lock.alone(workdir):
         ws = opening.open_workspace(config, workdir)
+        checks.counts(config, len(ws.source("calibration")), chosen)
         for line in _surroundings(ws) if console.level() == console.VERBOSE else ():
             console.detail(line)
         for name in config_lib.STAGES:
@@ -134,7 +135,7 @@ def dry_run(config: Config, workdir: str, stages: Sequence[str] | None = None) -
     from lraqvit_jax.run import checks, opening, outlook
     from lraqvit_jax.stages.evaluate import other_params
 
-    _chosen(stages)
+    chosen = _chosen(stages)
     ws = opening.open_workspace(config, workdir, write=False)
     checks.modules(config)
     fetched = [] if not config.weights or weights.local(config.weights) else [f"weights {config.weights}"]
@@ -143,6 +144,8 @@ def dry_run(config: Config, workdir: str, stages: Sequence[str] | None = None) -
     if config.class_names:
         class_names.read(config.class_names, ws.num_classes)
     data = checks.inputs(config, Classes.of(ws.num_classes, ws.class_names, ws.data_names), ROLES, fetch=False)
+    if "calibration" in data:
+        checks.counts(config, len(data["calibration"]), chosen)
     fetched += [f"data.{role} {config.data.source(role)}" for role in ROLES if role not in data]
 
     dense = plan.dense(ws.spec.layers)

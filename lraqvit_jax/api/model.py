@@ -141,6 +141,7 @@ class Model(artifacts.Artifact):
             source = memory.Images(images, labels)
         classes = Classes.of(self.meta["num_classes"], self.class_names, self.meta.get("data_names"))
         source, mesh = matching.matched(source, classes, where), sharding.one_device()
+        batch_size = min(batch_size, max(1, len(source)))
         score = evaluate.accuracy(self.model, self.params, source, self.preprocess, batch_size=batch_size, mesh=mesh)
         if not score.images and not score.skipped:
             raise UserError("No image has a label, so there is nothing to measure; give labels from 0.")

@@ -2,7 +2,7 @@
 that no memory holds."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError
@@ -43,7 +43,7 @@ def inputs(config: Config, classes: Classes, roles: Sequence[str], fetch: bool =
         fetch: False leaves out what is not files of this machine.
 
     Raises:
-        UserError: data that are missing, whose labels do not fit, or of fewer images than are to be drawn.
+        UserError: data that are missing, or whose labels do not fit.
     """
     opened = {}
     for role in roles:
@@ -52,17 +52,17 @@ def inputs(config: Config, classes: Classes, roles: Sequence[str], fetch: bool =
             opened[role] = sources.load(name, role, config.data.data_dir)
             if labels_count(config, role):
                 matching.matched(opened[role], classes, f"data.{role}")
-    if "calibration" in opened:
-        _counts(config, len(opened["calibration"]))
     return opened
 
 
-def _counts(config: Config, images: int) -> None:
-    """Raises UserError where more calibration images are to be drawn than there are."""
+def counts(config: Config, images: int, stages: Collection[str]) -> None:
+    """Raises UserError where one of the stages draws more calibration images than there are."""
     names = {*config.factorize.baselines, *(run.decomposition for run in config.runs.values())}
     measured = config.plan.method in ranks.MEASURED
-    asked = {"quant": config.quant.calibration_images} if config.quant.methods else {}
-    if measured or any(decomposition(name).STATISTICS != "none" for name in names):
+    quantizes = config.quant.methods and "quantize" in stages
+    asked = {"quant": config.quant.calibration_images} if quantizes else {}
+    draws = measured or any(decomposition(name).STATISTICS != "none" for name in names)
+    if draws and {"plan", "factorize"} & set(stages):
         asked["factorize"] = config.factorize.calibration_images
     for part, count in asked.items():
         if count > images:

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 def test_the_readmes_command_makes_every_file(folder):
     rows = json.loads((folder / "DIR" / "results.json").read_text())["rows"]
     integers = ["int8_per_token_dynamic", "int8_per_token_dynamic_7"]
-    assert [row["name"] for row in rows] == ["dense", "small", *integers]
+    assert [row["name"] for row in rows] == ["dense", "small", "dense_int8", *integers]
     made = {path.name for path in (folder / "DIR" / "export").iterdir()}
     assert {f"{name}.{end}" for name in integers for end in ("onnx", "stablehlo", "safetensors")} <= made
     assert (folder / "DIR" / "report.html").exists()

@@ -128,7 +128,7 @@ def test_unreadable_image_is_named(tmp_path):
     images(tmp_path / "data")
     (tmp_path / "data" / "1" / "39.png").write_bytes(b"no image")
     arguments = (*command.FAST, f"--config.data.train=folder:{tmp_path / 'data'}", "--config.batch_size=40")
-    sentence = refused(tmp_path / "work", *arguments, "--config.num_classes=10")
+    sentence = refused(tmp_path / "work", *arguments, "--config.num_classes=10", "--stages=teacher")
     assert "1/39.png" in sentence
 
 
