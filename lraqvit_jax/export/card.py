@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lraqvit_jax.base.version import VERSION
-
-SUFFIX = r"[.](npz|safetensors|json)$"
-"""Of files of weights."""
+from lraqvit_jax.weights import hub
 
 
 def text(table: str, cards: Sequence[Mapping[str, Any]], taken: str, source: str, licence: str, images: str) -> str:
@@ -60,7 +58,4 @@ def _own(one: Mapping[str, Any], suffix: str) -> str:
 def _repository(source: str) -> str:
     """The hub id in a source such as timm:timm/vit_tiny; "" where it is a file."""
     kind, _, name = source.partition(":")
-    name = name.partition("@")[0]
-    return (
-        name if kind in ("timm", "huggingface") and name.count("/") == 1 and "." not in name.partition("/")[0] else ""
-    )
+    return name.partition("@")[0] if kind in ("timm", "huggingface") and hub.is_id(name) else ""

@@ -53,8 +53,8 @@ def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
         floats = 1 + len(config.factorize.rows) + len(config.runs)
         rows = dense + small * (floats - 1 + 2 * len(config.quant.methods))
         flops["evaluate"] = len(sources["eval"]) * rows
-    devices = max(1, ws.mesh.size(tuple(ws.mesh.shape)))
-    return {stage: amount / (SHARE * rate(ws) * devices) for stage, amount in flops.items()}
+    speed = SHARE * rate(ws) * max(1, ws.mesh.size(tuple(ws.mesh.shape)))
+    return {stage: amount / speed for stage, amount in flops.items()}
 
 
 def _steps(ws: Workspace, steps: int, sources: Mapping[str, Source]) -> int:

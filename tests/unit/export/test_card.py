@@ -52,6 +52,7 @@ def test_a_licence_that_nobody_stated_is_not_made_up_and_a_private_path_stays_pr
     assert "not stated by the weights' card" in text
     assert "# vit_tiny.npz, compressed" in text
     assert "somebody" not in text
+    assert "base_model" not in front(card.text("", [ONE], "", "timm:weights/vit_tiny.npz", "", "folder:photos"))
 
 
 @pytest.mark.parametrize(
