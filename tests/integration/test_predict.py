@@ -61,7 +61,7 @@ def test_a_mistake_is_one_sentence(made):
     ("arguments", "words"),
     [
         (["absent.png", "--workdir", "work"], r"absent\.png cannot be read"),
-        (["data", "--workdir", "data"], "no artefact and no work directory"),
+        (["data", "--workdir", "data"], "neither an artefact nor a work directory"),
         (["data", "--workdir", "work", "--name", "dens"], "no artefact 'dens'"),
         (["work", "--workdir", "work"], "has no images"),
         (["data", "--workdir", "work", "--top", "0"], "top is 0"),
