@@ -133,5 +133,5 @@ def test_a_latency_table_gives_milliseconds_between_what_was_measured():
     assert [cost(wide, rank) for rank in (0, 8, 12, 16)] == pytest.approx([1, 0.5, 0.7, 0.9])
     with pytest.raises(UserError, match="no layer of 32 x 32 with 1 rows"):
         cost(thin, 8)
-    with pytest.raises(UserError, match="no table of bench layers"):
+    with pytest.raises(UserError, match="not a table of bench layers"):
         latency({"rows": []})
