@@ -238,7 +238,7 @@ def test_a_count_of_too_many_digits_is_refused():
 def test_a_latency_table_without_numbers_is_refused(row):
     whole = {"features_in": 4, "features_out": 4, "tokens": 1, "ms": {"0": 1.0, "8": 2.0}}
     assert latency({"layers": [whole]})
-    with pytest.raises(UserError, match="no table of bench layers"):
+    with pytest.raises(UserError, match="not a table of bench layers"):
         latency({"layers": [whole | row if row and isinstance(row, dict) else row]})
 
 
