@@ -31,7 +31,7 @@ def test_only_our_commands_take_signals(argv, ours):
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-@pytest.mark.parametrize("after", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.3])
 def test_a_command_that_is_being_imported_ends_with_a_sentence(kind, code, after, tmp_path):
     """The signal comes `after` so many seconds beyond the moment at which the package is there."""
     flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'w'}"]
@@ -44,7 +44,7 @@ def test_a_command_that_is_being_imported_ends_with_a_sentence(kind, code, after
         threading.Timer(after, process.send_signal, [kind]).start()
         said = process.stderr.read()
     assert process.wait() == code
-    assert "before anything was written" in said
+    assert "error: Interrupted" in said or "error: Stopped by SIGTERM" in said
     assert "Traceback" not in said
     assert not (tmp_path / "w").exists()
 

@@ -127,7 +127,7 @@ def test_two_models_never_share_a_name(changes, words):
 
 def test_without_the_baseline_the_name_is_free():
     parsed = config.parse(models(runs=["lra"], baselines=()))
-    assert config.rows(parsed) == ["dense", "lra", "int8"]
+    assert config.rows(parsed) == ["dense", "lra", "dense_int8", "int8"]
 
 
 @given(st.lists(st.sampled_from(["a", "b", "A", "lra", "dense", "x.y", "x_1"]), min_size=1, max_size=4, unique=True))
