@@ -320,7 +320,7 @@ def claimed(path: pathlib.Path) -> None:
 def source_of(name: str) -> None:
     """A source by its name; tfds, which may look names up in the network, is left out."""
     if "tfds:" not in name:
-        sources._load_one.__wrapped__(name, "train", "")
+        sources.load(name, "train")
 
 
 def weights_of(name: str) -> None:
