@@ -18,6 +18,9 @@ INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
 }
 
 FAR = 10_000
@@ -32,7 +35,7 @@ class Preprocess:
     Attributes:
         size: side of the result in pixels.
         crop_pct: share of the resized image that the crop keeps, in (0, 1]; of its side, `size / crop_pct`.
-        interpolation: "nearest", "bilinear" or "bicubic".
+        interpolation: of `INTERPOLATIONS`.
         mean: of each channel, on a scale where white is 1.
         std: likewise.
         crop_mode: "center" resizes the shorter side and keeps the shape; "squash" resizes both sides to the same.

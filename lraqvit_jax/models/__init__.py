@@ -39,6 +39,7 @@ SUFFIXES = {
     "depth": "_depth{}",
     "depths": "_depths{}",
     "heads": "_heads{}",
+    "mlp_dim": "_mlp{}",
     "pool": "_{}",
     "gelu": "_{}",
     "norm_eps": "_eps{:.0e}",

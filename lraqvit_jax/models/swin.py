@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "swin_large": {"dim": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
 }
 for _name, _fields in VARIANTS.items():
-    VARIANTS[_name] = {"patch_size": 4, "window_size": 7, "gelu": "exact", **_fields}
+    VARIANTS[_name] = {"patch_size": 4, "window_size": 7, "gelu": "exact", "mlp_dim": 0, **_fields}
 
 
 @functools.cache
@@ -114,6 +114,7 @@ class Block(nn.Module):
     heads: int
     gelu: str
     options: LinearOptions
+    units: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
@@ -126,7 +127,8 @@ class Block(nn.Module):
         y = WindowAttention(padded, self.window, self.shift, self.heads, self.options, name="attn")(y)
         y = jnp.roll(y.reshape(batch, padded, padded, dim), (self.shift, self.shift), (1, 2))
         x = x + y[:, :side, :side].reshape(batch, side * side, dim)
-        x = x + Mlp(self.options, self.gelu, name="mlp")(layer_norm("norm2", NORM_EPS)(x).astype(self.options.dtype))
+        y = layer_norm("norm2", NORM_EPS)(x).astype(self.options.dtype)
+        x = x + Mlp(self.options, self.gelu, self.units, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", "tokens", None))
 
 
@@ -159,13 +161,14 @@ class Stage(nn.Module):
     heads: int
     gelu: str
     options: LinearOptions
+    units: int = 0
 
     @nn.nowrap
     def chain(self, block: type[nn.Module] = Block) -> list[tuple[str, nn.Module]]:
         """Patch merging, where there is one, and the blocks, by name."""
         window, shift = _window(self.side, self.window)
         first: list[Any] = [("downsample", PatchMerging(self.before, self.options))] if self.before else []
-        fields = (self.heads, self.gelu, self.options)
+        fields = (self.heads, self.gelu, self.options, self.units)
         return first + [
             (f"blocks_{index}", block(self.side, window, shift * (index % 2), *fields)) for index in range(self.depth)
         ]
@@ -195,7 +198,8 @@ class Swin(nn.Module):
     """A Swin classifier on the mean of its tokens.
 
     `apply({"params": params}, images)` takes normalized float images (batch, size, size, 3) and gives float32 logits
-    (batch, num_classes).
+    (batch, num_classes). `mlp_dim` is the hidden units of an MLP in the first stage, in each later one
+    twice that; 0 are `MLP_RATIO` for each feature.
     """
 
     image_size: int
@@ -207,6 +211,7 @@ class Swin(nn.Module):
     gelu: str
     num_classes: int
     options: LinearOptions
+    mlp_dim: int = 0
 
     def setup(self) -> None:
         self.patch_embed = Linear(self.dim, self.options, ("patch", "embed"))
@@ -219,8 +224,10 @@ class Swin(nn.Module):
     def _stages(self) -> list[Stage]:
         sides = _sides(self.image_size // self.patch_size, len(self.depths))
         return [
-            Stage(side, before, self.window_size, depth, heads, self.gelu, self.options)
-            for side, before, depth, heads in zip(sides, [0, *sides], self.depths, self.heads, strict=False)
+            Stage(side, before, self.window_size, depth, heads, self.gelu, self.options, self.mlp_dim * 2**index)
+            for index, (side, before, depth, heads) in enumerate(
+                zip(sides, [0, *sides], self.depths, self.heads, strict=False)
+            )
         ]
 
     @nn.nowrap
@@ -294,7 +301,7 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
             dim *= 2
         window, _ = _window(side, values["window_size"])
         padding = -side % window
-        tokens = (side + padding) ** 2
+        tokens, units = (side + padding) ** 2, values["mlp_dim"] * 2**stage or MLP_RATIO * dim
         for index in range(depth):
             block = f"{where}/blocks_{index}"
             layers += [
@@ -302,8 +309,8 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
                     f"{block}/attn/qkv", dim, 3 * dim, tokens, "attention", f"{block}/norm1", True, padding > 0, heads
                 ),
                 LinearInfo(f"{block}/attn/proj", dim, dim, tokens, "attention", heads=heads),
-                LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, side**2, "mlp", f"{block}/norm2"),
-                LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, side**2, "mlp"),
+                LinearInfo(f"{block}/mlp/fc1", dim, units, side**2, "mlp", f"{block}/norm2"),
+                LinearInfo(f"{block}/mlp/fc2", units, dim, side**2, "mlp"),
             ]
     layers.append(LinearInfo("head", dim, num_classes, 1, "head"))
     return models.ModelSpec(tuple(layers), sum(depths), NORM_EPS, values["gelu"])

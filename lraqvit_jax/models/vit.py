@@ -18,6 +18,7 @@ NORM_EPS = 1e-6
 QUICK = 1.702
 """Of the sigmoid that approximates GELU in CLIP's models."""
 MLP_RATIO = 4
+"""Hidden units of an MLP for each feature, where `mlp_dim` is 0."""
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"patch_size": 16, "dim": 192, "depth": 12, "heads": 3},
     "small": {"patch_size": 16, "dim": 384, "depth": 12, "heads": 6},
@@ -33,7 +34,7 @@ for _size, _fields in _SIZES.items():
     VARIANTS[f"deit_{_size}_distilled"] = {**_fields, "distilled": True}
     VARIANTS[f"deit3_{_size}"] = {**_fields, "layer_scale": True}
 for _fields in VARIANTS.values():
-    _fields |= {"gelu": "exact", "norm_eps": NORM_EPS, "pool": "token"}
+    _fields |= {"gelu": "exact", "norm_eps": NORM_EPS, "pool": "token", "mlp_dim": 0}
 
 
 def layer_norm(name: str | None = None, epsilon: float = NORM_EPS) -> nn.LayerNorm:
@@ -90,15 +91,16 @@ def gelu(x: Float[Array, "..."], kind: str) -> Float[Array, "..."]:
 
 
 class Mlp(nn.Module):
-    """fc1, GELU (see `gelu`), fc2."""
+    """fc1, GELU (see `gelu`), fc2, with as many hidden units between them; 0 are `MLP_RATIO` for each feature."""
 
     options: LinearOptions
     gelu: str = "exact"
+    units: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         dim = x.shape[-1]
-        width = self.options.of("/".join((*self.path, "fc1"))).width or MLP_RATIO * dim
+        width = self.options.of("/".join((*self.path, "fc1"))).width or self.units or MLP_RATIO * dim
         hidden = Linear(width, self.options, ("embed", "mlp"), name="fc1")(x)
         return Linear(dim, self.options, ("mlp", "embed"), name="fc2")(gelu(hidden, self.gelu))
 
@@ -111,13 +113,16 @@ class Block(nn.Module):
     layer_scale: bool = False
     gelu: str = "exact"
     norm_eps: float = NORM_EPS
+    mlp_dim: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         dtype = self.options.dtype
         branch = Attention(self.heads, self.options, name="attn")(layer_norm("norm1", self.norm_eps)(x).astype(dtype))
         x = x + self._scaled("ls1", branch)
-        branch = Mlp(self.options, self.gelu, name="mlp")(layer_norm("norm2", self.norm_eps)(x).astype(dtype))
+        branch = Mlp(self.options, self.gelu, self.mlp_dim, name="mlp")(
+            layer_norm("norm2", self.norm_eps)(x).astype(dtype)
+        )
         x = x + self._scaled("ls2", branch)
         return nn.with_logical_constraint(x, ("batch", "tokens", None))
 
@@ -134,7 +139,8 @@ class ViT(nn.Module):
 
     `pool` says on what: "token", the class token, in a distilled DeiT also the distillation token, the two logits
     averaged; "first", the class token alone; "avg", the mean of the patches' tokens, which the last LayerNorm then sees
-    (timm's fc_norm); "normavg", the mean of the tokens that it has seen.
+    (timm's fc_norm); "normavg", the mean of the tokens that it has seen. `mlp_dim` is the hidden units of an MLP, 0
+    `MLP_RATIO` for each feature.
 
     `apply({"params": params}, images)` takes normalized float images (batch, size, size, 3) and gives float32 logits
     (batch, num_classes).
@@ -152,6 +158,7 @@ class ViT(nn.Module):
     gelu: str = "exact"
     norm_eps: float = NORM_EPS
     pool: str = "token"
+    mlp_dim: int = 0
 
     def setup(self) -> None:
         normal = nn.initializers.truncated_normal(0.02)
@@ -180,7 +187,7 @@ class ViT(nn.Module):
     @nn.nowrap
     def chain(self, block: type[nn.Module] = Block) -> list[tuple[str, nn.Module]]:
         """Everything that maps tokens to tokens, in order, with the path of its parameters."""
-        fields = (self.heads, self.options, self.layer_scale, self.gelu, self.norm_eps)
+        fields = (self.heads, self.options, self.layer_scale, self.gelu, self.norm_eps, self.mlp_dim)
         return [(f"blocks_{index}", block(*fields)) for index in range(self.depth)]
 
     def embed(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens dim"]:
@@ -231,15 +238,15 @@ def create(name: str, *, num_classes: int, image_size: int, options: LinearOptio
 def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
     values = models.fields(VARIANTS, name, image_size)
     dim, patches = values["dim"], (image_size // values["patch_size"]) ** 2
-    tokens = patches + 1 + values.get("distilled", False)
+    tokens, units = patches + 1 + values.get("distilled", False), values["mlp_dim"] or MLP_RATIO * dim
     layers = [LinearInfo("patch_embed", 3 * values["patch_size"] ** 2, dim, patches, "embed")]
     for index in range(values["depth"]):
         block = f"blocks_{index}"
         layers += [
             LinearInfo(f"{block}/attn/qkv", dim, 3 * dim, tokens, "attention", f"{block}/norm1", heads=values["heads"]),
             LinearInfo(f"{block}/attn/proj", dim, dim, tokens, "attention", heads=values["heads"]),
-            LinearInfo(f"{block}/mlp/fc1", dim, MLP_RATIO * dim, tokens, "mlp", f"{block}/norm2"),
-            LinearInfo(f"{block}/mlp/fc2", MLP_RATIO * dim, dim, tokens, "mlp"),
+            LinearInfo(f"{block}/mlp/fc1", dim, units, tokens, "mlp", f"{block}/norm2"),
+            LinearInfo(f"{block}/mlp/fc2", units, dim, tokens, "mlp"),
         ]
     heads = ["head", "head_dist"] if values.get("distilled") and values["pool"] == "token" else ["head"]
     layers += [LinearInfo(head, dim, num_classes, 1, "head") for head in heads]

@@ -7,10 +7,10 @@ from typing import Any
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, short
-from lraqvit_jax.data.preprocess import MAX_SIZE
+from lraqvit_jax.data.preprocess import INTERPOLATIONS, MAX_SIZE
 
 FILE = "preprocessor_config.json"
-RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+RESAMPLE = {int(number): name for name, number in INTERPOLATIONS.items()}
 """Interpolation by PIL's number."""
 _CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],

@@ -44,8 +44,9 @@ DEEP = ("swin_small", "swin_large")
 SHALLOW = [
     pytest.param(name, marks=pytest.mark.slow if name in DEEP else ())
     for name in (name if name.startswith("swin") or name in FULL else f"{name}_depth2" for name in VARIANTS)
-]
-"""All variants; ViTs whose blocks are the same over again are cut to two of them, but for `FULL`."""
+] + ["vit_pico_mlp37", "swin_pico_mlp24"]
+"""All variants, and two with MLPs of another width; ViTs whose blocks are the same over again are cut to two of them,
+but for `FULL`."""
 FAMILIES = {module: name for name, module in reversed(models.variants().items())}.values()
 """The first variant of each file of models."""
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))

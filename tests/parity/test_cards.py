@@ -69,10 +69,12 @@ def difference(source, model, **options):
         ("vit_tiny_patch16_224", TINY | {"act_layer": "gelu_tanh"}),
         ("vit_tiny_patch16_224", TINY | {"qkv_bias": False}),
         ("vit_tiny_patch16_224", TINY | {"no_embed_class": True}),
+        ("vit_tiny_patch16_224", TINY | {"mlp_ratio": 2.67}),
         ("vit_tiny_patch16_224", TINY | {"init_values": 0.1}),
         ("deit3_small_patch16_224", TINY),
         ("deit_tiny_distilled_patch16_224", TINY),
         ("swin_tiny_patch4_window7_224", SWIN),
+        ("swin_tiny_patch4_window7_224", SWIN | {"mlp_ratio": 2.0}),
     ],
     ids=lambda value: (
         value
@@ -81,6 +83,7 @@ def difference(source, model, **options):
             f"{k}={v}"
             for k, v in value.items()
             if k in ("num_heads", "global_pool", "fc_norm", "act_layer", "qkv_bias", "no_embed_class", "init_values")
+            or k == "mlp_ratio"
         )
     ),
 )
@@ -97,7 +100,6 @@ def test_model_args_are_honoured(tmp_path, name, fields):
         {"act_layer": "relu"},
         {"reg_tokens": 2},
         {"pre_norm": True},
-        {"mlp_ratio": 2.0},
         {"qk_norm": True},
         {"class_token": False, "global_pool": "avg"},
         {"img_size": (32, 64)},
@@ -137,7 +139,7 @@ CONFIGS = {
 def transformers_model(kind, directory, teacher=False, **fields):
     library = pytorch.transformers
     name = {"vit": "ViT", "deit": "DeiT", "swin": "Swin"}[kind]
-    config = getattr(library, f"{name}Config")(**CONFIGS.get(kind, CONFIGS["vit"]), **fields)
+    config = getattr(library, f"{name}Config")(**(CONFIGS.get(kind, CONFIGS["vit"]) | fields))
     model = filled(getattr(library, f"{name}ForImageClassification{'WithTeacher' if teacher else ''}")(config))
     model.save_pretrained(directory, max_shard_size="40KB")
     return model
@@ -153,6 +155,9 @@ def transformers_model(kind, directory, teacher=False, **fields):
         ("deit", {"num_attention_heads": 4, "teacher": True}),
         ("swin", {}),
         ("swin", {"hidden_act": "gelu_new"}),
+        ("swin", {"mlp_ratio": 2.0}),
+        ("vit", {"num_attention_heads": 3, "intermediate_size": 37}),
+        ("deit", {"num_attention_heads": 3, "intermediate_size": 37}),
     ],
     ids=str,
 )

@@ -104,8 +104,9 @@ def forward(tensors, images, window, eps=1e-5, gelu=exact_gelu):
     return np.stack(logits), [np.stack(feature) for feature in zip(*features, strict=True)]
 
 
-def shapes(dim, depths, heads, patch, window, side, classes):
-    """timm's names and PyTorch's shapes; `side` is that of the first feature map."""
+def shapes(dim, depths, heads, patch, window, side, classes, mlp_dim=0):
+    """timm's names and PyTorch's shapes; `side` is that of the first feature map, `mlp_dim` of its MLPs."""
+    units = mlp_dim or 4 * dim
     found = {"patch_embed.proj.weight": (dim, 3, patch, patch), "patch_embed.proj.bias": (dim,)}
     found |= {"patch_embed.norm.weight": (dim,), "patch_embed.norm.bias": (dim,)}
     for stage, depth in enumerate(depths):
@@ -113,15 +114,15 @@ def shapes(dim, depths, heads, patch, window, side, classes):
             merging = f"layers.{stage}.downsample"
             found |= {f"{merging}.norm.weight": (4 * dim,), f"{merging}.norm.bias": (4 * dim,)}
             found |= {f"{merging}.reduction.weight": (2 * dim, 4 * dim)}
-            dim, side = 2 * dim, (side + 1) // 2
+            dim, units, side = 2 * dim, 2 * units, (side + 1) // 2
         rows = (2 * min(window, side) - 1) ** 2
         for index in range(depth):
             block = f"layers.{stage}.blocks.{index}"
             for name, out, inner in (
                 ("attn.qkv", 3 * dim, dim),
                 ("attn.proj", dim, dim),
-                ("mlp.fc1", 4 * dim, dim),
-                ("mlp.fc2", dim, 4 * dim),
+                ("mlp.fc1", units, dim),
+                ("mlp.fc2", dim, units),
             ):
                 found |= {f"{block}.{name}.weight": (out, inner), f"{block}.{name}.bias": (out,)}
             for name in ("norm1", "norm2"):

@@ -136,21 +136,21 @@ def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, pool="token", **op
 
 
 def random_tensors(
-    rng, dim, depth, patch, side, classes, distilled=False, layer_scale=False, mlp_ratio=4, embed_class=True
+    rng, dim, depth, patch, side, classes, distilled=False, layer_scale=False, units=0, embed_class=True
 ):
     """Random weights in timm's names and PyTorch's layout, every bias and vector too."""
 
     def normal(*shape, std=0.05):
         return rng.normal(0, std, shape).astype(np.float32)
 
-    tokens = side**2 + embed_class + distilled
+    tokens, units = side**2 + embed_class + distilled, units or 4 * dim
     t = {"cls_token": normal(1, 1, dim), "pos_embed": normal(1, tokens, dim)}
     t |= {"patch_embed.proj.weight": normal(dim, 3, patch, patch), "patch_embed.proj.bias": normal(dim)}
     layers = {
         "attn.qkv": (3 * dim, dim),
         "attn.proj": (dim, dim),
-        "mlp.fc1": (mlp_ratio * dim, dim),
-        "mlp.fc2": (dim, mlp_ratio * dim),
+        "mlp.fc1": (units, dim),
+        "mlp.fc2": (dim, units),
     }
     for index in range(depth):
         block = f"blocks.{index}"

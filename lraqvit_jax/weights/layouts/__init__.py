@@ -15,6 +15,7 @@ from lraqvit_jax import models
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError, short
 from lraqvit_jax.devices import sharding
+from lraqvit_jax.models.vit import MLP_RATIO
 from lraqvit_jax.weights import tensors
 from lraqvit_jax.weights.tensors import Rule
 
@@ -79,6 +80,12 @@ def check(values: Mapping[str, np.ndarray], needed: Mapping[str, int], source: s
         raise UserError(
             f"{source} has no {', '.join(wrong)} as timm has: it is not a classifier that can be read here."
         )
+
+
+def mlp_dim(fc1: np.ndarray) -> int:
+    """The models' field of that name, from the weight (units, dim) of a first block's fc1."""
+    units, dim = fc1.shape
+    return 0 if units == MLP_RATIO * dim else units
 
 
 def with_bias(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -40,12 +40,18 @@ def architecture(values: Mapping[str, np.ndarray], hints: Hints, source: str) ->
     Raises:
         UserError: nothing tells the size, or stages that have no heads.
     """
-    layouts.check(values, {"patch_embed.proj.weight": 4, HALLMARK: 2, "head.weight": 2}, source)
+    fc1 = "layers.0.blocks.0.mlp.fc1.weight"
+    layouts.check(values, {"patch_embed.proj.weight": 4, HALLMARK: 2, fc1: 2, "head.weight": 2}, source)
     if hints.pool not in ("", "avg") or hints.norm_eps not in (0, swin.NORM_EPS):
         raise UserError(f"{source} pools by {hints.pool or 'avg'!r}; a Swin here takes the mean of all tokens.")
     dim, _, _, patch = values["patch_embed.proj.weight"].shape
     stages = 1 + max(int(match[1]) for key in values if (match := re.match(r"layers\.(\d+)\.blocks\.", key)))
-    fields: dict[str, Any] = {"dim": dim, "patch_size": patch, "gelu": hints.gelu}
+    fields: dict[str, Any] = {
+        "dim": dim,
+        "patch_size": patch,
+        "gelu": hints.gelu,
+        "mlp_dim": layouts.mlp_dim(values[fc1]),
+    }
     fields["depths"] = tuple(_depth(values, stage) for stage in range(stages))
     tables = [_table(values, stage, source) for stage in range(stages)]
     fields["heads"] = tuple(table.shape[1] for table in tables)

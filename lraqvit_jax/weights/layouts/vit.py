@@ -32,7 +32,8 @@ def architecture(values: Mapping[str, np.ndarray], hints: Hints, source: str) ->
     Raises:
         UserError: no tensor tells the heads, nor does a card; or no square of patches.
     """
-    needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "head.weight": 2}
+    fc1 = "blocks.0.mlp.fc1.weight"
+    needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, fc1: 2, "head.weight": 2}
     layouts.check(values, needed, source)
     dim, patch = values["cls_token"].shape[-1], values["patch_embed.proj.weight"].shape[-1]
     depth = 1 + max((int(match[1]) for key in values if (match := re.match(r"blocks\.(\d+)\.", key))), default=-1)
@@ -41,6 +42,7 @@ def architecture(values: Mapping[str, np.ndarray], hints: Hints, source: str) ->
         "depth": depth,
         "patch_size": patch,
         "heads": hints.heads or _usual_heads(dim, hints, source),
+        "mlp_dim": layouts.mlp_dim(values[fc1]),
     }
     if fields["heads"] <= 0 or dim % fields["heads"]:
         raise UserError(

@@ -28,8 +28,6 @@ GELUS = {
     "quick_gelu": "quick",
 }
 """Our name of each activation."""
-RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-"""Interpolation by PIL's number."""
 PUBLISHED = {
     "vit": {"crop_pct": 1.0, "interpolation": "bilinear", **timm.HALF},
     "deit": {"crop_pct": 0.875, "interpolation": "bicubic", **timm.IMAGENET},
@@ -81,7 +79,7 @@ def read(name: str) -> Pretrained:
     prepared, side = _preparation(path.parent / "preprocessor_config.json", kind, source)
     pretrained = timm.from_tensors(values, hints, source, tensors.sha256(path), prepared)
     _check_size(pretrained, hints.image_size, side, source)
-    cards.agree(f"huggingface.{kind}", config, timm.shapes(pretrained), str(where))
+    cards.agree(f"huggingface.{kind}", config, timm.shapes(pretrained, config), str(where))
     _check_labels(config, pretrained.num_classes, str(where))
     return pretrained._replace(class_names=cards.class_names(config.get("id2label"), pretrained.num_classes))
 

@@ -17,6 +17,7 @@ from lraqvit_jax.base import console, files
 from lraqvit_jax.base.errors import UserError, reason, short
 from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import MAX_SIZE, Preprocess, from_json
+from lraqvit_jax.models.vit import MLP_RATIO
 from lraqvit_jax.plan import files as plan_files
 from lraqvit_jax.weights import Pretrained, cards, hub, layouts, tensors, wrappers
 from lraqvit_jax.weights.layouts import Hints
@@ -73,7 +74,7 @@ def read(name: str) -> Pretrained:
     card = read_card(path.parent / "config.json", path.stem)
     prepared = preparation(card, source)
     pretrained = from_tensors(values, card.hints, source, tensors.sha256(path), prepared)
-    cards.agree("timm.model_args", card.model_args, shapes(pretrained), card.where)
+    cards.agree("timm.model_args", card.model_args, shapes(pretrained, card.model_args), card.where)
     names = card.class_names if len(card.class_names) == pretrained.num_classes else []
     if not names and card.imagenet and pretrained.num_classes == class_names.IMAGENET:
         names = list(class_names.imagenet())
@@ -125,17 +126,20 @@ def from_tensors(
     return Pretrained(model, params, preprocess, classes, [], source, sha256)
 
 
-def shapes(pretrained: Pretrained) -> dict[str, Any]:
-    """What the tensors show, by the names of the cards' fields."""
+def shapes(pretrained: Pretrained, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tensors show, by the names of the cards' fields; of ratios for the same units, that of `said`."""
     size = pretrained.preprocess.size
     module, fields = models.architecture(pretrained.model, size)
-    shown = {"img_size": size, "patch_size": fields["patch_size"], "in_chans": 3, "num_channels": 3, "mlp_ratio": 4}
+    units = fields["mlp_dim"] or MLP_RATIO * fields["dim"]
+    shown = {"img_size": size, "patch_size": fields["patch_size"], "in_chans": 3, "num_channels": 3}
+    ratio = said.get("mlp_ratio")
+    shown["mlp_ratio"] = ratio if files.number(ratio) and int(ratio * fields["dim"]) == units else units / fields["dim"]
     if module == "swin":
         stages = {"depths": list(fields["depths"]), "num_heads": list(fields["heads"])}
         last = {"num_layers": len(fields["depths"]), "hidden_size": fields["dim"] * 2 ** (len(fields["depths"]) - 1)}
         return shown | stages | last | {"embed_dim": fields["dim"], "window_size": fields["window_size"]}
     deep = {"depth": fields["depth"], "num_hidden_layers": fields["depth"], "num_heads": fields["heads"]}
-    wide = {"embed_dim": fields["dim"], "hidden_size": fields["dim"], "intermediate_size": 4 * fields["dim"]}
+    wide = {"embed_dim": fields["dim"], "hidden_size": fields["dim"], "intermediate_size": units}
     return shown | deep | wide
 
 

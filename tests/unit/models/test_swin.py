@@ -17,7 +17,8 @@ CARD = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
 def draw(variant, size, stream=1.0):
     """Random tensors of a variant in timm's names."""
-    fields = {name: value for name, value in swin.VARIANTS[variant].items() if name != "gelu"}
+    base, changes = models.split(variant)
+    fields = {name: value for name, value in (swin.VARIANTS[base] | changes).items() if name != "gelu"}
     patch, window = fields.pop("patch_size"), fields.pop("window_size")
     shapes = numpy_swin.shapes(**fields, patch=patch, window=window, side=size // patch, classes=CLASSES)
     return recipe.weights(shapes, seed=size, stream=stream)
@@ -30,7 +31,7 @@ def load(values, size, suffix=""):
 
 
 def oracle(tensors, images, variant="swin_pico", **options):
-    return numpy_swin.forward(tensors, images, swin.VARIANTS[variant]["window_size"], **options)
+    return numpy_swin.forward(tensors, images, swin.VARIANTS[models.split(variant)[0]]["window_size"], **options)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ def oracle(tensors, images, variant="swin_pico", **options):
         ("swin_pico", 16),  # 16 x 16, then 8 x 8, in windows of 4
         ("swin_pico", 13),  # 13 padded to 16; merged into 7, padded to 8
         ("swin_pico", 3),  # maps of 3 and 2, smaller than a window
+        ("swin_pico_mlp24", 16),
         ("swin_nano", 22),  # patches of 2: 11 padded to 12, 6 padded to 8, 3 smaller than a window
     ],
 )
@@ -55,7 +57,7 @@ def test_logits_and_every_block_are_those_of_the_transcription(variant, size):
     logits, features, forced = run(found.params, images)
     want, blocks = oracle(values, images, variant)
     np.testing.assert_allclose(logits, want, atol=1e-4, rtol=0)
-    assert len(features) == len(blocks) == sum(swin.VARIANTS[variant]["depths"])
+    assert len(features) == len(blocks) == sum(swin.VARIANTS[models.split(variant)[0]]["depths"])
     for got, again, block in zip(features, forced, blocks, strict=True):
         np.testing.assert_allclose(got, block, atol=1e-4, rtol=0)
         np.testing.assert_allclose(again, got, atol=1e-5, rtol=0)

@@ -45,6 +45,7 @@ def error(source, want, images, **options):
         ("deit_tiny_distilled_patch16_48.safetensors", {"distilled": True}),
         ("deit3_tiny_patch16_48.safetensors", {"layer_scale": True, "embed_class": False}),
         ("vit_tiny_patch8_24.safetensors", {"patch": 8}),
+        ("vit_tiny_patch16_mlp_48.safetensors", {"units": 37}),
     ],
 )
 def test_timm_weights_give_the_logits_of_the_transcription(rng, tmp_path, name, options):
