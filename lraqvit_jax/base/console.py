@@ -16,7 +16,7 @@ BOLD, RED, YELLOW = "1", "31", "33"
 DELAY = 2.0
 """Seconds of work from which on there is a bar, and between two looks of it."""
 LINE = 30.0
-"""Likewise in a file, where each is a line."""
+"""Between two of them in a file, where each is a line."""
 _settings = {"level": NORMAL, "speaks": True}
 
 
@@ -129,7 +129,9 @@ def progress(items: Iterable[Any], name: str, unit: str, total: int | None = Non
 
 def _beat(shown: Any, ended: threading.Event) -> None:
     """Keeps the clock of a bar going, however long an item takes: tqdm itself waits for the item to end."""
-    while not shown.disable and not ended.wait(shown.mininterval):
+    wait = DELAY
+    while not shown.disable and not ended.wait(wait):
+        wait = shown.mininterval
         shown.last_print_t = time.time()  # so that it is wiped in the end
         shown.refresh()
 

@@ -94,6 +94,15 @@ def test_in_a_file_each_look_at_a_bar_is_a_line(monkeypatch):
     assert "2/2" in lines[-2]
 
 
+def test_the_first_line_in_a_file_comes_when_a_bar_would(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr("sys.stderr", file)
+    monkeypatch.setattr(console, "DELAY", 0.1)
+    for _ in console.progress(range(2), "work", "item"):
+        time.sleep(0.25)
+    assert len(file.getvalue().splitlines()) == 1  # the next is due after LINE seconds
+
+
 def test_short_work_and_quiet_commands_have_no_bar(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
