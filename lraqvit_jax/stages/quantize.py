@@ -93,7 +93,9 @@ def degenerate(seen: Seen) -> list[str]:
     values = {f"{path}:{part}": x for path, parts in seen.items() for part, x in parts.items()}
     constant = {key: int(np.sum(np.ptp(x, axis=(0, 1)) == 0)) for key, x in values.items()}
     constant = {key: count for key, count in constant.items() if count}
-    few = {key: x.shape[0] * x.shape[1] for key, x in values.items() if x.shape[0] * x.shape[1] < x.shape[2]}
+    # A head sees one token an image, which is few with any usual number of images and matters little for its ranges.
+    several = {key: x for key, x in values.items() if x.shape[1] > 1}
+    few = {key: x.shape[0] * x.shape[1] for key, x in several.items() if x.shape[0] * x.shape[1] < x.shape[2]}
     warnings = []
     if constant:
         key, count = max(constant.items(), key=lambda item: item[1])
