@@ -35,7 +35,7 @@ def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
     dense = total_cost(plan_lib.dense(ws.spec.layers), ws.spec.layers).flops
     small = total_cost(ws.plan, ws.spec.layers).flops
     calibration = config.factorize.calibration_images * BACKWARD * dense
-    size = ws.preprocess.size
+    size, dense_integers = ws.preprocess.size, config_lib.DENSE_INTEGERS in config_lib.rows(config)
     flops = {
         "teacher": config.teacher.steps * config.batch_size * BACKWARD * dense,
         "plan": calibration * (CHOOSING if config.plan.method == "products" else 2) * ws.provisional,
@@ -47,11 +47,11 @@ def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
             * ((run.image_size or size) / size) ** 2
             for run in config.runs.values()
         ),
-        "quantize": len(config.quant.methods) * config.quant.calibration_images * small,
+        "quantize": config.quant.calibration_images * (len(config.quant.methods) * small + dense_integers * dense),
     }
     if "eval" in sources:
         floats = 1 + len(config.factorize.rows) + len(config.runs)
-        rows = dense + small * (floats - 1 + 2 * len(config.quant.methods))
+        rows = dense * (1 + 2 * dense_integers) + small * (floats - 1 + 2 * len(config.quant.methods))
         flops["evaluate"] = len(sources["eval"]) * rows
     speed = SHARE * rate(ws) * max(1, ws.mesh.size(tuple(ws.mesh.shape)))
     return {stage: amount / speed for stage, amount in flops.items()}
