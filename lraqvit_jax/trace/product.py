@@ -1,0 +1,119 @@
+"""One equation that multiplies parameters and activations, as the product of rows and a kernel (m, n)."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+
+from lraqvit_jax.trace.views import Step
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """`write(read(activation) @ arrange(weight))` is what the equation computes.
+
+    Attributes:
+        side: which operand is the weight.
+        rows: how many.
+        features_in: m.
+        features_out: n.
+        arrange: the weight as a kernel (m, n); of arrays of NumPy and JAX alike.
+        read: the activation as rows (rows, m).
+        write: rows (rows, n) as the equation's output.
+    """
+
+    side: int
+    rows: int
+    features_in: int
+    features_out: int
+    arrange: Step
+    read: Step
+    write: Step
+
+    @property
+    def macs(self) -> int:
+        return self.rows * self.features_in * self.features_out
+
+
+def of(eqn: JaxprEqn, side: int) -> Product | str:
+    """The product of an equation whose operand `side` is made of parameters; a sentence where it is none of ours."""
+    if eqn.primitive.name == "dot_general":
+        return _dot(eqn, side)
+    return _patches(eqn) if side == 1 else "is convolved as if it were the image"
+
+
+def _shape(eqn: JaxprEqn, operand: int) -> tuple[int, ...]:
+    return tuple(eqn.invars[operand].aval.shape)
+
+
+def _dot(eqn: JaxprEqn, side: int) -> Product | str:
+    contracted, batched = eqn.params["dimension_numbers"]
+    if batched[side]:
+        count = math.prod(_shape(eqn, side)[axis] for axis in batched[side])
+        return f"is {count:,} kernels, one for each part of what they multiply" if count > 1 else _unbatched()
+    weight, other = _shape(eqn, side), _shape(eqn, 1 - side)
+    inner, outer = tuple(contracted[side]), tuple(contracted[1 - side])
+    free = tuple(axis for axis in range(len(weight)) if axis not in inner)
+    rows = tuple(axis for axis in range(len(other)) if axis not in outer)
+    m, n = math.prod(weight[axis] for axis in inner), math.prod(weight[axis] for axis in free)
+    row_shape, free_shape = tuple(other[axis] for axis in rows), tuple(weight[axis] for axis in free)
+
+    def write(y: Any) -> Any:
+        y = y.reshape(row_shape + free_shape)
+        if side == 1:
+            return y
+        return jnp.moveaxis(y, range(len(row_shape), y.ndim), range(len(free_shape)))
+
+    return Product(
+        side,
+        math.prod(row_shape),
+        m,
+        n,
+        lambda w: w.transpose(inner + free).reshape(m, n),
+        lambda x: x.transpose(rows + outer).reshape(-1, m),
+        write,
+    )
+
+
+def _unbatched() -> str:
+    return "has a batch dimension of one"
+
+
+def _patches(eqn: JaxprEqn) -> Product | str:
+    """A convolution whose windows tile the image: a product of patches."""
+    params, image, kernel = eqn.params, _shape(eqn, 0), _shape(eqn, 1)
+    numbers = params["dimension_numbers"]
+    window = tuple(kernel[axis] for axis in numbers.rhs_spec[2:])
+    if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
+        return "is convolved in groups"
+    if any(step != 1 for step in (*params["lhs_dilation"], *params["rhs_dilation"])):
+        return "is convolved with gaps"
+    if tuple(params["window_strides"]) != window or any(sum(map(abs, pad)) for pad in params["padding"]):
+        return "is convolved over windows that overlap or go over the edge"
+    batch, side = image[numbers.lhs_spec[0]], tuple(image[axis] for axis in numbers.lhs_spec[2:])
+    channels, n = kernel[numbers.rhs_spec[1]], kernel[numbers.rhs_spec[0]]
+    counts = tuple(pixels // size for pixels, size in zip(side, window, strict=True))
+    m, dims = math.prod(window) * channels, len(window)
+
+    def read(x: Any) -> Any:
+        x = x.transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+        x = x[(slice(None), *(slice(count * size) for count, size in zip(counts, window, strict=True)))]
+        cut = [part for pair in zip(counts, window, strict=True) for part in pair]
+        order = (0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
+        return x.reshape(batch, *cut, channels).transpose(order).reshape(-1, m)
+
+    def write(y: Any) -> Any:
+        y = y.reshape(batch, *counts, n)
+        order = [0] * (dims + 2)  # of our axes batch, places, features, by the output's axis
+        for ours, axis in zip((0, dims + 1, *range(1, dims + 1)), numbers.out_spec, strict=True):
+            order[axis] = ours
+        return y.transpose(order)
+
+    def arrange(w: Any) -> Any:
+        return w.transpose(*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]).reshape(m, n)
+
+    return Product(1, batch * math.prod(counts), m, n, arrange, read, write)

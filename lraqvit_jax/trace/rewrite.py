@@ -1,0 +1,270 @@
+"""A function again, with forms in the places that `products.find` found.
+
+The function is traced anew whenever it is called, so that batches may have other sizes, and its jaxpr is interpreted:
+equations of sites call what their form computes, all others are bound as they are. Our own interpreter on
+`jax.extend.core`, and not an array type that is dispatched on (quax): it needs to look into scans, remat and custom
+rules, where one kernel is of many layers, and to drop what made the kernel's layout.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.forms import pivoted
+from lraqvit_jax.forms.dense import dense
+from lraqvit_jax.forms.pair import low_rank, reparam
+from lraqvit_jax.lowrank import pivot, svd
+from lraqvit_jax.plan.check import check_layer
+from lraqvit_jax.plan.records import DENSE, LayerPlan, Plan
+from lraqvit_jax.trace import products
+from lraqvit_jax.trace.products import CALLS, Sites, Trail, Use
+
+FORMS = {"dense": dense, "low_rank": low_rank, "reparam": reparam}
+Layer = dict[str, Any]
+
+
+class _Gone:
+    """In place of a leaf that forms stand for, and of whatever its layout was made into."""
+
+
+GONE = _Gone()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rewritten:
+    """A function of `{"leaves": {path: array}, "sites": {path: {name: array}}}` and a batch.
+
+    Attributes:
+        apply: the function as it was.
+        tree: of its parameters.
+        specs: shape and dtype of its leaves, by path.
+        plan: of the sites that have a form of their own, dense ones too where others share their leaf.
+    """
+
+    apply: Callable[..., Any]
+    tree: Any
+    specs: Mapping[str, jax.ShapeDtypeStruct]
+    plan: Plan
+
+    def __call__(self, params: Mapping[str, Any], batch: Any) -> Any:
+        if not self.plan:
+            return self.apply(jax.tree.unflatten(self.tree, [params["leaves"][path] for path in self.specs]), batch)
+        return self.observed(params, batch)[0]
+
+    def observed(
+        self,
+        params: Mapping[str, Any],
+        batch: Any,
+        added: Mapping[str, Any] | None = None,
+        watched: Sequence[str] = (),
+    ) -> tuple[Any, dict[str, list[Any]]]:
+        """The outputs, and what the products of `watched` sites read: rows (rows, m), a list entry for each call.
+
+        Args:
+            params: as of a call.
+            batch: likewise.
+            added: to the rows (rows, n) that a site gives, by path, for each call: zeros to differentiate by.
+            watched: paths of sites.
+        """
+        originals = jax.tree.unflatten(self.tree, list(self.specs.values()))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), batch)
+        closed, tree = products.traced(self.apply, originals, shapes)
+        uses = products.uses(closed, self.specs)
+        run = _Run(self.plan, params["sites"], uses, added or {}, frozenset(watched))
+        leaves = [params["leaves"].get(path, GONE) for path in self.specs]
+        outputs = run.evaluate(closed.jaxpr, closed.consts, [*leaves, *jax.tree.leaves(batch)], ())
+        return jax.tree.unflatten(tree, outputs), run.seen
+
+
+class _Run:
+    """One evaluation of a jaxpr."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sites: Mapping[str, Layer],
+        uses: Mapping[Trail, Use],
+        added: Mapping[str, Any],
+        watched: frozenset[str],
+    ) -> None:
+        self.plan, self.sites, self.added, self.watched = plan, sites, added, watched
+        self.uses = {trail: use for trail, use in uses.items() if use.path in plan or use.path in watched}
+        self.within = {trail[:end] for trail in self.uses for end in range(1, len(trail))}
+        self.seen: dict[str, list[Any]] = {path: [] for path in watched}
+
+    def evaluate(self, jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], trail: Trail) -> list[Any]:
+        env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+        for number, eqn in enumerate(jaxpr.eqns):
+            outputs = self._equation(jaxpr, eqn, [read(atom) for atom in eqn.invars], (*trail, number))
+            env |= dict(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, jaxpr: core.Jaxpr, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
+        if trail in self.uses:
+            return [self._site(self.uses[trail], eqn, values)]
+        if trail in self.within:
+            return self._scan(eqn, values, trail) if eqn.primitive.name == "scan" else self._call(eqn, values, trail)
+        if any(value is GONE for value in values):
+            return [GONE] * len(eqn.outvars)
+        pairs = zip(eqn.invars, values, strict=True)
+        inputs = {atom: value for atom, value in pairs if not isinstance(atom, core.Literal)}
+        alone = jaxpr.replace(constvars=[], invars=list(inputs), outvars=eqn.outvars, eqns=[eqn])
+        return list(core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*inputs.values()))
+
+    def _site(self, use: Use, eqn: core.JaxprEqn, values: list[Any]) -> Any:
+        product, path = use.product, use.path
+        rows = product.read(values[1 - product.side])
+        if path in self.watched:
+            self.seen[path].append(rows)
+        layer = self.plan.get(path, DENSE)
+        weights = self.sites.get(path)
+        if weights is None:
+            weights = {"kernel": product.arrange(values[product.side])}
+        form = pivoted.pivoted(layer.basis, layer.rank) if layer.basis else FORMS[layer.form]
+        with jax.default_matmul_precision(_precision(eqn)):
+            y = form(weights, rows)
+        if path in self.added:
+            y = y + self.added[path][len(self.seen[path]) - 1]
+        return product.write(y).astype(eqn.outvars[0].aval.dtype)
+
+    def _call(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
+        """One function: computed again in the backward pass where it was; else as if it stood here."""
+        inner = eqn.params[CALLS[eqn.primitive.name]]
+        jaxpr, consts = (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
+        if eqn.primitive.name not in ("remat2", "checkpoint") or self.watched:
+            return self.evaluate(jaxpr, consts, values, trail)
+        there = [index for index, value in enumerate(values) if value is not GONE]
+
+        def function(*given: Any) -> list[Any]:
+            inputs = list[Any](values)
+            for index, value in zip(there, given, strict=True):
+                inputs[index] = value
+            return self.evaluate(jaxpr, consts, inputs, trail)
+
+        again = jax.checkpoint(function, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
+        return list(again(*(values[index] for index in there)))
+
+    def _scan(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
+        """Layer after layer, each with the form of its own."""
+        params = eqn.params
+        constants, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
+        carry, stacked, body = values[constants:carried], values[carried:], params["jaxpr"]
+        rounds, outputs = range(params["length"]), dict[int, list[Any]]()
+        for index in reversed(rounds) if params["reverse"] else rounds:
+            parts = [value if value is GONE else value[index] for value in stacked]
+            results = self.evaluate(body.jaxpr, body.consts, [*values[:constants], *carry, *parts], (*trail, index))
+            carry, outputs[index] = results[: params["num_carry"]], results[params["num_carry"] :]
+        stacks = zip(*(outputs[index] for index in rounds), strict=True)
+        return [*carry, *(jnp.stack(ys) for ys in stacks)]
+
+
+def _precision(eqn: core.JaxprEqn) -> Any:
+    """That of the equation; None is whatever holds around it."""
+    precision = eqn.params.get("precision")
+    precision = precision[0] if isinstance(precision, tuple) else precision
+    return jax.config.jax_default_matmul_precision if precision is None else str(precision).lower()
+
+
+def rewrite(
+    apply: Callable[..., Any],
+    params: Any,
+    plan: Plan,
+    sites: Sites | None = None,
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Rewritten, dict[str, Any]]:
+    """A function with forms in place of kernels.
+
+    Args:
+        apply: pure, of `params` and a batch.
+        params: its tree of arrays.
+        plan: forms by site path; a site without one stays as it is.
+        sites: of `find`; None takes those that were last found in this function.
+        layers: `{"u", "v", "bias", ...}` of sites, as decompositions make them; of others, pairs by truncated SVD.
+
+    Returns:
+        the function of new parameters and a batch, and the parameters.
+
+    Raises:
+        UserError: a function that was not searched yet, a path that is no site, a site that cannot be compressed, a
+            rank above the break-even.
+    """
+    sites = products.last_found(apply) if sites is None else sites
+    if sites is None:
+        raise UserError("The places of this function are not known; call find(apply, params, batch) first.")
+    plan = _own(plan, sites)
+    leaves = products.leaf_paths(params)
+    specs = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    made: dict[str, Layer] = {}
+    for path, entry in plan.items():
+        layer = dict((layers or {}).get(path, {})) or form_of(kernel_of(sites, path, leaves), entry)
+        if "bias" in layer:
+            view = sites.biases[path]
+            leaves[view.leaf] = _with_part(leaves[view.leaf], view, layer.pop("bias"))
+        made[path] = layer
+    gone = {sites[path].leaf for path in plan}
+    left = {path: leaf for path, leaf in leaves.items() if path not in gone}
+    return Rewritten(apply, jax.tree.structure(params), specs, plan), {"leaves": left, "sites": made}
+
+
+def _own(plan: Plan, sites: Sites) -> dict[str, LayerPlan]:
+    """The plan of the sites whose leaf goes: those that have a form other than dense, and who shares a leaf with them."""
+    known = {site.path: site for site in sites}
+    for path, entry in plan.items():
+        if path not in known:
+            raise UserError(f"The plan has {path!r}, where no product is; {nearest(path, known)}")
+        if entry.form != "dense" and not known[path].compressible:
+            raise UserError(f"{path} {known[path].reason}, and cannot be compressed; leave it out of the plan.")
+        if entry.form not in (*FORMS, "pivoted") or entry.basis == "leading":
+            raise UserError(f"The plan has {entry.form} {entry.basis} at {path!r}, which only our own models take.")
+        info = known[path].info()
+        if not (entry.form == "pivoted" and entry.rank == info.break_even_of(entry)):  # full rank costs what dense does
+            check_layer(info, entry)
+    changed = {known[path].leaf for path, entry in plan.items() if entry.form != "dense"}
+    return {site.path: plan.get(site.path, DENSE) for site in sites if site.leaf in changed}
+
+
+def kernel_of(sites: Sites, path: str, leaves: Mapping[str, Any]) -> Layer:
+    """A site as a dense layer, {kernel (m, n)} and {bias (n,)} where it has one; float32."""
+    use = next(use for use in sites.uses.values() if use.path == path)
+    kernel = use.product.arrange(use.view.of(np.asarray(leaves[use.view.leaf])))
+    layer = {"kernel": np.asarray(kernel, np.float32)}
+    if path in sites.biases:
+        view = sites.biases[path]
+        layer["bias"] = np.asarray(view.of(np.asarray(leaves[view.leaf])), np.float32).reshape(-1)
+    return layer
+
+
+def form_of(layer: Mapping[str, np.ndarray], entry: LayerPlan) -> Layer:
+    """A dense layer in another form, its pair by truncated SVD, or, of a layer {u, v}, that pair."""
+    if entry.form == "dense":
+        return {"kernel": layer["kernel"]}
+    made = svd.decompose(np.asarray(layer["kernel"], np.float64), entry.rank, None)
+    if entry.form == "pivoted":
+        fixed = pivot.input_side(made) if entry.basis == "input" else pivot.output_side(made)
+        parts = {"u": fixed.first, "v": fixed.second}
+        return {name: np.asarray(part, np.float32) for name, part in parts.items()} | {
+            "basis": fixed.basis.astype(np.int16)
+        }
+    factors = {"u": np.asarray(made.u, np.float32), "v": np.asarray(made.v, np.float32)}
+    if entry.form == "reparam":
+        factors |= {f"d{name}": np.zeros_like(factor) for name, factor in factors.items()}
+    return factors
+
+
+def _with_part(leaf: Any, view: Any, part: np.ndarray) -> np.ndarray:
+    """A leaf with new entries where a view shows some of it."""
+    value = np.array(leaf)
+    order = view.of(np.arange(math.prod(value.shape)).reshape(value.shape)).reshape(-1)
+    value.reshape(-1)[order] = part
+    return value
