@@ -1,10 +1,13 @@
-"""The quantized form: one product on integers, Eq. 11."""
+"""The quantized form: products on integers, Eq. 11."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int8
 
+from lraqvit_jax.forms import pivoted
 from lraqvit_jax.forms.pivoted import take
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
@@ -63,6 +66,58 @@ def quantized_product(
         return total
     columns = qarray.scaled_dot(jnp.ones((1, len(values))), values, kernel.scale, kernel.group, dot)[0]
     return total + center * columns
+
+
+def quantized(
+    params: Mapping[str, Any],
+    x: Float[Array, "... tokens m"],
+    layer: LayerPlan,
+    rows: Mapping[str, int],
+    arithmetic: str = "integer",
+) -> Float[Array, "... tokens n"]:
+    """A layer on integers: its product, or the two of its pair.
+
+    Args:
+        params: the kernel, or u and v, as they are stored; static scales and centres; what the input is divided by; in
+            training shares of the range; the basis of a pivoted layer.
+        x: float activations.
+        layer: of the plan.
+        rows: of each kernel.
+        arithmetic: see `models.linear.LinearOptions`.
+    """
+    basis = params.get("basis")
+    for name in ("u", "v") if layer.rank else ("kernel",):
+        part = "z" if name == "v" else "x"
+        multiply = functools.partial(
+            quantized_product,
+            kernel=_kernel(params[name], layer, rows[name]),
+            grid=_grid(params, part, layer),
+            layer=layer,
+            arithmetic=arithmetic,
+        )
+        if name == "v" and layer.basis in ("output", "leading"):
+            x = pivoted.joined(x, multiply(x), basis)
+        elif name != "v" and layer.basis == "input":
+            x = pivoted.copied(x, basis, multiply)
+        else:
+            x = multiply(x)
+    return x
+
+
+def _grid(params: Mapping[str, Any], part: str, layer: LayerPlan) -> InputGrid:
+    """The grid of "x", what the layer reads, or of "z", what is between its factors."""
+    smooth = params.get("smooth") if part == "x" else None
+    if layer.granularity == "per_token_dynamic":
+        clip = params.get(f"{part}_clip")
+        return InputGrid(smooth=smooth, clip=layer.clip_of(part) if clip is None else jnp.minimum(1, clip))
+    return InputGrid(params[f"{part}_scale"], params.get(f"{part}_center"), smooth)
+
+
+def _kernel(stored: Mapping[str, Array], layer: LayerPlan, rows: int) -> QArray | Latent:
+    """A quantized layer's kernel of its parameters, {qvalue, scale} or, in training, {latent, scale}."""
+    if "latent" in stored:
+        return Latent(stored["latent"], stored["scale"], layer.kernel_bits, layer.group)
+    return qarray.of(stored, layer.kernel_bits, layer.group, rows)
 
 
 def _sums(

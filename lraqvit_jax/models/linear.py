@@ -18,8 +18,7 @@ and bias (n,) in every form, where the layer has one.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,12 +29,9 @@ from jaxtyping import Array, Float
 from lraqvit_jax.forms import pivoted
 from lraqvit_jax.forms.dense import dense
 from lraqvit_jax.forms.pair import low_rank, reparam
-from lraqvit_jax.forms.quantized import InputGrid, quantized_product
+from lraqvit_jax.forms.quantized import quantized
 from lraqvit_jax.plan.cost import factor_shapes, packed_rows
 from lraqvit_jax.plan.records import DENSE, PACKED, LayerPlan
-from lraqvit_jax.quant import qarray
-from lraqvit_jax.quant.fake_quant import Latent
-from lraqvit_jax.quant.qarray import QArray
 
 FLOAT = {"dense": dense, "low_rank": low_rank, "reparam": reparam}
 """What a float form computes."""
@@ -121,45 +117,32 @@ class Linear(nn.Module):
 
     def _quantized(self, x: Array, layer: LayerPlan) -> Array:
         x = x.astype(jnp.float32)
-        tokens = x.shape[-2] if x.ndim > 2 else 1
-        smooth = None
-        if layer.smoothed:
-            smooth = self._param("smooth", nn.initializers.ones, (x.shape[-1],), self.axes[:1])
         images = x if x.ndim > 2 else x[:, None]
-        arithmetic = self.options.arithmetic
-        basis = self._basis(layer) if layer.basis in ("input", "output") else None
-        for name, (shape, axes) in self._factor_shapes(x.shape[-1], layer).items():
-            init = _latent_init if arithmetic == "train" else _qarray_init
-            stored: Any = self.param(name, init(shape, axes, layer))
-            grid = self._grid("z", tokens, None, layer) if name == "v" else self._grid("x", tokens, smooth, layer)
-            multiply = functools.partial(
-                quantized_product,
-                kernel=_kernel(stored, layer, shape[0]),
-                grid=grid,
-                layer=layer,
-                arithmetic=arithmetic,
-            )
-            if name == "v" and layer.basis in ("output", "leading"):
-                images = pivoted.joined(images, multiply(images), basis)
-            elif name != "v" and layer.basis == "input":
-                images = pivoted.copied(images, basis, multiply)
-            else:
-                images = multiply(images)
-        return images.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)
+        params: dict[str, Any] = {}
+        if layer.smoothed:
+            params["smooth"] = self._param("smooth", nn.initializers.ones, (x.shape[-1],), self.axes[:1])
+        if layer.basis in ("input", "output"):
+            params["basis"] = self._basis(layer)
+        shapes, arithmetic = self._factor_shapes(x.shape[-1], layer), self.options.arithmetic
+        init = _latent_init if arithmetic == "train" else _qarray_init
+        for name, (shape, axes) in shapes.items():
+            params[name] = self.param(name, init(shape, axes, layer))
+            params |= self._grid("z" if name == "v" else "x", images.shape[-2], layer)
+        rows = {name: shape[0] for name, (shape, _) in shapes.items()}
+        y = quantized(params, images, layer, rows, arithmetic)
+        return y.reshape(*x.shape[:-1], self.features).astype(self.options.dtype)
 
-    def _grid(self, part: str, tokens: int, smooth: Array | None, layer: LayerPlan) -> InputGrid:
-        """The grid of "x", what the layer reads, or of "z", what is between its factors."""
+    def _grid(self, part: str, tokens: int, layer: LayerPlan) -> dict[str, Array]:
+        """What is stored of the grid of "x", what the layer reads, or of "z", what is between its factors."""
         if layer.granularity == "per_token_dynamic":
-            clip: Any = layer.clip_of(part)
-            if self.options.arithmetic == "train":
-                clip = jnp.minimum(1, self._param(f"{part}_clip", nn.initializers.ones, (), ()))
-            return InputGrid(smooth=smooth, clip=clip)
+            trains = self.options.arithmetic == "train"
+            return {f"{part}_clip": self._param(f"{part}_clip", nn.initializers.ones, (), ())} if trains else {}
         positions = (tokens, 1) if layer.granularity == "per_token" else ()
-        names, center = (None,) * len(positions), None
-        scale = self._param(f"{part}_scale", nn.initializers.ones, positions, names)
+        names = (None,) * len(positions)
+        stored = {f"{part}_scale": self._param(f"{part}_scale", nn.initializers.ones, positions, names)}
         if layer.asymmetric:
-            center = self._param(f"{part}_center", nn.initializers.zeros, positions, names)
-        return InputGrid(scale, center, smooth)
+            stored[f"{part}_center"] = self._param(f"{part}_center", nn.initializers.zeros, positions, names)
+        return stored
 
     def _factor_shapes(self, features_in: int, layer: LayerPlan) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
         shapes = factor_shapes(features_in, self.features, layer, self.heads)
@@ -181,13 +164,6 @@ def _first_channels(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Array
     """A basis of the first channels: what a pivoted layer is initialized with."""
     del key
     return jnp.broadcast_to(jnp.arange(shape[-1], dtype=dtype), shape)
-
-
-def _kernel(stored: Mapping[str, Array], layer: LayerPlan, rows: int) -> QArray | Latent:
-    """A quantized layer's kernel of its parameters, {qvalue, scale} or, in training, {latent, scale}."""
-    if "latent" in stored:
-        return Latent(stored["latent"], stored["scale"], layer.kernel_bits, layer.group)
-    return qarray.of(stored, layer.kernel_bits, layer.group, rows)
 
 
 Init = Callable[[jax.Array], dict]

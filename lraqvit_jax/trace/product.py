@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from lraqvit_jax.trace.views import Step
+from lraqvit_jax.trace.views import Step, shape_of
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
@@ -46,16 +46,12 @@ def of(eqn: JaxprEqn, side: int) -> Product | str:
     return _patches(eqn) if side == 1 else "is convolved as if it were the image"
 
 
-def _shape(eqn: JaxprEqn, operand: int) -> tuple[int, ...]:
-    return tuple(eqn.invars[operand].aval.shape)
-
-
 def _dot(eqn: JaxprEqn, side: int) -> Product | str:
     contracted, batched = eqn.params["dimension_numbers"]
     if batched[side]:
-        count = math.prod(_shape(eqn, side)[axis] for axis in batched[side])
+        count = math.prod(shape_of(eqn.invars[side])[axis] for axis in batched[side])
         return f"is {count:,} kernels, one for each part of what they multiply" if count > 1 else _unbatched()
-    weight, other = _shape(eqn, side), _shape(eqn, 1 - side)
+    weight, other = shape_of(eqn.invars[side]), shape_of(eqn.invars[1 - side])
     inner, outer = tuple(contracted[side]), tuple(contracted[1 - side])
     free = tuple(axis for axis in range(len(weight)) if axis not in inner)
     rows = tuple(axis for axis in range(len(other)) if axis not in outer)
@@ -85,7 +81,7 @@ def _unbatched() -> str:
 
 def _patches(eqn: JaxprEqn) -> Product | str:
     """A convolution whose windows tile the image: a product of patches."""
-    params, image, kernel = eqn.params, _shape(eqn, 0), _shape(eqn, 1)
+    params, image, kernel = eqn.params, shape_of(eqn.invars[0]), shape_of(eqn.invars[1])
     numbers = params["dimension_numbers"]
     window = tuple(kernel[axis] for axis in numbers.rhs_spec[2:])
     if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:

@@ -313,11 +313,10 @@ class _Search:
             return views.joined(values, eqn.primitive.name)
         side = int(acts[0])
         weight, act = values[side], values[1 - side]
-        assert isinstance(act, Activation)
         found = product.of(eqn, side)
         if isinstance(weight, Known):
             return views.joined(values, eqn.primitive.name)
-        if isinstance(weight, Mixed) or isinstance(found, str):
+        if not isinstance(weight, View) or not isinstance(act, Activation) or isinstance(found, str):
             why = f"is changed by {weight.by} before it multiplies" if isinstance(weight, Mixed) else str(found)
             self.skipped.append(Skipped(tuple(sorted(views.leaves_of(weight))), why, _macs(eqn, side)))
             self._read_elsewhere(weight, eqn.primitive.name)
@@ -412,7 +411,7 @@ class _Search:
         if len(uses) > 1:
             shape = leaves[leaf].shape
             kernels = [_order(use, shape) for use in uses]
-            if any(kernel is None or not np.array_equal(kernel, kernels[0]) for kernel in kernels[1:]):
+            if any(one is None or kernels[0] is None or not np.array_equal(one, kernels[0]) for one in kernels):
                 return "is used in products of different layouts"
         if self.other_readers.get(leaf):
             return f"is also read by {', '.join(sorted(self.other_readers[leaf]))}"
@@ -457,7 +456,7 @@ def _computed(eqn: core.JaxprEqn, values: Sequence[Value]) -> list[Value]:
 
 def _macs(eqn: core.JaxprEqn, side: int) -> int:
     """Multiply-accumulates: an output has one for each entry of the kernel that it reads."""
-    weight, out = eqn.invars[side].aval.shape, eqn.outvars[0].aval.shape
+    weight, out = views.shape_of(eqn.invars[side]), views.shape_of(eqn.outvars[0])
     if eqn.primitive.name == "dot_general":
         contracted = eqn.params["dimension_numbers"][0][side]
         return math.prod(out) * math.prod(weight[axis] for axis in contracted)

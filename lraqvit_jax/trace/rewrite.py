@@ -6,6 +6,7 @@ equations of sites call what their form computes, all others are bound as they a
 rules, where one kernel is of many layers, and to drop what made the kernel's layout.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from lraqvit_jax.plan.check import check_layer
 from lraqvit_jax.plan.records import DENSE, LayerPlan, Plan
 from lraqvit_jax.trace import products
 from lraqvit_jax.trace.products import CALLS, Sites, Trail, Use
+from lraqvit_jax.trace.views import dtype_of
 
 FORMS = {"dense": dense, "low_rank": low_rank, "reparam": reparam}
 Layer = dict[str, Any]
@@ -132,11 +134,11 @@ class _Run:
         if weights is None:
             weights = {"kernel": product.arrange(values[product.side])}
         form = pivoted.pivoted(layer.basis, layer.rank) if layer.basis else FORMS[layer.form]
-        with jax.default_matmul_precision(_precision(eqn)):
+        with _precision(eqn):
             y = form(weights, rows)
         if path in self.added:
             y = y + self.added[path][len(self.seen[path]) - 1]
-        return product.write(y).astype(eqn.outvars[0].aval.dtype)
+        return product.write(y).astype(dtype_of(eqn.outvars[0]))
 
     def _call(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
         """One function: computed again in the backward pass where it was; else as if it stood here."""
@@ -170,10 +172,13 @@ class _Run:
 
 
 def _precision(eqn: core.JaxprEqn) -> Any:
-    """That of the equation; None is whatever holds around it."""
+    """That of the equation; where it has none, whatever holds around it."""
     precision = eqn.params.get("precision")
     precision = precision[0] if isinstance(precision, tuple) else precision
-    return jax.config.jax_default_matmul_precision if precision is None else str(precision).lower()
+    if isinstance(precision, jax.lax.DotAlgorithmPreset):
+        return jax.default_matmul_precision(precision.name)
+    named = isinstance(precision, jax.lax.Precision)
+    return jax.default_matmul_precision(precision.name.lower()) if named else contextlib.nullcontext()
 
 
 def rewrite(
@@ -218,7 +223,7 @@ def rewrite(
 
 
 def _own(plan: Plan, sites: Sites) -> dict[str, LayerPlan]:
-    """The plan of the sites whose leaf goes: those that have a form other than dense, and who shares a leaf with them."""
+    """The plan of the sites whose leaf goes: those in a form other than dense, and those that share its leaf."""
     known = {site.path: site for site in sites}
     for path, entry in plan.items():
         if path not in known:

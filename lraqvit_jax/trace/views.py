@@ -16,6 +16,16 @@ SMALL = 64
 """Entries up to which a constant is computed: indices and scales."""
 
 
+def shape_of(atom: Any) -> tuple[Any, ...]:
+    """Of a variable or literal of a jaxpr."""
+    return tuple(atom.aval.shape)
+
+
+def dtype_of(atom: Any) -> Any:
+    """Likewise."""
+    return atom.aval.dtype
+
+
 def is_small(shape: tuple[Any, ...]) -> bool:
     """Whether a constant of that shape is computed; none is whose shape depends on the batch's."""
     return all(isinstance(size, int) for size in shape) and math.prod(shape) <= SMALL
@@ -113,11 +123,11 @@ def moved(eqn: JaxprEqn, values: list[Value]) -> Value | None:
 
 
 def _same(eqn: JaxprEqn, view: View, others: list[Any]) -> View | None:
-    return None if others else dataclasses.replace(view, shape=tuple(eqn.outvars[0].aval.shape))
+    return None if others else dataclasses.replace(view, shape=shape_of(eqn.outvars[0]))
 
 
 def _reshape(eqn: JaxprEqn, view: View, others: list[Any]) -> View | None:
-    shape = tuple(eqn.outvars[0].aval.shape)
+    shape = shape_of(eqn.outvars[0])
     if others or math.prod(shape) != math.prod(view.shape):
         return None
     return view.then(lambda x: x.reshape(shape), shape)
@@ -125,7 +135,7 @@ def _reshape(eqn: JaxprEqn, view: View, others: list[Any]) -> View | None:
 
 def _transpose(eqn: JaxprEqn, view: View, others: list[Any]) -> View:
     order = eqn.params["permutation"]
-    return view.then(lambda x: x.transpose(order), tuple(eqn.outvars[0].aval.shape))
+    return view.then(lambda x: x.transpose(order), shape_of(eqn.outvars[0]))
 
 
 def _cast(eqn: JaxprEqn, view: View, others: list[Any]) -> View | None:
@@ -158,14 +168,9 @@ def _part(view: View, bounds: list[tuple[int, int, int]]) -> View:
 def _scaled(eqn: JaxprEqn, view: View, others: list[Any]) -> View | None:
     """Times a scalar, or divided by one."""
     divides = eqn.primitive.name == "div"
-    if (
-        len(others) != 1
-        or others[0] is None
-        or np.size(others[0]) != 1
-        or tuple(eqn.outvars[0].aval.shape) != view.shape
-    ):
+    if len(others) != 1 or others[0] is None or np.size(others[0]) != 1 or shape_of(eqn.outvars[0]) != view.shape:
         return None
-    if divides and math.prod(eqn.invars[1].aval.shape) != 1:
+    if divides and math.prod(shape_of(eqn.invars[1])) != 1:
         return None
     factor = np.asarray(others[0]).reshape(())
     return view.then(lambda x: x / factor if divides else x * factor, view.shape, moves=False)
