@@ -9,6 +9,12 @@
     small = lraqvit_jax.compress(teacher, params, photos, preprocess=preprocess, budget=0.7)
     small.export_onnx("small.onnx")
 
+Any JAX function of parameters and a batch, too:
+
+    print(lraqvit_jax.find(apply, params, batch))
+    small = lraqvit_jax.compress(apply, params, batches, budget=0.7)
+    small(batch)
+
 What is named here is imported when it is first used: this import takes no time.
 """
 
@@ -21,12 +27,22 @@ from lraqvit_jax.base.version import VERSION
 if TYPE_CHECKING:
     from lraqvit_jax import weights
     from lraqvit_jax.api.compress import compress
+    from lraqvit_jax.api.function import Function
     from lraqvit_jax.api.model import Model, load
+    from lraqvit_jax.trace.products import find
+    from lraqvit_jax.trace.rewrite import rewrite
 
-__all__ = ["Model", "__version__", "compress", "load", "weights"]
+__all__ = ["Function", "Model", "__version__", "compress", "find", "load", "rewrite", "weights"]
 __version__ = VERSION
 
-_PLACES = {"Model": "api.model", "compress": "api.compress", "load": "api.model"}
+_PLACES = {
+    "Function": "api.function",
+    "Model": "api.model",
+    "compress": "api.compress",
+    "find": "trace.products",
+    "load": "api.model",
+    "rewrite": "trace.rewrite",
+}
 
 
 def __getattr__(name: str) -> Any:

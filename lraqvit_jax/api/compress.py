@@ -5,7 +5,7 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ from flax import linen as nn
 
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import models, stages
+from lraqvit_jax.api import function
 from lraqvit_jax.api import model as inference
-from lraqvit_jax.api.model import Model
 from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest, short, whole_number
 from lraqvit_jax.data import sources
@@ -36,11 +36,11 @@ BATCH = 32
 
 @precision.usual()
 def compress(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     params: Mapping[str, Any],
-    images: str | Iterable[memory.Item],
+    images: str | Iterable[Any],
     *,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None = None,
     budget: float = 0.5,
     bits: int = 8,
     quantizer: str = "dynamic",
@@ -49,7 +49,8 @@ def compress(
     workdir: str | os.PathLike = "",
     fields: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
-) -> Model:
+    metric: str = "logits",
+) -> Any:
     """Makes a dense model small: fewer channels in its heads, fewer hidden units, low-rank pairs; distillation if
     asked for; then integers.
 
@@ -78,6 +79,11 @@ def compress(
         fields: any other field of `lraqvit_jax.config` by its dotted name, such as {"plan.method": "logits",
             "optimizer.learning_rate": 1e-4}; the run is called "low_rank", the quantizer "int8" (of 8 bits).
         mesh: where it is computed; None is all devices.
+        metric: of a function: what is to be kept of its outputs, "logits", "features" or "loss".
+
+    A function of parameters and a batch is compressed as well, `compress(apply, params, batches)`: then `images` are
+    batches as it takes them, only `budget`, `bits`, `quantizer` and `metric` can be given, and what comes back is a
+    `Function`; see `api.function`.
 
     Returns:
         The smallest model that was asked for, on one device.
@@ -85,6 +91,13 @@ def compress(
     Raises:
         UserError: parameters that are not the model's, a budget, width or field that does not fit, bad images.
     """
+    if not isinstance(model, nn.Module) and callable(model):
+        other = (preprocess, steps, tuple(class_names), workdir, fields, mesh)
+        if other != (None, 0, (), "", None, None):
+            raise UserError("A function takes budget, bits, quantizer and metric alone; leave out what else is given.")
+        return function.compress(model, params, images, budget=budget, bits=bits, quantizer=quantizer, metric=metric)
+    if metric != "logits":
+        raise UserError(f"metric is {short(repr(metric))}, and a model here is a classifier; give its apply instead.")
     if not files.number(budget) or not 0 < budget <= 1:
         raise UserError(f"budget is {short(repr(budget))}; give the share to keep, a number above 0 and at most 1.")
     if isinstance(bits, bool | float) or bits not in (0, *quant.BITS):

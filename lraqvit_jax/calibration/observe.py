@@ -64,17 +64,17 @@ def moments(
     totals: dict[str, dict[str, np.ndarray]] = {layer.path: {} for layer in layers}
     images = 0
 
-    def sums(name: str, value: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    def inputs_alone(name: str, value: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         return _sums(value, mask) if name == "x" else {}
 
     with sharding.use(mesh):
-        run = _gradients(model, layers, mesh) if gradients else _observer(model, layers, sums, mesh)
+        run = _gradients(model, layers, mesh) if gradients else _observer(model, layers, inputs_alone, mesh)
         for index, batch in enumerate(progress(batches, "statistics", "batch")):
             placed = sharding.put_batch(batch, mesh)
             images += int(jnp.sum(placed["mask"]))
             key = (jax.random.fold_in(jax.random.key(seed), index),) if gradients else ()
             for path, values in run(params, placed, *key).items():
-                _add(totals[path], values["x"])
+                add(totals[path], values["x"])
     moments_of = {}
     for layer in layers:
         sums_of = totals[layer.path]
@@ -88,8 +88,12 @@ def moments(
 
 def _sums(x: Float[Array, "batch *tokens m"], mask: Bool[Array, " batch"]) -> dict[str, jax.Array]:
     """Sums over the tokens of the images that are real."""
-    x = _rows(x, mask)
-    return {"second": _gram(x, x), "mean": jnp.sum(x, 0), "magnitude": jnp.sum(jnp.abs(x), 0)}
+    return sums(_rows(x, mask))
+
+
+def sums(x: Float[Array, "rows m"]) -> dict[str, jax.Array]:
+    """Sums over rows, in float32."""
+    return {"second": gram(x, x), "mean": jnp.sum(x, 0), "magnitude": jnp.sum(jnp.abs(x), 0)}
 
 
 def _rows(x: Float[Array, "batch *tokens m"], mask: Bool[Array, " batch"]) -> Float[Array, "rows m"]:
@@ -98,11 +102,12 @@ def _rows(x: Float[Array, "batch *tokens m"], mask: Bool[Array, " batch"]) -> Fl
     return x.reshape(-1, x.shape[-1])
 
 
-def _gram(x: Float[Array, "rows m"], y: Float[Array, "rows n"]) -> Float[Array, "m n"]:
+def gram(x: Float[Array, "rows m"], y: Float[Array, "rows n"]) -> Float[Array, "m n"]:
+    """`xᵀ y`."""
     return jnp.matmul(x.T, y, precision=jax.lax.Precision.HIGHEST)
 
 
-def _add(totals: dict[str, np.ndarray], values: dict[str, jax.Array]) -> None:
+def add(totals: dict[str, np.ndarray], values: dict[str, jax.Array]) -> None:
     """Adds the sums of a batch to the totals, in float64."""
     for name, value in values.items():
         totals[name] = totals.get(name, 0) + np.asarray(value, np.float64)
@@ -145,17 +150,21 @@ def _gradients(model: nn.Module, layers: Iterable[LinearInfo], mesh: Mesh) -> Ca
         sums = {}
         for path in paths:
             g, x = _rows(slopes[path], mask), trees.get(seen, path)["x"]
-            sums[path] = {"x": {**_sums(x, mask), "gradient": _gram(g, g), **_felt(_rows(x, mask), g, path)}}
+            sums[path] = {"x": {**_sums(x, mask), "gradient": gram(g, g), **felt(_rows(x, mask), _at_queries(g, path))}}
         return sums
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
-def _felt(x: Float[Array, "rows m"], g: Float[Array, "rows n"], path: str) -> dict[str, jax.Array]:
-    """Sums over rows by the square of their gradient, and the sum of that; of a "qkv" the gradient of the queries."""
-    at_queries = g[:, : g.shape[1] // 3] if path.endswith("/qkv") else g
-    weights = jnp.sum(jnp.square(at_queries), 1, keepdims=True)
-    return {"felt_second": _gram(x * weights, x), "felt_mean": jnp.sum(x * weights, 0), "weight": jnp.sum(weights)}
+def _at_queries(g: Float[Array, "rows n"], path: str) -> Float[Array, "rows _"]:
+    """The gradient at the queries, of a "qkv"; else all of it."""
+    return g[:, : g.shape[1] // 3] if path.endswith("/qkv") else g
+
+
+def felt(x: Float[Array, "rows m"], g: Float[Array, "rows n"]) -> dict[str, jax.Array]:
+    """Sums over rows by the square of their gradient, and the sum of that."""
+    weights = jnp.sum(jnp.square(g), 1, keepdims=True)
+    return {"felt_second": gram(x * weights, x), "felt_mean": jnp.sum(x * weights, 0), "weight": jnp.sum(weights)}
 
 
 def sequential(
@@ -195,7 +204,7 @@ def sequential(
                 name = path.removeprefix(f"{where}/")
                 totals: dict[str, np.ndarray] = {}
                 for x, t, mask in zip(compressed, dense, masks, strict=True):
-                    _add(totals, _cross_sums(module, name, whole)(after, before, x, t, mask))
+                    add(totals, _cross_sums(module, name, whole)(after, before, x, t, mask))
                 tokens = images * infos[path].tokens
                 layer = solve(path, Moments(**{key: total / tokens for key, total in totals.items()}))
                 after = trees.replace(after, {name: jax.device_put(layer, whole)})
@@ -218,7 +227,7 @@ def _cross_sums(module: nn.Module, path: str, where: Any) -> Any:
 
     def run(after: Any, before: Any, x: jax.Array, t: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         x, t = read(after, x), _rows(read(before, t), mask)
-        return {**_sums(x, mask), "cross": _gram(_rows(x, mask), t), "target_mean": jnp.sum(t, 0)}
+        return {**_sums(x, mask), "cross": gram(_rows(x, mask), t), "target_mean": jnp.sum(t, 0)}
 
     return jax.jit(run, out_shardings=where)
 

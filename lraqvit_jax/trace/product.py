@@ -51,8 +51,10 @@ def _dot(eqn: JaxprEqn, side: int) -> Product | str:
     if batched[side]:
         count = math.prod(shape_of(eqn.invars[side])[axis] for axis in batched[side])
         return f"is {count:,} kernels, one for each part of what they multiply" if count > 1 else _unbatched()
+    if not contracted[side]:
+        return "is multiplied without a sum"
     weight, other = shape_of(eqn.invars[side]), shape_of(eqn.invars[1 - side])
-    inner, outer = tuple(contracted[side]), tuple(contracted[1 - side])
+    inner, outer = zip(*sorted(zip(contracted[side], contracted[1 - side], strict=True)), strict=True)
     free = tuple(axis for axis in range(len(weight)) if axis not in inner)
     rows = tuple(axis for axis in range(len(other)) if axis not in outer)
     m, n = math.prod(weight[axis] for axis in inner), math.prod(weight[axis] for axis in free)

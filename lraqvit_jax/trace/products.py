@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ class Use(NamedTuple):
     eqn: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sites:
     """What `find` found.
 
@@ -113,8 +114,21 @@ class Sites:
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
     parameters: int
-    uses: Mapping[Trail, Use] = dataclasses.field(repr=False)
-    biases: Mapping[str, View] = dataclasses.field(repr=False)
+    uses: Mapping[Trail, Use]
+    biases: Mapping[str, View]
+
+    def __str__(self) -> str:
+        """A line for each site, and for what is none."""
+        lines = [
+            f"{site.path}  {site.features_in} x {site.features_out}, {site.tokens} tokens, {site.kind}"
+            + (f"; {site.reason}" if site.reason else "")
+            for site in self.sites
+        ]
+        lines += [f"{', '.join(one.leaves)}  no site: {one.reason}" for one in self.skipped]
+        return "\n".join([*lines, f"{self.covered:.1%} of the multiply-accumulates with parameters can be compressed."])
+
+    def __repr__(self) -> str:
+        return f"<lraqvit_jax.Sites: {len(self.sites)} of {self.parameters:,} parameters>"
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -156,7 +170,8 @@ def traced(apply: Any, params: Any, batch: Any) -> tuple[core.ClosedJaxpr, Any]:
     Its first inputs are the leaves of `params`, in their order, then come those of `batch`.
     """
     try:
-        closed, shape = jax.make_jaxpr(apply, return_shape=True)(params, batch)
+        # A partial of its own: JAX remembers what it traced, and this may be to see whether that changes.
+        closed, shape = jax.make_jaxpr(functools.partial(apply), return_shape=True)(params, batch)
     except UserError:
         raise
     except Exception as error:
@@ -369,6 +384,11 @@ class _Search:
         uses = collections.defaultdict(list)
         for use in self.uses.values():
             uses[use.path].append(use)
+        kernels = {use.view.leaf for use in self.uses.values()}
+        for added in self.biases.values():
+            for view in added:
+                if view.leaf in kernels:
+                    self._read_elsewhere(view, "add")
         ends = {value.origin for value in outputs if isinstance(value, Activation) and value.origin}
         upstream = frozenset[str]().union(*(act.sites for acts in self.inputs.values() for act in acts))
         sites, biases = [], {}

@@ -21,8 +21,10 @@ from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.forms import pivoted
 from lraqvit_jax.forms.dense import dense
 from lraqvit_jax.forms.pair import low_rank, reparam
+from lraqvit_jax.forms.quantized import quantized
 from lraqvit_jax.lowrank import pivot, svd
 from lraqvit_jax.plan.check import check_layer
+from lraqvit_jax.plan.cost import factor_shapes
 from lraqvit_jax.plan.records import DENSE, LayerPlan, Plan
 from lraqvit_jax.trace import products
 from lraqvit_jax.trace.products import CALLS, Sites, Trail, Use
@@ -66,8 +68,10 @@ class Rewritten:
         batch: Any,
         added: Mapping[str, Any] | None = None,
         watched: Sequence[str] = (),
+        outputs_of_sites: bool = False,
     ) -> tuple[Any, dict[str, list[Any]]]:
-        """The outputs, and what the products of `watched` sites read: rows (rows, m), a list entry for each call.
+        """The outputs, and what the products of `watched` sites read: rows (rows, m), a list entry for each call; or,
+        with `outputs_of_sites`, what they give, (rows, n).
 
         Args:
             params: as of a call.
@@ -79,7 +83,7 @@ class Rewritten:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), batch)
         closed, tree = products.traced(self.apply, originals, shapes)
         uses = products.uses(closed, self.specs)
-        run = _Run(self.plan, params["sites"], uses, added or {}, frozenset(watched))
+        run = _Run(self.plan, params["sites"], uses, added or {}, frozenset(watched), outputs_of_sites)
         leaves = [params["leaves"].get(path, GONE) for path in self.specs]
         outputs = run.evaluate(closed.jaxpr, closed.consts, [*leaves, *jax.tree.leaves(batch)], ())
         return jax.tree.unflatten(tree, outputs), run.seen
@@ -95,8 +99,10 @@ class _Run:
         uses: Mapping[Trail, Use],
         added: Mapping[str, Any],
         watched: frozenset[str],
+        outputs_of_sites: bool,
     ) -> None:
         self.plan, self.sites, self.added, self.watched = plan, sites, added, watched
+        self.outputs_of_sites = outputs_of_sites
         self.uses = {trail: use for trail, use in uses.items() if use.path in plan or use.path in watched}
         self.within = {trail[:end] for trail in self.uses for end in range(1, len(trail))}
         self.seen: dict[str, list[Any]] = {path: [] for path in watched}
@@ -127,17 +133,16 @@ class _Run:
     def _site(self, use: Use, eqn: core.JaxprEqn, values: list[Any]) -> Any:
         product, path = use.product, use.path
         rows = product.read(values[1 - product.side])
-        if path in self.watched:
-            self.seen[path].append(rows)
         layer = self.plan.get(path, DENSE)
         weights = self.sites.get(path)
         if weights is None:
             weights = {"kernel": product.arrange(values[product.side])}
-        form = pivoted.pivoted(layer.basis, layer.rank) if layer.basis else FORMS[layer.form]
         with _precision(eqn):
-            y = form(weights, rows)
+            y = _computed(weights, rows, layer)
         if path in self.added:
-            y = y + self.added[path][len(self.seen[path]) - 1]
+            y = y + self.added[path][len(self.seen[path])]
+        if path in self.watched:
+            self.seen[path].append(y if self.outputs_of_sites else rows)
         return product.write(y).astype(dtype_of(eqn.outvars[0]))
 
     def _call(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
@@ -171,9 +176,22 @@ class _Run:
         return [*carry, *(jnp.stack(ys) for ys in stacks)]
 
 
+def _computed(weights: Layer, rows: Any, layer: LayerPlan) -> Any:
+    """What a form makes of rows (rows, m)."""
+    if layer.form == "quantized":
+        return quantized(weights, rows.astype(jnp.float32), layer, _rows_of(layer, rows.shape[-1]))
+    form = pivoted.pivoted(layer.basis, layer.rank) if layer.basis else FORMS[layer.form]
+    return form(weights, rows)
+
+
+def _rows_of(layer: LayerPlan, m: int) -> dict[str, int]:
+    """Rows of each kernel of a layer with m inputs."""
+    return {name: shape[0] for name, shape in factor_shapes(m, m + layer.rank, layer).items()}
+
+
 def _precision(eqn: core.JaxprEqn) -> Any:
     """That of the equation; where it has none, whatever holds around it."""
-    precision = eqn.params.get("precision")
+    precision: Any = eqn.params.get("precision")
     precision = precision[0] if isinstance(precision, tuple) else precision
     if isinstance(precision, jax.lax.DotAlgorithmPreset):
         return jax.default_matmul_precision(precision.name)
@@ -237,6 +255,25 @@ def _own(plan: Plan, sites: Sites) -> dict[str, LayerPlan]:
             check_layer(info, entry)
     changed = {known[path].leaf for path, entry in plan.items() if entry.form != "dense"}
     return {site.path: plan.get(site.path, DENSE) for site in sites if site.leaf in changed}
+
+
+def spelled_out(function: Rewritten, params: Mapping[str, Any], sites: Sites) -> tuple[Rewritten, dict[str, Any]]:
+    """The same function with a form of its own at every site that can be compressed, dense ones too.
+
+    Args:
+        function: of `rewrite`.
+        params: its parameters.
+        sites: of the function as it came.
+    """
+    leaves, made = dict(params["leaves"]), dict(params["sites"])
+    kept = {site.leaf for site in sites if not site.compressible}
+    new = [site for site in sites if site.path not in made and site.leaf not in kept]
+    for site in new:
+        made[site.path] = {"kernel": kernel_of(sites, site.path, leaves)["kernel"]}
+    whole = {site.leaf for site in new}
+    plan = {site.path: function.plan.get(site.path, DENSE) for site in sites if site.path in made}
+    left = {path: leaf for path, leaf in leaves.items() if path not in whole}
+    return dataclasses.replace(function, plan=plan), {"leaves": left, "sites": made}
 
 
 def kernel_of(sites: Sites, path: str, leaves: Mapping[str, Any]) -> Layer:

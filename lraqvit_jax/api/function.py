@@ -1,0 +1,240 @@
+"""`compress` for any JAX function: parameters, batches and a budget in, a function of fewer parameters out."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from lraqvit_jax.base import files, trees
+from lraqvit_jax.base.errors import UserError, nearest, short, whole_number
+from lraqvit_jax.calibration.moments import Moments
+from lraqvit_jax.forms.pair import Pair
+from lraqvit_jax.lowrank import kfac, pairs, pivot, spectra
+from lraqvit_jax.options import quant
+from lraqvit_jax.plan import budget as budgets
+from lraqvit_jax.plan.cost import Cost, layer_cost
+from lraqvit_jax.plan.ranks import factorized
+from lraqvit_jax.plan.records import DENSE, LayerPlan, LinearInfo, Plan
+from lraqvit_jax.quant import quantize
+from lraqvit_jax.trace import moments as statistics
+from lraqvit_jax.trace import products, rewrite
+from lraqvit_jax.trace.products import Site, Sites
+from lraqvit_jax.trace.rewrite import Rewritten
+
+DECOMPOSITION = "weighted_kfac"
+ROWS = 8192
+"""Of what a product reads, at most, for the ranges of its integers."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Function:
+    """A compressed function of a batch.
+
+    Attributes:
+        apply: of `params` and a batch; under jit, grad, vmap, and `jax.export`.
+        params: `{"leaves": ..., "sites": ...}`.
+        plan: the form of every site.
+        sites: what was found in the function as it came.
+    """
+
+    apply: Rewritten
+    params: Mapping[str, Any]
+    plan: Plan
+    sites: Sites
+
+    def __call__(self, batch: Any) -> Any:
+        return jax.jit(self.apply)(self.params, batch)
+
+    def __repr__(self) -> str:
+        forms = ", ".join(f"{count} {form}" for form, count in sorted(self._forms().items()))
+        return f"<lraqvit_jax.Function of {len(self.sites)} sites: {forms}; {self.parameters:,} parameters>"
+
+    def _forms(self) -> dict[str, int]:
+        return dict(collections.Counter(self.plan.get(site.path, DENSE).form for site in self.sites))
+
+    @property
+    def parameters(self) -> int:
+        """Entries of kernels and of all other leaves; scales, and what says which channels are copied, do not count."""
+        costs = (self._cost(site) for site in self.sites if site.path in self.params["sites"])
+        return sum(cost.params for cost in costs) + sum(map(np.size, self.params["leaves"].values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of an example in all sites."""
+        return sum(site.calls * self._cost(site).flops for site in self.sites) // 2
+
+    def _cost(self, site: Site) -> Cost:
+        return layer_cost(_without_bias(site.info()), self.plan.get(site.path, DENSE))
+
+    def export(self, path: str | pathlib.Path, batch: Any) -> None:
+        """Writes StableHLO with the parameters inside, of any number of examples; `jax.export.deserialize` reads it.
+
+        Args:
+            path: of the file.
+            batch: an example of one; its first axes are free.
+        """
+        (count,) = jax.export.symbolic_shape("batch")
+        specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *np.shape(x)[1:]), jnp.result_type(x)), batch)
+        constants = jax.tree.map(np.asarray, self.params)
+        exported = jax.export.export(jax.jit(lambda given: self.apply(constants, given)))(specs)
+        files.write_atomically(files.locate_new(str(path)), bytes(exported.serialize()))
+
+
+def compress(
+    apply: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    *,
+    budget: float = 0.5,
+    metric: str = "logits",
+    bits: int = 0,
+    quantizer: str = "dynamic",
+    keep_dense: Iterable[str] = (),
+    multiple: int = 1,
+    seed: int = 0,
+) -> Function:
+    """Makes a function small: pairs with identity blocks in place of its kernels, then integers.
+
+    Ranks are those that change the outputs least under the budget, as far as the moments of inputs and gradients tell.
+
+    Args:
+        apply: pure, of `params` and a batch; it is not changed.
+        params: a tree of arrays.
+        batches: some, as `apply` takes them: arrays or trees of them with examples along the first axes.
+        budget: share of the parameters of the kernels to keep, in (0, 1]; the first and the last layer are not counted,
+            and stay whole.
+        metric: what is to be kept, of `trace.moments.KEPT`.
+        bits: of kernels and activations, 8, 7, 6 or 4; 0 stays in floats.
+        quantizer: how, one of `config.QUANTIZERS`, with scales by token as they come or one scale for all.
+        keep_dense: paths of sites, or of what holds them, that stay as they are.
+        multiple: of which every rank is one.
+        seed: of the random projections.
+
+    Raises:
+        UserError: a function that cannot be traced, no site to compress, a budget or a width that does not fit.
+    """
+    if not files.number(budget) or not 0 < budget <= 1:
+        raise UserError(f"budget is {short(repr(budget))}; give the share to keep, a number above 0 and at most 1.")
+    if isinstance(bits, bool | float) or bits not in (0, *quant.BITS):
+        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, quant.BITS))}, or 0 to stay in floats.")
+    if quantizer not in quant.QUANTIZERS:
+        raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, quant.QUANTIZERS)}")
+    multiple = whole_number(multiple, "multiple", low=1)
+    if isinstance(batches, str) or not isinstance(batches, Iterable) or hasattr(batches, "shape"):
+        raise UserError(f"batches is {short(repr(batches))}; give a list of batches as the function takes them.")
+    batches = list(batches)
+    if not batches:
+        raise UserError("batches is empty; give some batches as the function takes them.")
+    sites = products.find(apply, params, batches[0])
+    layers = _layers(sites, keep_dense)
+    dense, dense_params = rewrite.rewrite(apply, params, {}, sites)
+    plan: dict[str, LayerPlan] = {}
+    made: dict[str, dict[str, Any]] = {}
+    if budget < 1:
+        chosen = [site for site in sites if site.path in {layer.path for layer in layers}]
+        seen = statistics.moments(dense, dense_params, chosen, batches, metric, seed)
+        kernels = {site.path: rewrite.kernel_of(sites, site.path, dense_params["leaves"]) for site in chosen}
+        plan, made = _pairs(layers, kernels, seen, budget, multiple)
+    function, new_params = rewrite.rewrite(apply, params, plan, sites, made)
+    if bits:
+        function, new_params, plan = _integers(function, new_params, sites, batches, bits, quantizer)
+    return Function(function, jax.tree.map(jnp.asarray, new_params), plan, sites)
+
+
+def _layers(sites: Sites, keep_dense: Iterable[str]) -> list[LinearInfo]:
+    """What is to be factorized; UserError where that is nothing."""
+    layers = [layer for layer in sites.layers if layer.compressible]
+    if not layers:
+        why = "; ".join(f"{', '.join(one.leaves)} {one.reason}" for one in sites.skipped[:3])
+        raise UserError(f"No product of the function can be compressed{': ' + why if why else ''}.")
+    return factorized(layers, keep_dense, pivot=True)
+
+
+def _pairs(
+    layers: list[LinearInfo],
+    kernels: Mapping[str, Mapping[str, np.ndarray]],
+    seen: Mapping[str, Moments],
+    budget: float,
+    multiple: int,
+) -> tuple[dict[str, LayerPlan], dict[str, dict[str, Any]]]:
+    """Ranks for the budget, and the pairs."""
+
+    def curve(layer: LinearInfo) -> budgets.Curve:
+        kernel = np.asarray(kernels[layer.path]["kernel"], np.float64)
+        return budgets.loss_curve(kfac.losses(kernel, seen[layer.path].weighted()))
+
+    curves = dict(zip([layer.path for layer in layers], spectra.each(curve, layers, "plan"), strict=True))
+    ranks = {path: rank for path, rank in budgets.least_loss(layers, curves, budget, multiple).items() if rank}
+
+    def fixed(path: str) -> dict[str, Any]:
+        pair = pairs.pair(DECOMPOSITION, kernels[path], ranks[path], seen[path])
+        block = pivot.output_side(Pair(*(np.asarray(pair[name], np.float64) for name in ("u", "v"))))
+        bias = {"bias": pair["bias"]} if "bias" in pair else {}
+        factors = {"u": np.asarray(block.first, np.float32), "v": np.asarray(block.second, np.float32)}
+        return {**factors, "basis": block.basis.astype(np.int16), **bias}
+
+    made = dict(zip(ranks, spectra.each(fixed, list(ranks), "factorize"), strict=True))
+    return {path: LayerPlan("pivoted", rank, basis="output") for path, rank in ranks.items()}, made
+
+
+def _without_bias(info: LinearInfo) -> LinearInfo:
+    return dataclasses.replace(info, bias=False)
+
+
+def _integers(
+    function: Rewritten,
+    params: Mapping[str, Any],
+    sites: Sites,
+    batches: list[Any],
+    bits: int,
+    quantizer: str,
+) -> tuple[Rewritten, dict[str, Any], dict[str, LayerPlan]]:
+    """The function with integers in all sites that can be compressed; its parameters and plan."""
+    options = quant.QUANTIZERS[quantizer]
+    granularity = options.granularity or "per_tensor"
+    if granularity == "per_token":
+        raise UserError(f"The quantizer {quantizer!r} has a scale for each position, which not every function has.")
+    whole, whole_params = rewrite.spelled_out(function, params, sites)
+    seen: dict[str, list[np.ndarray]] = {}
+    paths = list(whole.plan)
+    read = jax.jit(lambda given: whole.observed(whole_params, given, {}, paths)[1])
+    for batch in batches:
+        for path, calls in read(batch).items():
+            rows = np.concatenate([np.asarray(one, np.float32) for one in calls])
+            seen.setdefault(path, []).append(rows)
+        if min(sum(map(len, parts)) for parts in seen.values()) >= ROWS:
+            break
+    inputs = {
+        path: _with_between(np.concatenate(parts)[:ROWS], whole, whole_params, path) for path, parts in seen.items()
+    }
+    layers = [_without_bias(sites[path].info()) for path in paths]
+    plan = {
+        path: dataclasses.replace(
+            entry, form="quantized", bits=bits, granularity=granularity, clip=1.0, asymmetric=options.asymmetric
+        )
+        for path, entry in whole.plan.items()
+    }
+    nested = trees.nest(whole_params["sites"])
+    made = quantize.quantize(nested, plan, layers, inputs, dataclasses.replace(options, bits=bits))
+    stored = {path: jax.tree.map(np.asarray, trees.get(made.params, path)) for path in paths}
+    new = dataclasses.replace(whole, plan=made.plan)
+    return new, {"leaves": whole_params["leaves"], "sites": stored}, dict(made.plan)
+
+
+def _with_between(rows: np.ndarray, function: Rewritten, params: Mapping[str, Any], path: str) -> dict[str, np.ndarray]:
+    """What the products of a site read, (1, rows, features): "x", and "z" between the factors of a pair."""
+    inputs = {"x": rows[None]}
+    if function.plan[path].rank:
+        inputs["z"] = np.asarray(rows @ np.asarray(params["sites"][path]["u"]))[None]
+    return inputs

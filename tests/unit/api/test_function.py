@@ -1,0 +1,129 @@
+"""`compress` for functions that are not ours."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import lraqvit_jax
+from lraqvit_jax.base.errors import UserError
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        return x + nn.Dense(16)(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x)))), None
+
+
+class Scanned(nn.Module):
+    """Flax Linen, its blocks stacked and computed again in the backward pass."""
+
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(30, 16)(ids)
+        stack = nn.scan(nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        return nn.Dense(7)(stack()(x, None)[0].mean(1))
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.last = nnx.Linear(12, 16, rngs=rngs), nnx.Linear(16, 7, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 16, decode=False, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.first(x)
+        return self.last((x + self.attention(x)).mean(1))
+
+
+def linen(rng):
+    model, batches = Scanned(), [rng.integers(0, 30, (8, 5)) for _ in range(4)]
+    return model.apply, model.init(jax.random.key(0), batches[0]), batches
+
+
+def modern(rng):
+    graph, params, rest = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
+    batches = [rng.standard_normal((8, 5, 12)).astype(np.float32) for _ in range(4)]
+    return lambda params, x: nnx.merge(graph, params, rest)(x), params, batches
+
+
+MODELS = {"linen": linen, "nnx": modern}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_less_budget_costs_less_and_changes_more(name, rng, tmp_path):
+    apply, params, batches = MODELS[name](rng)
+    dense = apply(params, batches[0])
+    sizes, changes = [], []
+    for budget in (1, 0.8, 0.4):
+        small = lraqvit_jax.compress(apply, params, batches, budget=budget, bits=0)
+        sizes.append((small.parameters, small.macs, small.nbytes))
+        changes.append(float(jnp.linalg.norm(small(batches[0]) - dense) / jnp.linalg.norm(dense)))
+    assert sizes[0][0] == sum(map(np.size, jax.tree.leaves(params)))
+    assert sizes == sorted(sizes, reverse=True)
+    assert changes == sorted(changes)
+    assert changes[0] < 1e-6
+    integers = lraqvit_jax.compress(apply, params, batches, budget=0.8)
+    assert integers.nbytes < sizes[1][2] / 2
+    close = integers(batches[0])
+    np.testing.assert_allclose(
+        close,
+        lraqvit_jax.compress(apply, params, batches, budget=0.8, bits=0)(batches[0]),
+        atol=0.15 * jnp.abs(close).max(),
+    )
+    assert {entry.form for entry in integers.plan.values()} == {"quantized"}
+    assert "quantized" in repr(integers)
+    integers.export(tmp_path / "small.stablehlo", batches[0])
+    again = jax.export.deserialize(bytearray((tmp_path / "small.stablehlo").read_bytes()))
+    np.testing.assert_allclose(again.call(batches[1][:3]), integers(batches[1][:3]), atol=1e-5)
+
+
+def test_the_budget_is_met_exactly_by_what_is_stored(rng):
+    apply, params, batches = modern(rng)
+    sites = lraqvit_jax.find(apply, params, batches[0])
+    kernels = sum(site.features_in * site.features_out for site in sites if site.kind == "mlp")
+    small = lraqvit_jax.compress(apply, params, batches, budget=0.7, bits=0)
+    saved = sum(map(np.size, jax.tree.leaves(params))) - small.parameters
+    assert 0.3 * kernels <= saved <= 0.36 * kernels
+    stored = [np.size(leaf) for name, leaf in _leaves(small.params) if not name.endswith("basis")]
+    assert sum(stored) == small.parameters
+
+
+def _leaves(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(keys, simple=True, separator="/"), leaf) for keys, leaf in leaves]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"budget": 0}, "budget is 0"),
+        ({"budget": 0.001}, "below what sizes"),
+        ({"bits": 5}, "bits is 5"),
+        ({"quantizer": "none"}, "quantizer is 'none'"),
+        ({"metric": "accuracy"}, "metric is 'accuracy'"),
+        ({"steps": 3}, "A function takes"),
+        ({"preprocess": None, "workdir": "DIR"}, "A function takes"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_in_a_sentence(options, says, rng):
+    apply, params, batches = modern(rng)
+    with pytest.raises(UserError, match=says):
+        lraqvit_jax.compress(apply, params, batches, **options)
+
+
+@pytest.mark.parametrize(
+    "batches", ["folder:PHOTOS", [], np.zeros((2, 5, 12), np.float32), 3], ids=["text", "none", "array", "number"]
+)
+def test_batches_that_are_none_are_refused_in_a_sentence(batches, rng):
+    apply, params, _ = modern(rng)
+    with pytest.raises(UserError, match="batches is"):
+        lraqvit_jax.compress(apply, params, batches)
+
+
+def test_a_function_without_products_is_refused_with_what_was_seen(rng):
+    with pytest.raises(UserError, match="No product"):
+        lraqvit_jax.compress(lambda p, x: jnp.take(p, x, 0), np.ones((3, 4), np.float32), [np.zeros((2, 1), np.int32)])
