@@ -27,8 +27,8 @@ from lraqvit_jax.base.version import VERSION
 if TYPE_CHECKING:
     from lraqvit_jax import weights
     from lraqvit_jax.api.compress import compress
-    from lraqvit_jax.api.function import Function
     from lraqvit_jax.api.model import Model, load
+    from lraqvit_jax.trace.compress import Function
     from lraqvit_jax.trace.products import find
     from lraqvit_jax.trace.rewrite import rewrite
 
@@ -36,7 +36,7 @@ __all__ = ["Function", "Model", "__version__", "compress", "find", "load", "rewr
 __version__ = VERSION
 
 _PLACES = {
-    "Function": "api.function",
+    "Function": "trace.compress",
     "Model": "api.model",
     "compress": "api.compress",
     "find": "trace.products",

@@ -162,7 +162,7 @@ def dry_run(config: Config, workdir: str, stages: Sequence[str] | None = None) -
 def estimate(config: Config, workdir: str) -> None:
     """Prints what each training takes of a device, of this machine or of a mesh that is elsewhere; writes nothing."""
     from lraqvit_jax.run import opening
-    from lraqvit_jax.training import estimate
+    from lraqvit_jax.stages import estimate
 
     print(estimate.table(opening.open_workspace(config, workdir, write=False, make_mesh=estimate.mesh_of)))
 

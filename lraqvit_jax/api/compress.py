@@ -14,7 +14,6 @@ from flax import linen as nn
 
 from lraqvit_jax import config as config_lib
 from lraqvit_jax import models, stages
-from lraqvit_jax.api import function
 from lraqvit_jax.api import model as inference
 from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest, short, whole_number
@@ -23,10 +22,10 @@ from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import fingerprint, precision, sharding
 from lraqvit_jax.devices.sharding import Mesh
-from lraqvit_jax.options import quant
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run import lock, opening
 from lraqvit_jax.run.workspace import Workspace
+from lraqvit_jax.trace import compress as function
 from lraqvit_jax.weights import tensors
 
 STAGES = ("plan", "factorize", "distill", "merge", "quantize")
@@ -83,7 +82,7 @@ def compress(
 
     A function of parameters and a batch is compressed as well, `compress(apply, params, batches)`: then `images` are
     batches as it takes them, only `budget`, `bits`, `quantizer` and `metric` can be given, and what comes back is a
-    `Function`; see `api.function`.
+    `Function`; see `trace.compress`.
 
     Returns:
         The smallest model that was asked for, on one device.
@@ -100,8 +99,8 @@ def compress(
         raise UserError(f"metric is {short(repr(metric))}, and a model here is a classifier; give its apply instead.")
     if not files.number(budget) or not 0 < budget <= 1:
         raise UserError(f"budget is {short(repr(budget))}; give the share to keep, a number above 0 and at most 1.")
-    if isinstance(bits, bool | float) or bits not in (0, *quant.BITS):
-        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, quant.BITS))}, or 0 to stay in float32.")
+    if isinstance(bits, bool | float) or bits not in (0, *config_lib.BITS):
+        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, config_lib.BITS))}, or 0 to stay in float32.")
     if quantizer not in config_lib.QUANTIZERS:
         raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
     if not isinstance(preprocess, Preprocess):

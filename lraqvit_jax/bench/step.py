@@ -26,8 +26,9 @@ from lraqvit_jax.options.training import Recipe
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.run import opening
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.training import estimate, loop, step, terms
-from lraqvit_jax.training.estimate import Training
+from lraqvit_jax.stages import estimate
+from lraqvit_jax.stages.estimate import Training
+from lraqvit_jax.training import loop, step, terms
 from lraqvit_jax.training.objective import of_run
 
 ROUNDS = 15

@@ -20,8 +20,8 @@ from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.options.training import Distillation, Recipe
 from lraqvit_jax.run import opening
+from lraqvit_jax.stages import estimate
 from lraqvit_jax.tasks import classification as evaluate
-from lraqvit_jax.training import estimate
 from lraqvit_jax.training import loop as train
 from lraqvit_jax.training import objective as training
 from lraqvit_jax.training import step as losses

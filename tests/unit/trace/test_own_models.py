@@ -77,7 +77,9 @@ def test_every_layer_is_a_site_with_the_same_moments_ranks_and_logits(name, rng)
                 kernels.setdefault(path, []).append(made["u"] @ made["v"])
     assert plans[0] == plans[1]
     for path, (one, other) in kernels.items():
-        np.testing.assert_allclose(one, other, atol=5e-3 * np.abs(one).max(), err_msg=path)
+        second = linen[path].second  # Where inputs hardly vary, directions are a matter of float32; outputs are not.
+        changed, whole = (np.einsum("in,ij,jn->", k, second, k) for k in (one - other, one))
+        assert changed < 1e-5 * whole, path
 
     ranks = {path: rank for path, rank in plans[0].items() if rank}
     made = {path: pairs.pair("kfac", trees.get(params, path), rank, linen[path]) for path, rank in ranks.items()}
