@@ -11,8 +11,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from lraqvit_jax.base import files, trees
-from lraqvit_jax.base.errors import UserError, nearest, short, whole_number
+from lraqvit_jax.base import console, files, trees
+from lraqvit_jax.base.errors import UserError, nearest, reason, short, whole_number
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.forms.pair import Pair
 from lraqvit_jax.lowrank import kfac, pairs, pivot, spectra
@@ -78,17 +78,29 @@ class Function:
         return layer_cost(_without_bias(site.info()), self.plan.get(site.path, DENSE))
 
     def export(self, path: str | pathlib.Path, batch: Any) -> None:
-        """Writes StableHLO with the parameters inside, of any number of examples; `jax.export.deserialize` reads it.
+        """Writes StableHLO with the parameters inside; `jax.export.deserialize` reads it.
+
+        It takes any number of examples, or, with a warning, as many as `batch` has, where the function does not take
+        a number that is not known yet.
 
         Args:
             path: of the file.
-            batch: an example of one; its first axes are free.
+            batch: as the function takes it.
         """
         (count,) = jax.export.symbolic_shape("batch")
-        specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *np.shape(x)[1:]), jnp.result_type(x)), batch)
         constants = jax.tree.map(np.asarray, self.params)
-        exported = jax.export.export(jax.jit(lambda given: self.apply(constants, given)))(specs)
+        run = jax.jit(lambda given: self.apply(constants, given))
+        try:
+            exported = jax.export.export(run)(_specs(batch, count))
+        except (UserError, TypeError, ValueError) as error:
+            exported = jax.export.export(run)(_specs(batch, products.examples(batch)))
+            console.warn(f"{path} takes batches of {products.examples(batch)} alone ({short(reason(error))}).")
         files.write_atomically(files.locate_new(str(path)), bytes(exported.serialize()))
+
+
+def _specs(batch: Any, count: Any) -> Any:
+    """Shapes of a batch of that many examples."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *np.shape(x)[1:]), jnp.result_type(x)), batch)
 
 
 def compress(
