@@ -3,10 +3,10 @@
     python -m tests.slow.foreign [NAME ...]
 
 Weights are random and sizes small; requirements-foreign.txt has the libraries, and a model whose library is missing is
-left out with a word. A line for each model: sites, share of the parameters in those that can be compressed and of the
-multiply-accumulates of parameters with activations, seconds to find them, the largest difference of a function with
-pairs of full rank over the largest output, parameters after `compress(budget=0.75)` and bytes in int8, whether StableHLO
-was written, read back, and gives the same.
+left out with a word. A line for each model: sites; share of the parameters in those that can be compressed, and of the
+multiply-accumulates with parameters; seconds to find them; the largest difference of a function with pairs of full
+rank, over the largest output; parameters after `compress(budget=0.75)`, and bytes with int8; the difference of the
+StableHLO file that was written and read back.
 """
 
 import math
