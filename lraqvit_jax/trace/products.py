@@ -31,6 +31,8 @@ CALLS = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 """Equations that call one function, and the name of its jaxpr."""
+ROUNDS = 16
+"""Of a scan whose kernels are the same in all of them, at most, that are looked at one by one."""
 TABLE = 2
 """Dimensions from which on a leaf that is in no product is listed."""
 
@@ -313,18 +315,26 @@ class _Search:
         constants, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
         consts, carry, stacked = values[:constants], values[constants:carried], values[carried:]
         body, layers, outputs = params["jaxpr"], range(params["length"]), list[list[Value]]()
-        if not any(isinstance(value, View) for value in values):
-            layers = range(min(2, params["length"]))  # what is found then is the same in every round
-        for index in reversed(layers) if params["reverse"] else layers:
+        carry = [Activation(raw=True) if isinstance(value, Known) else value for value in carry]
+        rounds = layers if any(isinstance(value, View) for value in stacked) else layers[:ROUNDS]
+        for index in reversed(rounds) if params["reverse"] else rounds:
             parts = [views.layer(value, index) if isinstance(value, View) else _element(value) for value in stacked]
             results = self.walk(body.jaxpr, body.consts, [*consts, *carry, *parts], (*trail, index), blocked)
             carry, rest = results[: params["num_carry"]], results[params["num_carry"] :]
             outputs.append(rest)
+        end, last = len(trail), rounds[-1] if rounds else 0
+        same = {key: use for key, use in self.uses.items() if key[: end + 1] == (*trail, last)}
+        for index in layers[len(rounds) :]:
+            self.uses |= {(*trail, index, *key[end + 1 :]): use for key, use in same.items()}
+        if not outputs:
+            return [*carry, *[views.joined(values, "scan")] * (len(eqn.outvars) - len(carry))]
         return [*carry, *(views.joined(list(ys), "scan") for ys in zip(*outputs, strict=True))]
 
     def _product(self, eqn: core.JaxprEqn, values: list[Value], trail: Trail, blocked: str) -> Value:
         acts = [isinstance(value, Activation) for value in values]
         if sum(acts) != 1:
+            for value in values:
+                self._read_elsewhere(value, eqn.primitive.name)
             return views.joined(values, eqn.primitive.name)
         side = int(acts[0])
         weight, act = values[side], values[1 - side]
@@ -366,8 +376,9 @@ class _Search:
         return [whole] * len(eqn.outvars)
 
     def _read_elsewhere(self, value: Value, by: str) -> None:
-        for leaf in views.leaves_of(value):
-            self.other_readers[leaf].add(by)
+        """Notes who reads a leaf; of what is made of leaves nothing new, since who made it read them."""
+        if isinstance(value, View):
+            self.other_readers[value.leaf].add(by)
 
     def _skip(self, values: Sequence[Value], why: str) -> None:
         leaves = sorted(frozenset[str]().union(*map(views.leaves_of, values)))
@@ -414,6 +425,13 @@ class _Search:
                     self._reason(path, of_site, leaves),
                 )
             )
+        stuck = {site.leaf: site.path for site in sites if site.reason}
+        sites = [
+            site
+            if site.reason or site.leaf not in stuck
+            else dataclasses.replace(site, reason=f"is of one leaf with {stuck[site.leaf]}, which stays")
+            for site in sites
+        ]
         listed = {leaf for one in self.skipped for leaf in one.leaves} | {site.leaf for site in sites}
         listed |= {view.leaf for added in self.biases.values() for view in added}
         for leaf, value in leaves.items():

@@ -168,12 +168,34 @@ class _Run:
         constants, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
         carry, stacked, body = values[constants:carried], values[carried:], params["jaxpr"]
         rounds, outputs = range(params["length"]), dict[int, list[Any]]()
+        if not self.watched and len({self._paths((*trail, index)) for index in rounds}) == 1:
+            return self._loop(eqn, values, trail)
         for index in reversed(rounds) if params["reverse"] else rounds:
             parts = [value if value is GONE else value[index] for value in stacked]
             results = self.evaluate(body.jaxpr, body.consts, [*values[:constants], *carry, *parts], (*trail, index))
             carry, outputs[index] = results[: params["num_carry"]], results[params["num_carry"] :]
         stacks = zip(*(outputs[index] for index in rounds), strict=True)
         return [*carry, *(jnp.stack(ys) for ys in stacks)]
+
+    def _paths(self, trail: Trail) -> frozenset[tuple[Trail, str]]:
+        """The sites behind a trail, with the rest of theirs."""
+        end = len(trail)
+        return frozenset((key[end:], use.path) for key, use in self.uses.items() if key[:end] == trail)
+
+    def _loop(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
+        """A scan whose rounds have the same kernels."""
+        params = eqn.params
+        constants, count, body = params["num_consts"], params["num_carry"], params["jaxpr"]
+
+        def step(carry: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
+            inputs = [*values[:constants], *carry, *parts]
+            results = self.evaluate(body.jaxpr, body.consts, inputs, (*trail, 0))
+            return results[:count], results[count:]
+
+        given = values[constants : constants + count], values[constants + count :]
+        options = {name: params[name] for name in ("length", "reverse", "unroll")}
+        carry, outputs = jax.lax.scan(step, *given, **options)
+        return [*carry, *outputs]
 
 
 def _computed(weights: Layer, rows: Any, layer: LayerPlan) -> Any:

@@ -200,6 +200,40 @@ def test_layers_of_a_scan_are_sites_of_their_own(rng, x):
     same(function(changed, x), one(params, x))
 
 
+def test_a_recurrence_keeps_its_loop_and_has_one_kernel_in_all_rounds(rng):
+    p = {name: rng.standard_normal((D, D)).astype(np.float32) / 4 for name in ("inner", "outer")}
+    x = rng.standard_normal((2, 40, D)).astype(np.float32)
+
+    def function(p, x):
+        def step(state, row):
+            state = jnp.tanh(state @ p["inner"] + row @ p["outer"])
+            return state, state
+
+        return jax.lax.scan(step, jnp.zeros((x.shape[0], D)), x.swapaxes(0, 1))
+
+    sites = products.find(function, p, x)
+    assert [(site.path, site.calls, site.tokens, site.reason) for site in sites] == [
+        ("inner", 40, 1, ""),
+        ("outer", 40, 1, ""),
+    ]
+    small, params = rewrite.rewrite(function, p, full(sites))
+    same(function(p, x), jax.jit(small)(params, x))
+    assert str(jax.make_jaxpr(small)(params, x)).count("scan[") == 1
+
+
+def test_a_leaf_of_which_a_part_must_stay_stays_whole(rng, x):
+    p = rng.standard_normal((2, D, D)).astype(np.float32)
+
+    def function(p, x):
+        y = jnp.tanh(x @ p[1])
+        return jax.lax.cond(x[0, 0, 0] > 0, lambda y: y @ p[0], lambda y: y, y)
+
+    reasons = {site.path: site.reason for site in products.find(function, p, x)}
+    assert reasons == {"[1]": "is of one leaf with [0], which stays", "[0]": "is inside a conditional"}
+    twice = products.find(lambda p, x: x @ p[0] + jnp.sum(p[0] @ p[1]), p, x)
+    assert twice["[0]"].reason == "is also read by dot_general"
+
+
 def test_parts_of_one_leaf_and_the_kinds_of_sites(rng, x):
     p = {
         "qkv": rng.standard_normal((D, 3 * D)).astype(np.float32),
