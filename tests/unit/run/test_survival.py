@@ -263,6 +263,7 @@ def test_an_interrupt_that_a_library_kept_for_itself_stops_the_run_at_the_next_c
     before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.setitem(preemption._state, "interrupted", False)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         preemption.watch()
         assert not preemption.reached()
         with contextlib.suppress(KeyboardInterrupt):
