@@ -256,10 +256,16 @@ def rewrite(
         if "bias" in layer:
             view = sites.biases[path]
             leaves[view.leaf] = _with_part(leaves[view.leaf], view, layer.pop("bias"))
-        made[path] = layer
+        made[path] = {name: _as_leaf(value, leaves[sites[path].leaf]) for name, value in layer.items()}
     gone = {sites[path].leaf for path in plan}
     left = {path: leaf for path, leaf in leaves.items() if path not in gone}
     return Rewritten(apply, jax.tree.structure(params), specs, plan), {"leaves": left, "sites": made}
+
+
+def _as_leaf(value: Any, leaf: Any) -> Any:
+    """A factor in the precision of the leaf that it stands for; integers as they are."""
+    floats = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
+    return np.asarray(value).astype(leaf.dtype) if floats else value
 
 
 def _own(plan: Plan, sites: Sites) -> dict[str, LayerPlan]:

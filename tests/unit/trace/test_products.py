@@ -274,6 +274,15 @@ def test_an_empty_plan_gives_the_same_bits_and_batches_may_have_any_size(p, x, r
     )
 
 
+def test_factors_have_the_precision_of_their_leaf(p, x):
+    half = {name: jnp.asarray(value, jnp.bfloat16) for name, value in p.items()}
+    sites = products.find(cast, half, x)
+    small, params = rewrite.rewrite(cast, half, {"w": LayerPlan("low_rank", 5)}, sites)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    want = x @ (params["sites"]["w"]["u"].astype(np.float32) @ params["sites"]["w"]["v"].astype(np.float32))
+    same(want, small(params, x), 2e-2)
+
+
 def _impure(p, x):
     return x @ p["w"] + np.random.default_rng().random()
 
