@@ -13,7 +13,8 @@ from jax.extend import core
 
 from lraqvit_jax.base.errors import UserError, reason, short
 from lraqvit_jax.plan.records import LinearInfo
-from lraqvit_jax.trace import product, views
+from lraqvit_jax.trace import attention, product, views
+from lraqvit_jax.trace.attention import Attention
 from lraqvit_jax.trace.product import Product
 from lraqvit_jax.trace.views import Activation, Known, Mixed, Value, View
 
@@ -111,6 +112,7 @@ class Sites:
         parameters: of all leaves.
         uses: of the products, by their trail.
         biases: a view of the leaf for each site with a bias.
+        attention: blocks of sites that make head products, or would but for what is between.
     """
 
     sites: tuple[Site, ...]
@@ -118,6 +120,7 @@ class Sites:
     parameters: int
     uses: Mapping[Trail, Use]
     biases: Mapping[str, View]
+    attention: tuple[Attention, ...] = ()
 
     def __str__(self) -> str:
         """A line for each site, and for what is none."""
@@ -126,6 +129,7 @@ class Sites:
             + (f"; {site.reason}" if site.reason else "")
             for site in self.sites
         ]
+        lines += [f"attention of {block}" for block in self.attention]
         lines += [f"{', '.join(one.leaves)}  no site: {one.reason}" for one in self.skipped]
         return "\n".join([*lines, f"{self.covered:.1%} of the multiply-accumulates with parameters can be compressed."])
 
@@ -271,6 +275,7 @@ class _Search:
         self.other_readers: dict[str, set[str]] = collections.defaultdict(set)
         self.biases: dict[str, list[View]] = collections.defaultdict(list)
         self.bias_readers: dict[str, int] = collections.Counter()
+        self.attention: list[Attention] = []
 
     def walk(
         self, jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Value], trail: Trail, blocked: str = ""
@@ -335,7 +340,11 @@ class _Search:
         if sum(acts) != 1:
             for value in values:
                 self._read_elsewhere(value, eqn.primitive.name)
-            return views.joined(values, eqn.primitive.name)
+            whole = views.joined(values, eqn.primitive.name)
+            if isinstance(whole, Activation):
+                roles = [value.role if isinstance(value, Activation) else None for value in values]
+                return dataclasses.replace(whole, role=attention.product(eqn, *roles))
+            return whole
         side = int(acts[0])
         weight, act = values[side], values[1 - side]
         found = product.of(eqn, side)
@@ -350,7 +359,10 @@ class _Search:
         self.inputs[weight.path].append(act)
         if blocked:
             self.blocked[weight.path] = blocked
-        return Activation(origin=weight.path, sites=act.sites | {weight.path})
+        if (block := attention.of_site(act.role, weight.path)) is not None and block not in self.attention:
+            self.attention.append(block)
+        role = attention.Channels(weight.path)
+        return Activation(origin=weight.path, sites=act.sites | {weight.path}, role=role)
 
     def _plain(self, eqn: core.JaxprEqn, values: list[Value]) -> list[Value]:
         name = eqn.primitive.name
@@ -358,8 +370,8 @@ class _Search:
             return [view]
         if all(isinstance(value, Known) for value in values):
             return _computed(eqn, values)
-        whole = views.joined(values, name)
         acts = [value for value in values if isinstance(value, Activation)]
+        whole = self._with_role(eqn, values, acts)
         if len(acts) == 1 and acts[0].origin and isinstance(whole, Activation):
             others = [value for value in values if value is not acts[0]]
             if name in views.LAYOUT and not others:
@@ -370,10 +382,22 @@ class _Search:
                     self.bias_readers[others[0].path] += 1
                 else:
                     self._read_elsewhere(others[0], name)
-                return [dataclasses.replace(whole, origin=acts[0].origin)]
+                return [dataclasses.replace(whole, origin=acts[0].origin, role=acts[0].role)]
         for value in values:
             self._read_elsewhere(value, name)
         return [whole] * len(eqn.outvars)
+
+    def _with_role(self, eqn: core.JaxprEqn, values: Sequence[Value], acts: Sequence[Activation]) -> Value:
+        """What a primitive makes of its operands, with its role in an attention block."""
+        whole = views.joined(list(values), eqn.primitive.name)
+        if not isinstance(whole, Activation):
+            return whole
+        others = any(
+            not isinstance(value, Activation) and math.prod(views.shape_of(atom)) != 1
+            for value, atom in zip(values, eqn.invars, strict=True)
+        )
+        role = attention.plain(eqn.primitive.name, [act.role for act in acts], others)
+        return dataclasses.replace(whole, role=role)
 
     def _read_elsewhere(self, value: Value, by: str) -> None:
         """Notes who reads a leaf; of what is made of leaves nothing new, since who made it read them."""
@@ -440,7 +464,7 @@ class _Search:
                 self.skipped.append(Skipped((leaf,), f"is in no product, but read by {readers}"))
         total = sum(math.prod(leaf.shape) for leaf in leaves.values())
         skipped = tuple(one._replace(macs=one.macs // examples) for one in self.skipped)
-        return Sites(tuple(sites), skipped, total, dict(self.uses), biases)
+        return Sites(tuple(sites), skipped, total, dict(self.uses), biases, tuple(self.attention))
 
     def _reason(self, path: str, uses: Sequence[Use], leaves: Mapping[str, Any]) -> str:
         leaf = uses[0].view.leaf
