@@ -105,6 +105,11 @@ def compress(
         raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
     if not isinstance(preprocess, Preprocess):
         raise UserError(f"preprocess is {short(repr(preprocess))}; give a Preprocess, such as weights.load returns.")
+    if fields is not None and not isinstance(fields, Mapping):
+        raise UserError(f"fields is {short(repr(fields))}; give a mapping of dotted names and values.")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise UserError(f"mesh is {short(repr(mesh))}; give one of devices.sharding.make_mesh, or None.")
+    kept = files.locate_new(workdir) if workdir else None
     steps = whole_number(steps, "steps", low=0)
     data = images if isinstance(images, str) else memory.Images(images)  # which `put` does not keep alive
     source = data if isinstance(data, str) else memory.put(data)
@@ -112,7 +117,7 @@ def compress(
     _set(chosen, fields or {})
     config = config_lib.parse(chosen)
     with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = kept or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(lock.alone(folder))
         ws = opening.open_workspace(config, folder, make_mesh=(lambda _: mesh) if mesh else None, evaluates=False)
         ws = dataclasses.replace(ws, class_names=_names(class_names, ws.num_classes))

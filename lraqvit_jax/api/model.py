@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from lraqvit_jax.base import console, files
-from lraqvit_jax.base.errors import UserError, short, whole_number
+from lraqvit_jax.base.errors import UserError, nearest, short, whole_number
 from lraqvit_jax.config import restored
 from lraqvit_jax.data import matching, sources
 from lraqvit_jax.data.matching import Classes
@@ -24,6 +24,7 @@ from lraqvit_jax.run import results
 from lraqvit_jax.tasks import classification as evaluate
 from lraqvit_jax.weights import artifacts
 
+DTYPES = ("float32", "bfloat16", "float16")
 Images = memory.Item | np.ndarray | Iterable[memory.Item | np.ndarray]
 """One image or several: PIL images, paths, bytes of a file, arrays of whole numbers from 0 to 255, (height, width),
 (height, width, channels) or (channels, height, width) with 1, 3 or 4 channels, or arrays of floats (size, size, 3) that
@@ -133,6 +134,8 @@ class Model(artifacts.Artifact):
         """
         batch_size = whole_number(batch_size, "batch_size")
         where = short(images) if isinstance(images, str) else "labels"
+        if isinstance(images, str) and labels is not None:
+            raise UserError(f"labels were given beside {where}, which has its own; leave one of them out.")
         if isinstance(images, str):
             source: sources.Source = sources.load(images, "eval")
         elif labels is None:
@@ -152,9 +155,7 @@ class Model(artifacts.Artifact):
         """Writes an ONNX file for ONNX Runtime; see `export.onnx.export` for `target`, the processor it suits."""
         from lraqvit_jax.export import onnx
 
-        path = files.locate(path)
-        if path.is_dir():
-            raise UserError(f"{path} is a directory; name the file, such as {path / 'model.onnx'}.")
+        path = files.locate_file(path, "model.onnx")
         onnx.export(self, path, target)
         return path
 
@@ -164,6 +165,7 @@ class Model(artifacts.Artifact):
         path = files.locate(directory).absolute()
         if path.exists():
             raise UserError(f"{path} is there already; name a new directory.")
+        files.locate_new(path)
         artifacts.save_artifact(path, self.params, self.meta)
         return path
 
@@ -217,11 +219,13 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
         name: which artefact of a work directory. "" takes the one that table and report say is to be taken; where
             nothing is evaluated yet, the last of the config's `export.artifacts` that is there, the run that is
             quantized, or `dense`.
-        dtype: "float32" or "bfloat16", of the float products.
+        dtype: of `DTYPES`, of the float products.
 
     Raises:
         UserError: there is no such directory or artefact, or it is damaged.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {short(repr(dtype))}; {nearest(dtype, DTYPES)}")
     artifact = artifacts.load_artifact(_path(files.locate(directory), name), dtype=dtype)
     return Model(artifact.model, artifact.params, artifact.preprocess, artifact.meta)
 

@@ -31,10 +31,10 @@ class Preempted(BaseException):
     """EX_TEMPFAIL of sysexits.h: run the same command again."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: object, names: Iterable[str]) -> str:
     """Returns the tail of an error message: the nearest known name, and all of them where they are few."""
     names = sorted(names)
-    close = difflib.get_close_matches(short(name), names, n=1)
+    close = difflib.get_close_matches(short(str(name)), names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else ""
     if len(names) > FEW and close:
         return hint

@@ -77,6 +77,15 @@ def locate_new(name: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
+def locate_file(name: str | os.PathLike[str], example: str) -> pathlib.Path:
+    """As `locate_new`, for a file that is to be written; `example` is what it could be called."""
+    path = locate(name).absolute()
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name the file, such as {path / example}.")
+    locate_new(path.parent)
+    return path
+
+
 def text(path: pathlib.Path, mend: str) -> str:
     """The content of a file in UTF-8, or in UTF-16 with its mark; marks are no part of it.
 

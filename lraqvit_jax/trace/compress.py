@@ -95,7 +95,7 @@ class Function:
         except (UserError, TypeError, ValueError) as error:
             exported = jax.export.export(run)(_specs(batch, products.examples(batch)))
             console.warn(f"{path} takes batches of {products.examples(batch)} alone ({short(reason(error))}).")
-        files.write_atomically(files.locate_new(str(path)), bytes(exported.serialize()))
+        files.write_atomically(files.locate_file(path, "model.stablehlo"), bytes(exported.serialize()))
 
 
 def _specs(batch: Any, count: Any) -> Any:

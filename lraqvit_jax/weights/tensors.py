@@ -185,8 +185,11 @@ def convert(
         if value.shape != tuple(shape):
             there = "the tensor" if rule.sources == (target,) else ", ".join(rule.sources)
             problems.append(f"{target} is {tuple(shape)} and {there} gives {value.shape}")
-        with np.errstate(over="ignore"):
-            made[target] = np.ascontiguousarray(value, np.float32)
+        try:
+            with np.errstate(over="ignore"):
+                made[target] = np.ascontiguousarray(value, np.float32)
+        except (TypeError, ValueError):
+            problems.append(f"{target} has values that are no numbers")
     used = {name for target in shapes if target in rules for name in rules[target].sources}
     problems += [f"{name} is left over" for name in tensors if name not in used and not ignored(name)]
     if problems:

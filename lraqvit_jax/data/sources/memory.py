@@ -7,7 +7,7 @@ import hashlib
 import operator
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -177,15 +177,21 @@ def _from_content(content: bytes, index: int) -> Image.Image:
 
 
 def _listed(labels: Any) -> list[Any]:
+    wrong = f"The labels are {short(repr(labels))}; give a list, one for each image."
+    if isinstance(labels, Mapping | Set):
+        raise UserError(wrong)
     try:
-        return list(labels)
+        held = array(labels)
+        return list(labels if held is None else held.tolist())
     except TypeError as error:
-        raise UserError(f"The labels are {short(repr(labels))}; give a list, one for each image.") from error
+        raise UserError(wrong) from error
 
 
 def _whole(labels: Iterable[Any]) -> list[int]:
     """The labels as Python's whole numbers; what would have to be rounded is refused."""
     try:
+        if any(isinstance(label, bool) for label in labels):
+            raise TypeError("a truth is no number of a class")
         return [operator.index(label) for label in labels]
     except TypeError as error:
         raise UserError("The labels are neither whole numbers nor names; give one for each image, or -1.") from error
@@ -193,6 +199,9 @@ def _whole(labels: Iterable[Any]) -> list[int]:
 
 def _read(name: str | os.PathLike) -> Image.Image:
     path = files.locate(os.fspath(name))
+    if path.is_dir():
+        where = short(str(path))
+        raise UserError(f'{where} is a directory; write "folder:{where}", as one text, for the images in it.')
     try:
         return images.decode(read_file(path.parent, path.name))
     except OSError as error:

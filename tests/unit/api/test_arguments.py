@@ -1,5 +1,7 @@
 """What a program may hand over: every usual shape, type and origin is one right answer or one sentence."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,6 +224,12 @@ def test_parameters_are_taken_as_plain_arrays(wrap):
         ("steps", 1.5, r"steps is 1\.5; give a whole number from 0"),
         ("preprocess", None, "preprocess is None"),
         ("params", None, "params is None"),
+        ("quantizer", None, "quantizer is None"),
+        ("fields", ["seed"], r"fields is \['seed'\]; give a mapping"),
+        ("mesh", "data", "mesh is 'data'"),
+        ("workdir", 3, "3 is not a path"),
+        ("metric", "features", "metric is 'features', and a model here is a classifier"),
+        ("images", pathlib.Path(), 'write "folder:'),
     ],
 )
 def test_arguments_of_compress_are_checked_before_work(field, value, words):
@@ -236,3 +244,52 @@ def test_a_head_of_zeros_answers_zeros_in_integers_too():
     params = {**params, "head": jax.tree.map(np.zeros_like, params["head"])}
     made = lraqvit_jax.compress(small.model(), params, [PIXELS] * 4, preprocess=PREPROCESS, budget=0.6, bits=8)
     np.testing.assert_array_equal(made.logits(PIXELS), np.zeros((1, 10)))
+
+
+def test_a_leaf_that_is_no_number_is_named():
+    params = small.params(small.plan("dense"), np.random.default_rng(1))
+    with pytest.raises(UserError, match="cls_token has values that are no numbers"):
+        lraqvit_jax.compress(small.model(), {**params, "cls_token": "x"}, [PIXELS], preprocess=PREPROCESS)
+
+
+class Held:
+    """A tensor of another library."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+    def __iter__(self):
+        return iter([Held(value) for value in self.values])
+
+
+def test_labels_of_every_kind_and_what_are_none(model):
+    for labels in (
+        [0, 1],
+        np.array([0, 1], np.int8),
+        jnp.array([0, 1]),
+        Held([0, 1]),
+        (label for label in (0, 1)),
+    ):
+        assert model.evaluate([PIXELS, PIXELS], labels).images == 2
+    for labels in ([True, False], np.array([True, False]), {0: 1, 1: 0}, {0, 1}, np.array(3), 3, [[0], [1]]):
+        with pytest.raises(UserError, match="labels are"):
+            model.evaluate([PIXELS, PIXELS], labels)
+    with pytest.raises(UserError, match="beside embedded:mnist5k, which has its own"):
+        model.evaluate("embedded:mnist5k", [0, 1])
+
+
+def test_files_are_refused_where_none_can_be(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file, and"):
+        model.save(tmp_path / "file" / "artefact")
+    with pytest.raises(UserError, match=r"is a file; name a directory|is a file, and"):
+        model.export_onnx(tmp_path / "file" / "model.onnx")
+    with pytest.raises(UserError, match="is a directory; name the file"):
+        model.export_onnx(tmp_path)
+    with pytest.raises(UserError, match="There is no ONNX target 3"):
+        model.export_onnx(tmp_path / "model.onnx", target=3)
+    with pytest.raises(UserError, match="dtype is 'int7'"):
+        lraqvit_jax.load(model.save(tmp_path / "artefact"), dtype="int7")
