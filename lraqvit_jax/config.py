@@ -15,12 +15,11 @@ from lraqvit_jax.options.data import DataOptions, PreprocessOptions
 from lraqvit_jax.options.devices import MeshSizes, ShardingRules
 from lraqvit_jax.options.export import ExportOptions
 from lraqvit_jax.options.plan import FactorizeOptions, PlanOptions
-from lraqvit_jax.options.quant import BITS, QUANTIZERS, Quantization, Quantizer
+from lraqvit_jax.options.quant import QUANTIZERS, Quantization, Quantizer
 from lraqvit_jax.options.records import named, option
 from lraqvit_jax.options.training import Mix, Optimizer, Run, Teacher
 
 __all__ = [
-    "BITS",
     "FREE",
     "QUANTIZERS",
     "STAGES",

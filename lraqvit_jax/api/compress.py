@@ -97,12 +97,7 @@ def compress(
         return function.compress(model, params, images, budget=budget, bits=bits, quantizer=quantizer, metric=metric)
     if metric != "logits":
         raise UserError(f"metric is {short(repr(metric))}, and a model here is a classifier; give its apply instead.")
-    if not files.number(budget) or not 0 < budget <= 1:
-        raise UserError(f"budget is {short(repr(budget))}; give the share to keep, a number above 0 and at most 1.")
-    if isinstance(bits, bool | float) or bits not in (0, *config_lib.BITS):
-        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, config_lib.BITS))}, or 0 to stay in float32.")
-    if quantizer not in config_lib.QUANTIZERS:
-        raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, config_lib.QUANTIZERS)}")
+    function.check(budget, bits, quantizer)
     if not isinstance(preprocess, Preprocess):
         raise UserError(f"preprocess is {short(repr(preprocess))}; give a Preprocess, such as weights.load returns.")
     if fields is not None and not isinstance(fields, Mapping):

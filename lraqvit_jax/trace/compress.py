@@ -14,8 +14,7 @@ import numpy as np
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.base.errors import UserError, nearest, reason, short, whole_number
 from lraqvit_jax.calibration.moments import Moments
-from lraqvit_jax.forms.pair import Pair
-from lraqvit_jax.lowrank import kfac, pairs, pivot, spectra
+from lraqvit_jax.lowrank import kfac, pairs, spectra
 from lraqvit_jax.options import quant
 from lraqvit_jax.plan import budget as budgets
 from lraqvit_jax.plan.cost import Cost, layer_cost
@@ -103,6 +102,16 @@ def _specs(batch: Any, count: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *np.shape(x)[1:]), jnp.result_type(x)), batch)
 
 
+def check(budget: float, bits: int, quantizer: str) -> None:
+    """UserError for what no model or function can be compressed to."""
+    if not files.number(budget) or not 0 < budget <= 1:
+        raise UserError(f"budget is {short(repr(budget))}; give the share to keep, a number above 0 and at most 1.")
+    if isinstance(bits, bool | float) or bits not in (0, *quant.BITS):
+        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, quant.BITS))}, or 0 to stay in float32.")
+    if quantizer not in quant.QUANTIZERS:
+        raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, quant.QUANTIZERS)}")
+
+
 def compress(
     apply: Callable[..., Any],
     params: Any,
@@ -136,12 +145,7 @@ def compress(
     Raises:
         UserError: a function that cannot be traced, no site to compress, a budget or a width that does not fit.
     """
-    if not files.number(budget) or not 0 < budget <= 1:
-        raise UserError(f"budget is {short(repr(budget))}; give the share to keep, a number above 0 and at most 1.")
-    if isinstance(bits, bool | float) or bits not in (0, *quant.BITS):
-        raise UserError(f"bits is {bits!r}; give {', '.join(map(str, quant.BITS))}, or 0 to stay in floats.")
-    if quantizer not in quant.QUANTIZERS:
-        raise UserError(f"quantizer is {quantizer!r}; {nearest(quantizer, quant.QUANTIZERS)}")
+    check(budget, bits, quantizer)
     multiple = whole_number(multiple, "multiple", low=1)
     if isinstance(batches, str) or not isinstance(batches, Iterable) or hasattr(batches, "shape"):
         raise UserError(f"batches is {short(repr(batches))}; give a list of batches as the function takes them.")
@@ -191,13 +195,10 @@ def _pairs(
 
     def fixed(path: str) -> dict[str, Any]:
         pair = pairs.pair(DECOMPOSITION, kernels[path], ranks[path], seen[path])
-        block = pivot.output_side(Pair(*(np.asarray(pair[name], np.float64) for name in ("u", "v"))))
-        bias = {"bias": pair["bias"]} if "bias" in pair else {}
-        factors = {"u": np.asarray(block.first, np.float32), "v": np.asarray(block.second, np.float32)}
-        return {**factors, "basis": block.basis.astype(np.int16), **bias}
+        return rewrite.form_of(pair, plan[path]) | {name: value for name, value in pair.items() if name == "bias"}
 
-    made = dict(zip(ranks, spectra.each(fixed, list(ranks), "factorize"), strict=True))
-    return {path: LayerPlan("pivoted", rank, basis="output") for path, rank in ranks.items()}, made
+    plan = {path: LayerPlan("pivoted", rank, basis="output") for path, rank in ranks.items()}
+    return plan, dict(zip(ranks, spectra.each(fixed, list(ranks), "factorize"), strict=True))
 
 
 def _without_bias(info: LinearInfo) -> LinearInfo:

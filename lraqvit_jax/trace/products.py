@@ -159,6 +159,12 @@ class Sites:
         return inside / total if total else 0.0
 
 
+def called(eqn: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[Any]]:
+    """The function that an equation of `CALLS` calls, and its constants."""
+    inner = eqn.params[CALLS[eqn.primitive.name]]
+    return (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
+
+
 def leaf_paths(params: Any) -> dict[str, Any]:
     """The arrays of a tree by their path, "/" between the names; UserError for what is no array."""
     leaves = {}
@@ -295,9 +301,7 @@ class _Search:
     def _equation(self, eqn: core.JaxprEqn, values: list[Value], trail: Trail, blocked: str) -> list[Value]:
         name = eqn.primitive.name
         if name in CALLS and CALLS[name] in eqn.params:
-            inner = eqn.params[CALLS[name]]
-            jaxpr, consts = (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
-            return self.walk(jaxpr, consts, values, trail, blocked)
+            return self.walk(*called(eqn), values, trail, blocked)
         if name == "scan":
             return self._scan(eqn, values, trail, blocked)
         if name == "cond":

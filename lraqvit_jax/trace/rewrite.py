@@ -20,14 +20,14 @@ from jax.extend import core
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.forms import pivoted
 from lraqvit_jax.forms.dense import dense
-from lraqvit_jax.forms.pair import low_rank, reparam
+from lraqvit_jax.forms.pair import Pair, low_rank, reparam
 from lraqvit_jax.forms.quantized import quantized
 from lraqvit_jax.lowrank import pivot, svd
 from lraqvit_jax.plan.check import check_layer
 from lraqvit_jax.plan.cost import factor_shapes
 from lraqvit_jax.plan.records import DENSE, LayerPlan, Plan
 from lraqvit_jax.trace import products
-from lraqvit_jax.trace.products import CALLS, Sites, Trail, Use
+from lraqvit_jax.trace.products import Sites, Trail, Use
 from lraqvit_jax.trace.views import dtype_of
 
 FORMS = {"dense": dense, "low_rank": low_rank, "reparam": reparam}
@@ -147,8 +147,7 @@ class _Run:
 
     def _call(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
         """One function: computed again in the backward pass where it was; else as if it stood here."""
-        inner = eqn.params[CALLS[eqn.primitive.name]]
-        jaxpr, consts = (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
+        jaxpr, consts = products.called(eqn)
         if eqn.primitive.name not in ("remat2", "checkpoint") or self.watched:
             return self.evaluate(jaxpr, consts, values, trail)
         there = [index for index, value in enumerate(values) if value is not GONE]
@@ -319,7 +318,10 @@ def form_of(layer: Mapping[str, np.ndarray], entry: LayerPlan) -> Layer:
     """A dense layer in another form, its pair by truncated SVD, or, of a layer {u, v}, that pair."""
     if entry.form == "dense":
         return {"kernel": layer["kernel"]}
-    made = svd.decompose(np.asarray(layer["kernel"], np.float64), entry.rank, None)
+    if "u" in layer:
+        made = Pair(np.asarray(layer["u"], np.float64), np.asarray(layer["v"], np.float64))
+    else:
+        made = svd.decompose(np.asarray(layer["kernel"], np.float64), entry.rank, None)
     if entry.form == "pivoted":
         fixed = pivot.input_side(made) if entry.basis == "input" else pivot.output_side(made)
         parts = {"u": fixed.first, "v": fixed.second}
