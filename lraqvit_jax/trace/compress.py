@@ -23,8 +23,8 @@ from lraqvit_jax.plan.records import DENSE, LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.trace import moments as statistics
 from lraqvit_jax.trace import products, rewrite
-from lraqvit_jax.trace.products import Site, Sites
 from lraqvit_jax.trace.rewrite import Rewritten
+from lraqvit_jax.trace.sites import Site, Sites
 
 DECOMPOSITION = "weighted_kfac"
 ROWS = 8192

@@ -13,8 +13,8 @@ from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.calibration import observe
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.trace import products
-from lraqvit_jax.trace.products import Site
 from lraqvit_jax.trace.rewrite import Rewritten
+from lraqvit_jax.trace.sites import Site
 
 KEPT = ("logits", "features", "loss")
 """What of the outputs is to stay as it is: logits, which a softmax reads along the last axis; features, every entry of

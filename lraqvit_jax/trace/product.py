@@ -21,6 +21,8 @@ class Product:
         rows: how many.
         features_in: m.
         features_out: n.
+        inner: axes of the activation that are summed over, in the order of the kernel's rows; none of a convolution.
+        outer: axes of the output that come from the kernel, in the order of its columns.
         arrange: the weight as a kernel (m, n); of arrays of NumPy and JAX alike.
         read: the activation as rows (rows, m).
         write: rows (rows, n) as the equation's output.
@@ -30,6 +32,8 @@ class Product:
     rows: int
     features_in: int
     features_out: int
+    inner: tuple[int, ...]
+    outer: tuple[int, ...]
     arrange: Step
     read: Step
     write: Step
@@ -66,11 +70,14 @@ def _dot(eqn: JaxprEqn, side: int) -> Product | str:
             return y
         return jnp.moveaxis(y, range(len(row_shape), y.ndim), range(len(free_shape)))
 
+    before = len(row_shape) if side == 1 else 0
     return Product(
         side,
         math.prod(row_shape),
         m,
         n,
+        outer,
+        tuple(range(before, before + len(free))),
         lambda w: w.transpose(inner + free).reshape(m, n),
         lambda x: x.transpose(rows + outer).reshape(-1, m),
         write,
@@ -114,4 +121,4 @@ def _patches(eqn: JaxprEqn) -> Product | str:
     def arrange(w: Any) -> Any:
         return w.transpose(*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]).reshape(m, n)
 
-    return Product(1, batch * math.prod(counts), m, n, arrange, read, write)
+    return Product(1, batch * math.prod(counts), m, n, (), (numbers.out_spec[1],), arrange, read, write)

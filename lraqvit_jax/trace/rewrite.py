@@ -26,8 +26,8 @@ from lraqvit_jax.lowrank import pivot, svd
 from lraqvit_jax.plan.check import check_layer
 from lraqvit_jax.plan.cost import factor_shapes
 from lraqvit_jax.plan.records import DENSE, LayerPlan, Plan
-from lraqvit_jax.trace import products
-from lraqvit_jax.trace.products import Sites, Trail, Use
+from lraqvit_jax.trace import jaxprs, products, search
+from lraqvit_jax.trace.sites import Sites, Trail, Use
 from lraqvit_jax.trace.views import dtype_of
 
 FORMS = {"dense": dense, "low_rank": low_rank, "reparam": reparam}
@@ -81,8 +81,8 @@ class Rewritten:
         """
         originals = jax.tree.unflatten(self.tree, list(self.specs.values()))
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), batch)
-        closed, tree = products.traced(self.apply, originals, shapes)
-        uses = products.uses(closed, self.specs)
+        closed, tree = jaxprs.traced(self.apply, originals, shapes)
+        uses = search.uses(closed, self.specs)
         run = _Run(self.plan, params["sites"], uses, added or {}, frozenset(watched), outputs_of_sites)
         leaves = [params["leaves"].get(path, GONE) for path in self.specs]
         outputs = run.evaluate(closed.jaxpr, closed.consts, [*leaves, *jax.tree.leaves(batch)], ())
@@ -147,7 +147,7 @@ class _Run:
 
     def _call(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
         """One function: computed again in the backward pass where it was; else as if it stood here."""
-        jaxpr, consts = products.called(eqn)
+        jaxpr, consts = jaxprs.called(eqn)
         if eqn.primitive.name not in ("remat2", "checkpoint") or self.watched:
             return self.evaluate(jaxpr, consts, values, trail)
         there = [index for index, value in enumerate(values) if value is not GONE]
@@ -163,17 +163,15 @@ class _Run:
 
     def _scan(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
         """Layer after layer, each with the form of its own."""
-        params = eqn.params
-        constants, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
-        carry, stacked, body = values[constants:carried], values[carried:], params["jaxpr"]
-        rounds, outputs = range(params["length"]), dict[int, list[Any]]()
+        given, body, outputs = jaxprs.Scan.of(eqn, values), eqn.params["jaxpr"], dict[int, list[Any]]()
+        carry, rounds = given.carry, jaxprs.rounds(eqn)
         if not self.watched and len({self._paths((*trail, index)) for index in rounds}) == 1:
-            return self._loop(eqn, values, trail)
-        for index in reversed(rounds) if params["reverse"] else rounds:
-            parts = [value if value is GONE else value[index] for value in stacked]
-            results = self.evaluate(body.jaxpr, body.consts, [*values[:constants], *carry, *parts], (*trail, index))
-            carry, outputs[index] = results[: params["num_carry"]], results[params["num_carry"] :]
-        stacks = zip(*(outputs[index] for index in rounds), strict=True)
+            return self._loop(eqn, given, trail)
+        for index in rounds:
+            parts = [value if value is GONE else value[index] for value in given.stacked]
+            results = self.evaluate(body.jaxpr, body.consts, [*given.constants, *carry, *parts], (*trail, index))
+            carry, outputs[index] = results[: len(carry)], results[len(carry) :]
+        stacks = zip(*(outputs[index] for index in sorted(rounds)), strict=True)
         return [*carry, *(jnp.stack(ys) for ys in stacks)]
 
     def _paths(self, trail: Trail) -> frozenset[tuple[Trail, str]]:
@@ -181,19 +179,16 @@ class _Run:
         end = len(trail)
         return frozenset((key[end:], use.path) for key, use in self.uses.items() if key[:end] == trail)
 
-    def _loop(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
+    def _loop(self, eqn: core.JaxprEqn, given: jaxprs.Scan, trail: Trail) -> list[Any]:
         """A scan whose rounds have the same kernels."""
-        params = eqn.params
-        constants, count, body = params["num_consts"], params["num_carry"], params["jaxpr"]
+        body, count = eqn.params["jaxpr"], len(given.carry)
 
         def step(carry: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
-            inputs = [*values[:constants], *carry, *parts]
-            results = self.evaluate(body.jaxpr, body.consts, inputs, (*trail, 0))
+            results = self.evaluate(body.jaxpr, body.consts, [*given.constants, *carry, *parts], (*trail, 0))
             return results[:count], results[count:]
 
-        given = values[constants : constants + count], values[constants + count :]
-        options = {name: params[name] for name in ("length", "reverse", "unroll")}
-        carry, outputs = jax.lax.scan(step, *given, **options)
+        options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+        carry, outputs = jax.lax.scan(step, given.carry, given.stacked, **options)
         return [*carry, *outputs]
 
 
@@ -247,7 +242,7 @@ def rewrite(
     if sites is None:
         raise UserError("The places of this function are not known; call find(apply, params, batch) first.")
     plan = _own(plan, sites)
-    leaves = products.leaf_paths(params)
+    leaves = jaxprs.leaf_paths(params)
     specs = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
     made: dict[str, Layer] = {}
     for path, entry in plan.items():

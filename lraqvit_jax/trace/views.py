@@ -86,7 +86,7 @@ class Activation:
         raw: whether no parameter has touched it.
         origin: path of the site of which it is the output, in another layout or with a bias; "" for none.
         sites: paths of all sites that it depends on.
-        role: in an attention block, see `trace.attention`.
+        role: see `trace.attention`.
     """
 
     raw: bool = False
