@@ -14,7 +14,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lraqvit_jax.calibration.moments import Moments
 from lraqvit_jax.lowrank import kfac
@@ -65,6 +65,63 @@ def cut(into: Float[np.ndarray, "k k"], felt: Float[np.ndarray, "k k"]) -> Cut:
     return Cut(first, second, *np.linalg.svd(first @ second))
 
 
+def score_cuts(
+    query: Float[np.ndarray, "heads m1 k"],
+    key: Float[np.ndarray, "groups m k"],
+    group: Int[np.ndarray, " heads"],
+    second: Float[np.ndarray, "m1 m1"],
+    covariance: Float[np.ndarray, "m m"],
+    felt: Float[np.ndarray, "heads k k"],
+) -> list[Cut]:
+    """How the score product of each group of heads, those that share a key, is cut.
+
+    Args:
+        query: kernels by head, each with its bias below.
+        key: kernels by group.
+        group: of each head.
+        second: E[x~ x~ᵀ] of what the queries read.
+        covariance: of what the keys read.
+        felt: second moments of the gradient at the queries, by head.
+    """
+    cuts = []
+    for number, kernel in enumerate(key):
+        members = np.flatnonzero(group == number)
+        at_query, keys = felt[members].mean(0), kernel.T @ covariance @ kernel
+        scale = np.trace(at_query) / max(np.trace(keys), np.finfo(float).tiny)
+        into = sum(query[head].T @ second @ query[head] for head in members)
+        cuts.append(cut(into, at_query + KEYS * scale * keys))
+    return cuts
+
+
+def value_cuts(
+    out: Float[np.ndarray, "heads k n"],
+    group: Int[np.ndarray, " heads"],
+    into: Float[np.ndarray, "heads k k"],
+    root: Float[np.ndarray, "n n"],
+) -> list[Cut]:
+    """How the value product of each group of heads, those that share a value, is cut.
+
+    Args:
+        out: rows of the projection, by head.
+        group: of each head, from 0 without a gap.
+        into: second moments of what these rows read, about their means where the projection has a bias.
+        root: of the gradient's second moment at the projection's output; see `kfac.output_root`.
+    """
+    cuts = []
+    for number in range(int(group.max()) + 1):
+        members = np.flatnonzero(group == number)
+        felt = sum((out[head] @ root) @ (out[head] @ root).T for head in members)
+        cuts.append(cut(into[members].mean(0), felt))
+    return cuts
+
+
+def by_head(
+    matrix: Float[np.ndarray, "n n"], channels: Int[np.ndarray, "..."], heads: int
+) -> Float[np.ndarray, "heads k k"]:
+    """The blocks of a matrix that belong to the channels of each head."""
+    return np.stack([matrix[np.ix_(of_head, of_head)] for of_head in np.reshape(channels, (heads, -1))])
+
+
 def _root(matrix: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
     """The symmetric square root of a matrix that rounding may have left indefinite."""
     values, vectors = np.linalg.eigh(matrix)
@@ -103,24 +160,16 @@ class Attention:
     def scores(self, qkv: Moments) -> list[Cut]:
         """How the score product of each head is cut, by the moments of what the layer reads, with gradients."""
         assert qkv.gradient is not None
-        felt, k = qkv.weighted(), self.query.shape[-1]
+        felt = qkv.weighted()
         second = np.block([[felt.second, felt.mean[:, None]], [felt.mean[None], np.ones((1, 1))]])
-        cuts = []
-        for head, (query, key) in enumerate(zip(self.query, self.key, strict=True)):
-            channels = slice(head * k, (head + 1) * k)
-            at_query, keys = qkv.gradient[channels, channels], key.T @ qkv.covariance @ key
-            scale = np.trace(at_query) / max(np.trace(keys), np.finfo(float).tiny)
-            cuts.append(cut(query.T @ second @ query, at_query + KEYS * scale * keys))
-        return cuts
+        at_queries = by_head(qkv.gradient, np.arange(self.query.shape[0] * self.query.shape[2]), len(self.query))
+        return score_cuts(self.query, self.key, np.arange(len(self.key)), second, qkv.covariance, at_queries)
 
     def values(self, proj: Moments) -> list[Cut]:
         """How the value product of each head is cut, by the moments of what the projection reads, with gradients."""
-        root, covariance, k = kfac.output_root(proj), proj.weighted().covariance, self.out.shape[1]
-        cuts = []
-        for head, out in enumerate(self.out):
-            channels = slice(head * k, (head + 1) * k)
-            cuts.append(cut(covariance[channels, channels], (out @ root) @ (out @ root).T))
-        return cuts
+        heads, k, _ = self.out.shape
+        into = by_head(proj.weighted().covariance, np.arange(heads * k), heads)
+        return value_cuts(self.out, np.arange(heads), into, kfac.output_root(proj))
 
     def smaller(
         self, scores: list[Factors], values: list[Factors], mean: Float[np.ndarray, " hk"]

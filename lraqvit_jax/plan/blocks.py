@@ -6,16 +6,19 @@ are scaled by what was measured. The choices of least loss within the budget are
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from lraqvit_jax.base import console
 from lraqvit_jax.plan.budget import Choice, Curve, cheapest
 from lraqvit_jax.plan.cost import FormCost
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan, by_head, pivoted, resolved, sibling
 
+PRIOR = 3.0
+"""What a measured change is to its prediction where nothing was measured: errors of the tokens of an image add up."""
 PARTS = ("score", "value", "width", "fc1", "fc2")
 UNITS, RANKS = 48, 24
 """Sizes that a block may have: of hidden units and of ranks, at most."""
@@ -223,25 +226,18 @@ class Problem:
             yield "mlp", self._mlp(block, curves, scales)
 
     def _mlp(self, block: Block, curves: Curves, scales: Scales) -> list[Choice]:
-        """Every width with every two ranks."""
-        whole, multiple = full(block), self.multiple
+        whole = full(block)
+
+        def lost(width: int) -> float:
+            return float(scales[block.path, "width"](curves.width[width]))
+
+        def side(part: str, width: int, ranks: Sequence[int]) -> Side:
+            tried = [whole._replace(width=width, **{part: rank}) for rank in ranks]
+            predicted = np.array([curves.loss(part, one) for one in tried])
+            return np.array([self._cost(block, one, (part,)) for one in tried]), scales[block.path, part](predicted)
+
         smaller = min(block.mlp[0].features_in, block.mlp[1].features_out)
-        costs, losses, sizes = [], [], []
-        for width in steps(whole.width, multiple, UNITS):
-            ranks = [0, *(rank for rank in steps(smaller, multiple, RANKS) if rank < min(smaller, width))]
-            lost = float(scales[block.path, "width"](curves.width[width]))
-            sides = []
-            for part in ("fc1", "fc2"):
-                tried = [whole._replace(width=width, **{part: rank}) for rank in ranks]
-                predicted = np.array([curves.loss(part, one) for one in tried])
-                sides.append(
-                    (np.array([self._cost(block, one, (part,)) for one in tried]), scales[block.path, part](predicted))
-                )
-            (cost1, loss1), (cost2, loss2) = sides
-            costs.append((cost1[:, None] + cost2).reshape(-1))
-            losses.append((lost + loss1[:, None] + loss2).reshape(-1))
-            sizes += [{"width": width, "fc1": r1, "fc2": r2} for r1 in ranks for r2 in ranks]
-        return undominated(np.concatenate(costs), np.concatenate(losses), sizes)
+        return mlp_choices(whole.width, smaller, self.multiple, lost, side)
 
     def _cost(self, block: Block, sizes: Sizes, layers: tuple[str, ...]) -> float:
         """What some layers of a block cost; blocks of the same shapes share it."""
@@ -253,6 +249,74 @@ class Problem:
             of_plan = [info for info in resolved(infos, plan) if info.path.rpartition("/")[2] in layers]
             self.costs[key] = sum(self.cost(info, plan[info.path]) for info in of_plan)
         return self.costs[key]
+
+
+Side = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
+"""Costs and losses of one of an MLP's layers."""
+
+
+def mlp_choices(
+    units: int,
+    smaller: int,
+    multiple: int,
+    lost: Callable[[int], float],
+    side: Callable[[str, int, Sequence[int]], Side],
+) -> list[Choice]:
+    """Every number of hidden units with every two ranks, of sizes {"width", "fc1", "fc2"}.
+
+    Args:
+        units: all of them.
+        smaller: the smaller of the features that fc1 reads and fc2 gives.
+        multiple: of which widths and ranks are.
+        lost: with so many units.
+        side: of "fc1" or "fc2" with so many units at these ranks, 0 for a whole kernel.
+    """
+    costs, losses, sizes = [], [], []
+    for width in steps(units, multiple, UNITS):
+        ranks = [0, *(rank for rank in steps(smaller, multiple, RANKS) if rank < min(smaller, width))]
+        (cost1, loss1), (cost2, loss2) = (side(part, width, ranks) for part in ("fc1", "fc2"))
+        costs.append((cost1[:, None] + cost2).reshape(-1))
+        losses.append((lost(width) + loss1[:, None] + loss2).reshape(-1))
+        sizes += [{"width": width, "fc1": r1, "fc2": r2} for r1 in ranks for r2 in ranks]
+    return undominated(np.concatenate(costs), np.concatenate(losses), sizes)
+
+
+def settle(
+    solve: Callable[[], Mapping[str, Any]],
+    predicted: Callable[[str, str, Any], float],
+    measure: Callable[[str, str, Any], float],
+    scales: Scales,
+    rounds: int,
+) -> Mapping[str, Any]:
+    """The sizes of everything: as predicted, then measured there and chosen anew, that many times.
+
+    Args:
+        solve: the best sizes by name, by the scales as they are.
+        predicted: what a part of a name loses at these sizes, all else whole.
+        measure: the same, measured.
+        scales: by name and part; what was measured so far; gains what is measured.
+        rounds: how many.
+    """
+    chosen = solve()
+    for index in range(rounds):
+        losses = {(name, part): predicted(name, part, chosen[name]) for name, part in scales if name in chosen}
+        unknown = [key for key, loss in losses.items() if loss > 0 and loss not in scales[key].points]
+        for name, part in console.progress(unknown, f"sizes, round {index + 1}", "part", len(unknown)):
+            scales[name, part].points[losses[name, part]] = measure(name, part, chosen[name])
+        _share(scales)
+        chosen, before = solve(), chosen
+        if chosen == before:
+            break
+    return chosen
+
+
+def _share(scales: Scales) -> None:
+    """Where a part was not measured, the median of what others say of that part is taken."""
+    for part in {part for _, part in scales}:
+        alike = [scale for (_, name), scale in scales.items() if name == part]
+        factors = [y / x for scale in alike for x, y in scale.points.items()]
+        for scale in alike if factors else ():
+            scale.prior = float(np.median(factors))
 
 
 def steps(whole: int, multiple: int, count: int) -> list[int]:

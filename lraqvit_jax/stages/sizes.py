@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from lraqvit_jax.base import console
 from lraqvit_jax.calibration.changes import Changes
 from lraqvit_jax.lowrank.block import Solved
 from lraqvit_jax.options.plan import PlanOptions
@@ -12,13 +9,10 @@ from lraqvit_jax.plan import blocks as plan_blocks
 from lraqvit_jax.plan.blocks import PARTS, Problem, Scale, Sizes
 from lraqvit_jax.plan.budget import too_small
 
-PRIOR = 3.0
-"""What a measured change is to its prediction where nothing was measured: errors of the tokens of an image add up."""
-
 
 def scales(solved: Mapping[str, Solved]) -> plan_blocks.Scales:
     """Nothing measured yet."""
-    return {(path, part): Scale(PRIOR) for path in solved for part in PARTS}
+    return {(path, part): Scale(plan_blocks.PRIOR) for path in solved for part in PARTS}
 
 
 def choose(
@@ -40,35 +34,17 @@ def choose(
     Raises:
         UserError: the budget is too small.
     """
-    chosen = _solve(problem, scales, options)
-    for index in range(options.rounds):
-        predicted = {
-            (path, part): _predicted(solved[path], part, sizes) for path, sizes in chosen.items() for part in PARTS
-        }
-        unknown = [key for key, loss in predicted.items() if loss > 0 and loss not in scales[key].points]
-        for path, part in console.progress(unknown, f"sizes, round {index + 1}", "part", len(unknown)):
-            measured = changes(path, solved[path].alone(part, getattr(chosen[path], part)))
-            scales[path, part].points[predicted[path, part]] = measured
-        _share(scales)
-        chosen, before = _solve(problem, scales, options), chosen
-        if chosen == before:
-            break
-    return chosen
 
+    def predicted(path: str, part: str, sizes: Sizes) -> float:
+        whole = plan_blocks.full(solved[path].block)
+        return solved[path].curves.loss(part, whole._replace(**{part: getattr(sizes, part)}))
 
-def _predicted(solved: Solved, part: str, sizes: Sizes) -> float:
-    """What a part is predicted to lose at its size, all else whole."""
-    whole = plan_blocks.full(solved.block)
-    return solved.curves.loss(part, whole._replace(**{part: getattr(sizes, part)}))
+    def measure(path: str, part: str, sizes: Sizes) -> float:
+        return changes(path, solved[path].alone(part, getattr(sizes, part)))
 
-
-def _share(scales: Mapping[tuple[str, str], Scale]) -> None:
-    """Where a part of a block was not measured, the median of what others say of that part is taken."""
-    for part in PARTS:
-        factors = [y / x for (_, name), scale in scales.items() if name == part for x, y in scale.points.items()]
-        for (_, name), scale in scales.items():
-            if name == part and factors:
-                scale.prior = float(np.median(factors))
+    return dict(
+        plan_blocks.settle(lambda: _solve(problem, scales, options), predicted, measure, scales, options.rounds)
+    )
 
 
 def _solve(problem: Problem, scales: plan_blocks.Scales, options: PlanOptions) -> dict[str, Sizes]:

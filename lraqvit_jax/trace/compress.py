@@ -13,20 +13,21 @@ import numpy as np
 
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.base.errors import UserError, nearest, reason, short, whole_number
-from lraqvit_jax.calibration.moments import Moments
-from lraqvit_jax.lowrank import kfac, pairs, spectra
+from lraqvit_jax.lowrank import spectra
 from lraqvit_jax.options import quant
-from lraqvit_jax.plan import budget as budgets
 from lraqvit_jax.plan.cost import Cost, layer_cost
 from lraqvit_jax.plan.ranks import factorized
 from lraqvit_jax.plan.records import DENSE, LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.trace import moments as statistics
-from lraqvit_jax.trace import products, rewrite
+from lraqvit_jax.trace import parts, products, rewrite, sizes
+from lraqvit_jax.trace.parts import Part
+from lraqvit_jax.trace.places import Biases, Layer
 from lraqvit_jax.trace.rewrite import Rewritten
 from lraqvit_jax.trace.sites import Site, Sites
 
-DECOMPOSITION = "weighted_kfac"
+ROUNDS = 2
+"""Of measuring sizes."""
 ROWS = 8192
 """Of what a product reads, at most, for the ranges of its integers."""
 
@@ -55,12 +56,13 @@ class Function:
         return f"<lraqvit_jax.Function of {len(self.sites)} sites: {forms}; {self.parameters:,} parameters>"
 
     def _forms(self) -> dict[str, int]:
-        return dict(collections.Counter(self.plan.get(site.path, DENSE).form for site in self.sites))
+        names = [name for site in self.sites for name in self.apply.parts.get(site.path, (site.path,))]
+        return dict(collections.Counter(self.plan.get(name, DENSE).form for name in names))
 
     @property
     def parameters(self) -> int:
         """Entries of kernels and of all other leaves; scales, and what says which channels are copied, do not count."""
-        costs = (self._cost(site) for site in self.sites if site.path in self.params["sites"])
+        costs = (self._cost(site) for site in self.sites if site.path in self.apply.parts)
         return sum(cost.params for cost in costs) + sum(map(np.size, self.params["leaves"].values()))
 
     @property
@@ -74,7 +76,10 @@ class Function:
         return sum(site.calls * self._cost(site).flops for site in self.sites) // 2
 
     def _cost(self, site: Site) -> Cost:
-        return layer_cost(_without_bias(site.info()), self.plan.get(site.path, DENSE))
+        names = self.apply.parts.get(site.path)
+        if names is None:
+            return layer_cost(parts.shapes(site), DENSE)
+        return sum((layer_cost(self.apply.infos[name], self.plan[name]) for name in names), Cost())
 
     def export(self, path: str | pathlib.Path, batch: Any) -> None:
         """Writes StableHLO with the parameters inside; `jax.export.deserialize` reads it.
@@ -154,15 +159,12 @@ def compress(
         raise UserError("batches is empty; give some batches as the function takes them.")
     sites = products.find(apply, params, batches[0])
     layers = _layers(sites, keep_dense)
-    dense, dense_params = rewrite.rewrite(apply, params, {}, sites)
-    plan: dict[str, LayerPlan] = {}
-    made: dict[str, dict[str, Any]] = {}
+    function, new_params = rewrite.rewrite(apply, params, {}, sites)
     if budget < 1:
-        chosen = [site for site in sites if site.path in {layer.path for layer in layers}]
-        seen = statistics.moments(dense, dense_params, chosen, batches, metric, seed)
-        kernels = {site.path: rewrite.kernel_of(sites, site.path, dense_params["leaves"]) for site in chosen}
-        plan, made = _pairs(layers, kernels, seen, budget, multiple)
-    function, new_params = rewrite.rewrite(apply, params, plan, sites, made)
+        chosen = [sites[layer.path] for layer in layers]
+        made, biases = _smaller(function, new_params, sites, chosen, batches, budget, metric, multiple, seed)
+        function, new_params = rewrite.of_parts(apply, params, made, biases, sites)
+    plan: Mapping[str, LayerPlan] = function.plan
     if bits:
         function, new_params, plan = _integers(function, new_params, sites, batches, bits, quantizer)
     return Function(function, jax.tree.map(jnp.asarray, new_params), plan, sites)
@@ -177,32 +179,38 @@ def _layers(sites: Sites, keep_dense: Iterable[str]) -> list[LinearInfo]:
     return factorized(layers, keep_dense, pivot=True)
 
 
-def _pairs(
-    layers: list[LinearInfo],
-    kernels: Mapping[str, Mapping[str, np.ndarray]],
-    seen: Mapping[str, Moments],
+def _smaller(
+    function: Rewritten,
+    params: Mapping[str, Any],
+    sites: Sites,
+    chosen: list[Site],
+    batches: list[Any],
     budget: float,
+    metric: str,
     multiple: int,
-) -> tuple[dict[str, LayerPlan], dict[str, dict[str, Any]]]:
-    """Ranks for the budget, and the pairs."""
-
-    def curve(layer: LinearInfo) -> budgets.Curve:
-        kernel = np.asarray(kernels[layer.path]["kernel"], np.float64)
-        return budgets.loss_curve(kfac.losses(kernel, seen[layer.path].weighted()))
-
-    curves = dict(zip([layer.path for layer in layers], spectra.each(curve, layers, "plan"), strict=True))
-    ranks = {path: rank for path, rank in budgets.least_loss(layers, curves, budget, multiple).items() if rank}
-
-    def fixed(path: str) -> dict[str, Any]:
-        pair = pairs.pair(DECOMPOSITION, kernels[path], ranks[path], seen[path])
-        return rewrite.form_of(pair, plan[path]) | {name: value for name, value in pair.items() if name == "bias"}
-
-    plan = {path: LayerPlan("pivoted", rank, basis="output") for path, rank in ranks.items()}
-    return plan, dict(zip(ranks, spectra.each(fixed, list(ranks), "factorize"), strict=True))
-
-
-def _without_bias(info: LinearInfo) -> LinearInfo:
-    return dataclasses.replace(info, bias=False)
+    seed: int,
+) -> tuple[list[Part], Biases]:
+    """What the chosen sites become under the budget, and the biases that change."""
+    queries = {
+        block.query: np.unique(block.query_channels)
+        for block in sites.attention
+        if block.query_channels is not None and block.query == block.key
+    }
+    seen = statistics.moments(function, params, chosen, batches, metric, seed, queries)
+    layers = {
+        site.path: Layer.of(site, rewrite.kernel_of(sites, site.path, params["leaves"]), seen[site.path])
+        for site in chosen
+    }
+    changes = sizes.Changes(function, params, sites, layers, batches, metric)
+    places = sizes.places(sites, layers)
+    of_place = sizes.choose(places, budget, changes, ROUNDS, multiple)
+    made, biases = list[Part](), Biases()
+    for of_one, changed in spectra.each(lambda place: place.made(of_place[place.name]), places, "factorize"):
+        made += [part for part in of_one if not parts.untouched(part)]
+        for path, bias in changed.items():
+            was = layers[path].bias
+            biases[path] = biases.get(path, was) + bias - was
+    return made, biases
 
 
 def _integers(
@@ -220,7 +228,7 @@ def _integers(
         raise UserError(f"The quantizer {quantizer!r} has a scale for each position, which not every function has.")
     whole, whole_params = rewrite.spelled_out(function, params, sites)
     seen: dict[str, list[np.ndarray]] = {}
-    paths = list(whole.plan)
+    paths = list(whole.parts)
     read = jax.jit(lambda given: whole.observed(whole_params, given, {}, paths)[1])
     for batch in batches:
         for path, calls in read(batch).items():
@@ -228,10 +236,13 @@ def _integers(
             seen.setdefault(path, []).append(rows)
         if min(sum(map(len, parts)) for parts in seen.values()) >= ROWS:
             break
-    inputs = {
-        path: _with_between(np.concatenate(parts)[:ROWS], whole, whole_params, path) for path, parts in seen.items()
-    }
-    layers = [_without_bias(sites[path].info()) for path in paths]
+    layers = list(whole.infos.values())
+    inputs: dict[str, dict[str, np.ndarray]] = {}
+    for path, of_batches in seen.items():
+        for name in whole.parts[path]:
+            inputs[name] = _with_between(
+                np.concatenate(of_batches)[:ROWS], whole.plan[name], whole_params["sites"][name]
+            )
     plan = {
         path: dataclasses.replace(
             entry, form="quantized", bits=bits, granularity=granularity, clip=1.0, asymmetric=options.asymmetric
@@ -240,14 +251,15 @@ def _integers(
     }
     nested = trees.nest(whole_params["sites"])
     made = quantize.quantize(nested, plan, layers, inputs, dataclasses.replace(options, bits=bits))
-    stored = {path: jax.tree.map(np.asarray, trees.get(made.params, path)) for path in paths}
+    stored = {info.path: jax.tree.map(np.asarray, trees.get(made.params, info.path)) for info in layers}
     new = dataclasses.replace(whole, plan=made.plan)
     return new, {"leaves": whole_params["leaves"], "sites": stored}, dict(made.plan)
 
 
-def _with_between(rows: np.ndarray, function: Rewritten, params: Mapping[str, Any], path: str) -> dict[str, np.ndarray]:
-    """What the products of a site read, (1, rows, features): "x", and "z" between the factors of a pair."""
-    inputs = {"x": rows[None]}
-    if function.plan[path].rank:
-        inputs["z"] = np.asarray(rows @ np.asarray(params["sites"][path]["u"]))[None]
+def _with_between(rows: np.ndarray, entry: LayerPlan, layer: parts.Layer) -> dict[str, np.ndarray]:
+    """What the products of a part read, (1, rows, features): "x", and "z" between the factors of a pair."""
+    read = np.asarray(parts.read(layer, jnp.asarray(rows)))
+    inputs = {"x": read[None]}
+    if entry.rank:
+        inputs["z"] = np.asarray(read @ np.asarray(layer["u"]))[None]
     return inputs

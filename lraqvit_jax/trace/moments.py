@@ -28,6 +28,7 @@ def moments(
     batches: Iterable[Any],
     keep: str = "logits",
     seed: int = 0,
+    queries: Mapping[str, Any] | None = None,
 ) -> dict[str, Moments]:
     """Moments of every site's input, with what the outputs make of an error at its output; see `observe.moments`.
 
@@ -38,6 +39,8 @@ def moments(
         batches: as the function takes them.
         keep: of `KEPT`.
         seed: of the random projections of the outputs.
+        queries: of sites that give query, key and value together, the channels of the query: its gradient says which
+            tokens matter, as in `observe.moments`.
 
     Raises:
         UserError: another name, or no batch.
@@ -46,7 +49,8 @@ def moments(
         raise UserError(f"metric is {keep!r}; {nearest(keep, KEPT)}")
     sites = list(sites)
     totals: dict[str, dict[str, np.ndarray]] = {site.path: {} for site in sites}
-    sums = jax.jit(functools.partial(_sums, function, [site.path for site in sites], keep))
+    at = {path: np.asarray(channels) for path, channels in (queries or {}).items()}
+    sums = jax.jit(functools.partial(_sums, function, [site.path for site in sites], keep, at))
     examples = 0
     for index, batch in enumerate(progress(batches, "statistics", "batch")):
         examples += products.examples(batch)
@@ -66,7 +70,13 @@ def _means(site: Site, sums: dict[str, np.ndarray], examples: int) -> Moments:
 
 
 def _sums(
-    function: Rewritten, paths: list[str], keep: str, params: Any, batch: Any, key: jax.Array
+    function: Rewritten,
+    paths: list[str],
+    keep: str,
+    at: Mapping[str, np.ndarray],
+    params: Any,
+    batch: Any,
+    key: jax.Array,
 ) -> dict[str, dict[str, jax.Array]]:
     """The sums of one batch by site."""
 
@@ -80,7 +90,8 @@ def _sums(
     by_site: dict[str, dict[str, jax.Array]] = {}
     for path in paths:
         x, g = (_joined(parts[path]) for parts in (seen, slopes))
-        by_site[path] = {**observe.sums(x), "gradient": observe.gram(g, g), **observe.felt(x, g)}
+        felt = observe.felt(x, g[:, at[path]] if path in at else g)
+        by_site[path] = {**observe.sums(x), "gradient": observe.gram(g, g), **felt}
     return by_site
 
 

@@ -9,7 +9,7 @@ rules, where one kernel is of many layers, and to drop what made the kernel's la
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,9 +24,10 @@ from lraqvit_jax.forms.pair import Pair, low_rank, reparam
 from lraqvit_jax.forms.quantized import quantized
 from lraqvit_jax.lowrank import pivot, svd
 from lraqvit_jax.plan.check import check_layer
-from lraqvit_jax.plan.cost import factor_shapes
-from lraqvit_jax.plan.records import DENSE, LayerPlan, Plan
-from lraqvit_jax.trace import jaxprs, products, search
+from lraqvit_jax.plan.cost import kernel_shapes
+from lraqvit_jax.plan.records import DENSE, LayerPlan, LinearInfo, Plan
+from lraqvit_jax.trace import jaxprs, parts, products, search
+from lraqvit_jax.trace.parts import Part
 from lraqvit_jax.trace.sites import Sites, Trail, Use
 from lraqvit_jax.trace.views import dtype_of
 
@@ -49,13 +50,18 @@ class Rewritten:
         apply: the function as it was.
         tree: of its parameters.
         specs: shape and dtype of its leaves, by path.
-        plan: of the sites that have a form of their own, dense ones too where others share their leaf.
+        plan: of the sites that have a form of their own, dense ones too where others share their leaf; of a site whose
+            channels have several, by their name below its path.
+        infos: shapes of what the plan has, as it leaves them, without biases.
+        parts: of each of these sites, the paths in the plan.
     """
 
     apply: Callable[..., Any]
     tree: Any
     specs: Mapping[str, jax.ShapeDtypeStruct]
     plan: Plan
+    infos: Mapping[str, LinearInfo]
+    parts: Mapping[str, tuple[str, ...]]
 
     def __call__(self, params: Mapping[str, Any], batch: Any) -> Any:
         if not self.plan:
@@ -83,7 +89,7 @@ class Rewritten:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), batch)
         closed, tree = jaxprs.traced(self.apply, originals, shapes)
         uses = search.uses(closed, self.specs)
-        run = _Run(self.plan, params["sites"], uses, added or {}, frozenset(watched), outputs_of_sites)
+        run = _Run(self, params["sites"], uses, added or {}, frozenset(watched), outputs_of_sites)
         leaves = [params["leaves"].get(path, GONE) for path in self.specs]
         outputs = run.evaluate(closed.jaxpr, closed.consts, [*leaves, *jax.tree.leaves(batch)], ())
         return jax.tree.unflatten(tree, outputs), run.seen
@@ -94,16 +100,16 @@ class _Run:
 
     def __init__(
         self,
-        plan: Plan,
+        function: Rewritten,
         sites: Mapping[str, Layer],
         uses: Mapping[Trail, Use],
         added: Mapping[str, Any],
         watched: frozenset[str],
         outputs_of_sites: bool,
     ) -> None:
-        self.plan, self.sites, self.added, self.watched = plan, sites, added, watched
+        self.function, self.sites, self.added, self.watched = function, sites, added, watched
         self.outputs_of_sites = outputs_of_sites
-        self.uses = {trail: use for trail, use in uses.items() if use.path in plan or use.path in watched}
+        self.uses = {trail: use for trail, use in uses.items() if use.path in function.parts or use.path in watched}
         self.within = {trail[:end] for trail in self.uses for end in range(1, len(trail))}
         self.seen: dict[str, list[Any]] = {path: [] for path in watched}
 
@@ -133,17 +139,26 @@ class _Run:
     def _site(self, use: Use, eqn: core.JaxprEqn, values: list[Any]) -> Any:
         product, path = use.product, use.path
         rows = product.read(values[1 - product.side])
-        layer = self.plan.get(path, DENSE)
-        weights = self.sites.get(path)
-        if weights is None:
-            weights = {"kernel": product.arrange(values[product.side])}
         with _precision(eqn):
-            y = _computed(weights, rows, layer)
+            if path in self.function.parts:
+                y = self._parts(path, rows, product.features_out)
+            else:
+                y = dense({"kernel": product.arrange(values[product.side])}, rows)
         if path in self.added:
             y = y + self.added[path][len(self.seen[path])]
         if path in self.watched:
             self.seen[path].append(y if self.outputs_of_sites else rows)
         return product.write(y).astype(dtype_of(eqn.outvars[0]))
+
+    def _parts(self, path: str, rows: Any, count: int) -> Any:
+        """What the parts of a site give, together."""
+        names, function = self.function.parts[path], self.function
+        layers = [self.sites[name] for name in names]
+        outputs = [
+            _computed(layer, parts.read(layer, rows), function.plan[name], function.infos[name])
+            for name, layer in zip(names, layers, strict=True)
+        ]
+        return parts.together(layers, outputs, count)
 
     def _call(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
         """One function: computed again in the backward pass where it was; else as if it stood here."""
@@ -192,17 +207,13 @@ class _Run:
         return [*carry, *outputs]
 
 
-def _computed(weights: Layer, rows: Any, layer: LayerPlan) -> Any:
+def _computed(weights: Layer, rows: Any, layer: LayerPlan, info: LinearInfo) -> Any:
     """What a form makes of rows (rows, m)."""
     if layer.form == "quantized":
-        return quantized(weights, rows.astype(jnp.float32), layer, _rows_of(layer, rows.shape[-1]))
+        kernels = {name: shape[0] for name, shape in kernel_shapes(info, layer).items()}
+        return quantized(weights, rows.astype(jnp.float32), layer, kernels)
     form = pivoted.pivoted(layer.basis, layer.rank) if layer.basis else FORMS[layer.form]
     return form(weights, rows)
-
-
-def _rows_of(layer: LayerPlan, m: int) -> dict[str, int]:
-    """Rows of each kernel of a layer with m inputs."""
-    return {name: shape[0] for name, shape in factor_shapes(m, m + layer.rank, layer).items()}
 
 
 def _precision(eqn: core.JaxprEqn) -> Any:
@@ -241,19 +252,60 @@ def rewrite(
     sites = products.last_found(apply) if sites is None else sites
     if sites is None:
         raise UserError("The places of this function are not known; call find(apply, params, batch) first.")
-    plan = _own(plan, sites)
+    _check(plan, sites)
     leaves = jaxprs.leaf_paths(params)
-    specs = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-    made: dict[str, Layer] = {}
+    made, biases = list[Part](), dict[str, Any]()
     for path, entry in plan.items():
         layer = dict((layers or {}).get(path, {})) or form_of(kernel_of(sites, path, leaves), entry)
         if "bias" in layer:
-            view = sites.biases[path]
-            leaves[view.leaf] = _with_part(leaves[view.leaf], view, layer.pop("bias"))
-        made[path] = {name: _as_leaf(value, leaves[sites[path].leaf]) for name, value in layer.items()}
-    gone = {sites[path].leaf for path in plan}
+            biases[path] = layer.pop("bias")
+        made.append(parts.of_site(sites[path], entry, layer))
+    return of_parts(apply, params, [part for part in made if not parts.untouched(part)], biases, sites)
+
+
+def of_parts(
+    apply: Callable[..., Any], params: Any, made: Sequence[Part], biases: Mapping[str, Any], sites: Sites
+) -> tuple[Rewritten, dict[str, Any]]:
+    """A function with parts in place of sites; the other sites of their leaves are spelled out.
+
+    Args:
+        apply: pure, of `params` and a batch.
+        params: its tree of arrays.
+        made: the parts.
+        biases: (n,), by site.
+        sites: of the function.
+    """
+    leaves = jaxprs.leaf_paths(params)
+    specs = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    kernels = dict(leaves)
+    for path, bias in biases.items():
+        view = sites.biases[path]
+        leaves[view.leaf] = _with_part(leaves[view.leaf], view, bias)
+    there, gone = {part.site for part in made}, {sites[part.site].leaf for part in made}
+    others = [site for site in sites if site.leaf in gone and site.path not in there]
+    whole = [*made, *(parts.of_site(site, DENSE, _kernel(sites, site.path, kernels)) for site in others)]
     left = {path: leaf for path, leaf in leaves.items() if path not in gone}
-    return Rewritten(apply, jax.tree.structure(params), specs, plan), {"leaves": left, "sites": made}
+    function = Rewritten(apply, jax.tree.structure(params), specs, {}, {}, {})
+    return _with(function, {"leaves": left, "sites": {}}, whole, sites)
+
+
+def _with(
+    function: Rewritten, params: Mapping[str, Any], made: Iterable[Part], sites: Sites
+) -> tuple[Rewritten, dict[str, Any]]:
+    """A function with more parts."""
+    plan, infos, of_site = dict(function.plan), dict(function.infos), dict(function.parts)
+    values = dict(params["sites"])
+    for part in made:
+        like = function.specs[sites[part.site].leaf]
+        values[part.path] = {name: _as_leaf(value, like) for name, value in part.layer.items()}
+        plan[part.path], infos[part.path] = part.entry, part.info
+        of_site[part.site] = (*of_site.get(part.site, ()), part.path)
+    new = dataclasses.replace(function, plan=plan, infos=infos, parts=of_site)
+    return new, {"leaves": dict(params["leaves"]), "sites": values}
+
+
+def _kernel(sites: Sites, path: str, leaves: Mapping[str, Any]) -> Layer:
+    return {"kernel": kernel_of(sites, path, leaves)["kernel"]}
 
 
 def _as_leaf(value: Any, leaf: Any) -> Any:
@@ -262,8 +314,8 @@ def _as_leaf(value: Any, leaf: Any) -> Any:
     return np.asarray(value).astype(leaf.dtype) if floats else value
 
 
-def _own(plan: Plan, sites: Sites) -> dict[str, LayerPlan]:
-    """The plan of the sites whose leaf goes: those in a form other than dense, and those that share its leaf."""
+def _check(plan: Plan, sites: Sites) -> None:
+    """UserError for what a plan of a user's asks of sites and they cannot be."""
     known = {site.path: site for site in sites}
     for path, entry in plan.items():
         if path not in known:
@@ -275,8 +327,6 @@ def _own(plan: Plan, sites: Sites) -> dict[str, LayerPlan]:
         info = known[path].info()
         if not (entry.form == "pivoted" and entry.rank == info.break_even_of(entry)):  # full rank costs what dense does
             check_layer(info, entry)
-    changed = {known[path].leaf for path, entry in plan.items() if entry.form != "dense"}
-    return {site.path: plan.get(site.path, DENSE) for site in sites if site.leaf in changed}
 
 
 def spelled_out(function: Rewritten, params: Mapping[str, Any], sites: Sites) -> tuple[Rewritten, dict[str, Any]]:
@@ -287,15 +337,25 @@ def spelled_out(function: Rewritten, params: Mapping[str, Any], sites: Sites) ->
         params: its parameters.
         sites: of the function as it came.
     """
-    leaves, made = dict(params["leaves"]), dict(params["sites"])
     kept = {site.leaf for site in sites if not site.compressible}
-    new = [site for site in sites if site.path not in made and site.leaf not in kept]
-    for site in new:
-        made[site.path] = {"kernel": kernel_of(sites, site.path, leaves)["kernel"]}
+    new = [site for site in sites if site.path not in function.parts and site.leaf not in kept]
+    made = [parts.of_site(site, DENSE, _kernel(sites, site.path, params["leaves"])) for site in new]
     whole = {site.leaf for site in new}
-    plan = {site.path: function.plan.get(site.path, DENSE) for site in sites if site.path in made}
-    left = {path: leaf for path, leaf in leaves.items() if path not in whole}
-    return dataclasses.replace(function, plan=plan), {"leaves": left, "sites": made}
+    left = {path: leaf for path, leaf in params["leaves"].items() if path not in whole}
+    return _with(function, {"leaves": left, "sites": params["sites"]}, made, sites)
+
+
+def replaced(
+    params: Mapping[str, Any], kernels: Mapping[str, Any], biases: Mapping[str, Any], sites: Sites
+) -> dict[str, Any]:
+    """The parameters of a function that is spelled out, with other kernels and biases at some sites."""
+    of_sites, leaves = dict(params["sites"]), dict(params["leaves"])
+    for path, kernel in kernels.items():
+        of_sites[path] = {"kernel": jnp.asarray(kernel, of_sites[path]["kernel"].dtype)}
+    for path, bias in biases.items():
+        view = sites.biases[path]
+        leaves[view.leaf] = jnp.asarray(_with_part(leaves[view.leaf], view, bias))
+    return {"leaves": leaves, "sites": of_sites}
 
 
 def kernel_of(sites: Sites, path: str, leaves: Mapping[str, Any]) -> Layer:
