@@ -1,5 +1,7 @@
 """Our own models through `trace`: the same moments, ranks, parameters and logits as through their Linen front."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,13 @@ import pytest
 from lraqvit_jax import models
 from lraqvit_jax.base import trees
 from lraqvit_jax.calibration import observe
-from lraqvit_jax.lowrank import kfac, pairs
-from lraqvit_jax.plan import budget
+from lraqvit_jax.lowrank import block, kfac, pairs
+from lraqvit_jax.plan import blocks as plan_blocks
+from lraqvit_jax.plan import budget, cost, records
 from lraqvit_jax.plan.records import LayerPlan
-from lraqvit_jax.trace import moments, products, rewrite
+from lraqvit_jax.trace import moments, places, products, rewrite, sizes
 from tests.unit import small
+from tests.unit.models import test_by_head as by_head
 
 SIZES = {"vit_pico": 8, "deit_tiny_distilled_dim32_depth2_heads2_patch4": 8, "swin_pico": 8}
 """Sizes whose windows tile: where Swin's padding comes between the norm and qkv, sites count its zeros too."""
@@ -110,3 +114,63 @@ def test_the_gradients_moment_is_that_of_all_projections(rng):
     centred = v - v.mean(1, keepdims=True)
     want = np.einsum("bti,btj,io,jo->ij", slope / 2, slope / 2, centred, centred) / len(x)
     np.testing.assert_allclose(got, want, atol=0.06 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", ["vit_pico", "swin"])
+def test_sizes_of_blocks_and_what_they_become_are_those_of_the_linen_front(name, rng):
+    """With the same moments: the same channels, hidden units and ranks under a budget, and the same logits."""
+    variant, model, params, spec, seen, images = by_head.subject(name, rng)
+
+    def apply(params, images):
+        return model.apply({"params": params}, images)
+
+    encoder = [info for info in spec.layers if info.path in seen and info.kind != "embed"]
+    blocks_of = plan_blocks.blocks(encoder)
+    encoder = [info for one in blocks_of for info in (*one.attention, *one.mlp)]
+    solved = block.solve(blocks_of, params, seen)
+    curves = {path: one.curves for path, one in solved.items()}
+    problem = plan_blocks.Problem(
+        blocks_of,
+        curves,
+        lambda info, layer: cost.layer_cost(bare(info), layer).params,
+        0.6 * sum(info.features_in * info.features_out for info in encoder),
+        1,
+        1,
+    )
+    chosen = problem.solve({(one.path, part): plan_blocks.Scale() for one in blocks_of for part in plan_blocks.PARTS})
+
+    sites = products.find(apply, params, images)
+    layers = {
+        f"{info.path}/kernel": places.Layer.of(
+            sites[f"{info.path}/kernel"], trees.get(params, info.path), seen[info.path]
+        )
+        for info in encoder
+    }
+    found = sizes.places(sites, layers)
+    choices = {
+        one.name: one.choices({key: plan_blocks.Scale() for key in places.unmeasured(found)}, 1) for one in found
+    }
+    limit = 0.6 * sum(layer.kernel.size for layer in layers.values())
+    picked = {key: choice.size for key, choice in budget.cheapest(choices, limit).items()}
+    for one in blocks_of:
+        want = chosen[one.path]
+        got = picked[f"{one.path}/attn/proj/kernel:score"] | picked[f"{one.path}/attn/proj/kernel:value"]
+        assert plan_blocks.Sizes(**got, **picked[f"{one.path}/mlp/fc2/kernel:mlp"]) == want
+
+    made, biases = [], {}
+    for place in found:
+        of_place, changed = place.made({**place.sizes, **picked[place.name]})
+        made += of_place
+        for path, bias in changed.items():
+            biases[path] = biases.get(path, layers[path].bias) + bias - layers[path].bias
+    function, values = rewrite.of_parts(apply, params, made, biases, sites)
+    fixed, plan = by_head.shrunk(spec, params, seen, lambda one: chosen[one.path])
+    linen = models.create(variant, num_classes=5, image_size=images.shape[1], plan=plan)
+    want = small.apply(linen, fixed, images)
+    np.testing.assert_allclose(jax.jit(function)(values, images), want, atol=5e-5 * float(jnp.abs(want).max()))
+    kernels = sum(cost.layer_cost(bare(info), plan[info.path]).params for info in records.resolved(encoder, plan))
+    assert sum(cost.layer_cost(part.info, part.entry).params for part in made) == kernels
+
+
+def bare(info):
+    return dataclasses.replace(info, bias=False)
