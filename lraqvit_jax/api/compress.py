@@ -31,6 +31,8 @@ from lraqvit_jax.weights import tensors
 STAGES = ("plan", "factorize", "distill", "merge", "quantize")
 RUN = "low_rank"
 BATCH = 32
+FUNCTION_FIELDS = ("keep_dense", "multiple", "learning_rate", "seed")
+"""What `fields` may have of a function; see `trace.compress`."""
 
 
 @precision.usual()
@@ -81,8 +83,8 @@ def compress(
         metric: of a function: what is to be kept of its outputs, "logits", "features" or "loss".
 
     A function of parameters and a batch is compressed as well, `compress(apply, params, batches)`: then `images` are
-    batches as it takes them, only `budget`, `bits`, `quantizer` and `metric` can be given, and what comes back is a
-    `Function`; see `trace.compress`.
+    batches as it takes them; `budget`, `bits`, `quantizer`, `steps` and `metric` can be given, and as `fields` those of
+    FUNCTION_FIELDS; what comes back is a `Function`; see `trace.compress`.
 
     Returns:
         The smallest model that was asked for, on one device.
@@ -90,18 +92,22 @@ def compress(
     Raises:
         UserError: parameters that are not the model's, a budget, width or field that does not fit, bad images.
     """
+    if fields is not None and not isinstance(fields, Mapping):
+        raise UserError(f"fields is {short(repr(fields))}; give a mapping of dotted names and values.")
     if not isinstance(model, nn.Module) and callable(model):
-        other = (preprocess, steps, tuple(class_names), workdir, fields, mesh)
-        if other != (None, 0, (), "", None, None):
-            raise UserError("A function takes budget, bits, quantizer and metric alone; leave out what else is given.")
-        return function.compress(model, params, images, budget=budget, bits=bits, quantizer=quantizer, metric=metric)
+        if (preprocess, tuple(class_names), workdir, mesh) != (None, (), "", None):
+            raise UserError(
+                "A function takes budget, bits, quantizer, steps, metric and fields alone; leave out the others."
+            )
+        if unknown := {*(fields or {})} - {*FUNCTION_FIELDS}:
+            raise UserError(f"fields has {min(unknown)!r}; of a function it takes {', '.join(FUNCTION_FIELDS)}.")
+        options: dict[str, Any] = {"budget": budget, "bits": bits, "quantizer": quantizer, "steps": steps}
+        return function.compress(model, params, images, **options, metric=metric, **(fields or {}))
     if metric != "logits":
         raise UserError(f"metric is {short(repr(metric))}, and a model here is a classifier; give its apply instead.")
     function.check(budget, bits, quantizer)
     if not isinstance(preprocess, Preprocess):
         raise UserError(f"preprocess is {short(repr(preprocess))}; give a Preprocess, such as weights.load returns.")
-    if fields is not None and not isinstance(fields, Mapping):
-        raise UserError(f"fields is {short(repr(fields))}; give a mapping of dotted names and values.")
     if mesh is not None and not isinstance(mesh, Mesh):
         raise UserError(f"mesh is {short(repr(mesh))}; give one of devices.sharding.make_mesh, or None.")
     kept = files.locate_new(workdir) if workdir else None

@@ -20,7 +20,7 @@ from lraqvit_jax.plan.ranks import factorized
 from lraqvit_jax.plan.records import DENSE, LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.trace import moments as statistics
-from lraqvit_jax.trace import parts, products, rewrite, sizes
+from lraqvit_jax.trace import parts, products, rewrite, sizes, train
 from lraqvit_jax.trace.parts import Part
 from lraqvit_jax.trace.places import Biases, Layer
 from lraqvit_jax.trace.rewrite import Rewritten
@@ -128,11 +128,15 @@ def compress(
     quantizer: str = "dynamic",
     keep_dense: Iterable[str] = (),
     multiple: int = 1,
+    steps: int = 0,
+    learning_rate: float = 5e-5,
     seed: int = 0,
 ) -> Function:
-    """Makes a function small: pairs with identity blocks in place of its kernels, then integers.
+    """Makes a function small: products of attention heads, fewer hidden units, and pairs with identity blocks in place
+    of its kernels; then, if asked for, distillation; then integers.
 
-    Ranks are those that change the outputs least under the budget, as far as the moments of inputs and gradients tell.
+    Sizes are those that change the outputs least under the budget: predicted by closed forms, measured where that
+    decides.
 
     Args:
         apply: pure, of `params` and a batch; it is not changed.
@@ -144,14 +148,18 @@ def compress(
         bits: of kernels and activations, 8, 7, 6 or 4; 0 stays in floats.
         quantizer: how, one of `config.QUANTIZERS`, with scales by token as they come or one scale for all.
         keep_dense: paths of sites, or of what holds them, that stay as they are.
-        multiple: of which every rank is one.
-        seed: of the random projections.
+        multiple: of which every rank and every width is one.
+        steps: of distillation from the function as it came; 0 trains nothing. Only what `budget` changed is worth it.
+        learning_rate: of these, the highest.
+        seed: of the random projections, and of the order of batches.
 
     Raises:
         UserError: a function that cannot be traced, no site to compress, a budget or a width that does not fit.
     """
     check(budget, bits, quantizer)
-    multiple = whole_number(multiple, "multiple", low=1)
+    multiple, steps = whole_number(multiple, "multiple", low=1), whole_number(steps, "steps", low=0)
+    if not files.number(learning_rate) or learning_rate <= 0:
+        raise UserError(f"learning_rate is {short(repr(learning_rate))}; give a number above 0, such as 5e-5.")
     if isinstance(batches, str) or not isinstance(batches, Iterable) or hasattr(batches, "shape"):
         raise UserError(f"batches is {short(repr(batches))}; give a list of batches as the function takes them.")
     batches = list(batches)
@@ -164,6 +172,18 @@ def compress(
         chosen = [sites[layer.path] for layer in layers]
         made, biases = _smaller(function, new_params, sites, chosen, batches, budget, metric, multiple, seed)
         function, new_params = rewrite.of_parts(apply, params, made, biases, sites)
+    if steps:
+        new_params = train.distil(
+            function,
+            new_params,
+            apply,
+            params,
+            batches,
+            keep=metric,
+            steps=steps,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
     plan: Mapping[str, LayerPlan] = function.plan
     if bits:
         function, new_params, plan = _integers(function, new_params, sites, batches, bits, quantizer)

@@ -106,7 +106,11 @@ def _leaves(tree):
         ({"bits": 5}, "bits is 5"),
         ({"quantizer": "none"}, "quantizer is 'none'"),
         ({"metric": "accuracy"}, "metric is 'accuracy'"),
-        ({"steps": 3}, "A function takes"),
+        ({"steps": -3}, "steps is -3"),
+        ({"steps": 3, "fields": {"learning_rate": 0}}, "learning_rate is 0"),
+        ({"fields": {"plan.method": "logits"}}, "fields has 'plan.method'"),
+        ({"fields": ["seed"]}, "fields is"),
+        ({"fields": {"keep_dense": ["nowhere"]}}, "names 'nowhere'"),
         ({"preprocess": None, "workdir": "DIR"}, "A function takes"),
     ],
     ids=str,
@@ -129,3 +133,36 @@ def test_batches_that_are_none_are_refused_in_a_sentence(batches, rng):
 def test_a_function_without_products_is_refused_with_what_was_seen(rng):
     with pytest.raises(UserError, match="No product"):
         lraqvit_jax.compress(lambda p, x: jnp.take(p, x, 0), np.ones((3, 4), np.float32), [np.zeros((2, 1), np.int32)])
+
+
+@pytest.mark.parametrize("metric", ["logits", "features"])
+def test_distillation_brings_the_outputs_back(metric, rng):
+    apply, params, _ = modern(rng)
+    batches = [rng.standard_normal((32, 5, 12)).astype(np.float32) for _ in range(24)]
+    unseen = rng.standard_normal((64, 5, 12)).astype(np.float32)
+    dense, changes = apply(params, unseen), []
+    for steps in (0, 240):
+        options = {"steps": steps, "metric": metric, "fields": {"learning_rate": 3e-3}}
+        small = lraqvit_jax.compress(apply, params, batches, budget=0.4, bits=0, **options)
+        moved = small(unseen) - dense
+        changes.append(float(jnp.sum(jnp.square(moved - moved.mean(-1, keepdims=True)))))
+        assert small.parameters < 0.8 * sum(map(np.size, jax.tree.leaves(params)))
+    assert changes[1] < 0.8 * changes[0]
+
+
+def test_a_loss_can_be_what_is_kept(rng):
+    apply, params, _ = modern(rng)
+    batches = [
+        {"x": rng.standard_normal((16, 5, 12)).astype(np.float32), "y": rng.integers(0, 7, 16)} for _ in range(6)
+    ]
+
+    def loss(params, batch):
+        logs = jax.nn.log_softmax(apply(params, batch["x"]))
+        return -jnp.mean(logs[jnp.arange(len(batch["y"])), batch["y"]])
+
+    losses = [float(loss(params, batches[0]))]
+    for steps in (0, 60):
+        options = {"steps": steps, "metric": "loss", "fields": {"learning_rate": 3e-3}}
+        small = lraqvit_jax.compress(loss, params, batches, budget=0.5, bits=0, **options)
+        losses.append(float(small(batches[0])))
+    assert losses[2] < min(losses[:2])
