@@ -31,13 +31,15 @@ if TYPE_CHECKING:
     from lraqvit_jax.trace.compress import Function
     from lraqvit_jax.trace.products import find
     from lraqvit_jax.trace.rewrite import rewrite
+    from lraqvit_jax.trace.task import Task
 
-__all__ = ["Function", "Model", "__version__", "compress", "find", "load", "rewrite", "weights"]
+__all__ = ["Function", "Model", "Task", "__version__", "compress", "find", "load", "rewrite", "weights"]
 __version__ = VERSION
 
 _PLACES = {
     "Function": "trace.compress",
     "Model": "api.model",
+    "Task": "trace.task",
     "compress": "api.compress",
     "find": "trace.products",
     "load": "api.model",

@@ -14,6 +14,7 @@ from lraqvit_jax.options.bench import LatencyOptions, LowRankGrid, QuantGrid, Sc
 from lraqvit_jax.options.data import DataOptions, PreprocessOptions
 from lraqvit_jax.options.devices import MeshSizes, ShardingRules
 from lraqvit_jax.options.export import ExportOptions
+from lraqvit_jax.options.function import PREFIX, FunctionOptions
 from lraqvit_jax.options.plan import FactorizeOptions, PlanOptions
 from lraqvit_jax.options.quant import QUANTIZERS, Quantization, Quantizer
 from lraqvit_jax.options.records import named, option
@@ -26,6 +27,7 @@ __all__ = [
     "UNLABELLED",
     "Config",
     "default",
+    "function",
     "imagenet",
     "ladder",
     "parse",
@@ -94,6 +96,11 @@ and `class_names`, what depends on them is made again."""
 def default() -> ConfigDict:
     """All fields with their defaults. A config file starts here and changes what it needs."""
     return ConfigDict(records.to_dict(Config()))
+
+
+def function() -> ConfigDict:
+    """The fields of a function that is not one of our models; see `options.function`."""
+    return ConfigDict(records.to_dict(FunctionOptions()))
 
 
 def run(**fields: Any) -> ConfigDict:
@@ -168,6 +175,25 @@ def imagenet(model: str, weights: str) -> ConfigDict:
         "rb_lra_kd": run(decomposition="whitened", branch="zero"),
     }
     return config
+
+
+def parse_function(fields: Mapping[str, Any]) -> FunctionOptions | None:
+    """The options of a function; None where the fields are those of our own models.
+
+    Raises:
+        UserError: as of `parse`; a model that is no function among fields of one, or the other way round.
+    """
+    named = str(fields.get("model", "")).startswith(PREFIX)
+    if not {*fields} <= {field.name for field in dataclasses.fields(FunctionOptions)}:
+        if named:
+            raise UserError(f"model is {fields['model']!r}, a function; take configs/any.py, which has its fields.")
+        return None
+    options = records.parse(FunctionOptions, fields)
+    if not named:
+        raise UserError(f"model is {options.model!r}; write --config.model={PREFIX}package.module:function.")
+    if options.quantizer not in QUANTIZERS:
+        raise UserError(f"quantizer is {options.quantizer!r}; {nearest(options.quantizer, QUANTIZERS)}")
+    return options
 
 
 def parse(fields: Mapping[str, Any]) -> Config:

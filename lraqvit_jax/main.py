@@ -39,7 +39,7 @@ from ml_collections import config_flags
 from lraqvit_jax import config as config_lib
 from lraqvit_jax.base import console, files, startup
 from lraqvit_jax.base.errors import Preempted, UserError, nearest, storage
-from lraqvit_jax.config import Config
+from lraqvit_jax.config import Config, FunctionOptions
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
@@ -72,14 +72,14 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
     """
     from lraqvit_jax import stages as stages_lib
     from lraqvit_jax.run import checks, lock, opening, preemption, results
-    from lraqvit_jax.stages import evaluate
+    from lraqvit_jax.stages import evaluate, outlook
 
     chosen = _chosen(stages)
     config = config if isinstance(config, Config) else config_lib.parse(config)
     with lock.alone(workdir):
         ws = opening.open_workspace(config, workdir)
         checks.counts(config, len(ws.source("calibration")), chosen)
-        for line in _surroundings(ws) if console.level() == console.VERBOSE else ():
+        for line in outlook.surroundings(ws) if console.level() == console.VERBOSE else ():
             console.detail(line)
         for name in config_lib.STAGES:
             if name in chosen:
@@ -104,59 +104,12 @@ def _chosen(stages: Sequence[str] | None) -> list[str]:
     return chosen
 
 
-def _surroundings(ws: Any) -> list[str]:
-    """What --verbose says before it all: versions, devices, mesh, plan."""
-    import jax
-
-    from lraqvit_jax.plan import table
-    from lraqvit_jax.weights import artifacts
-
-    versions = ", ".join(f"{name} {version}" for name, version in artifacts.versions().items())
-    devices = (
-        f"{jax.device_count()} devices, the first {jax.devices()[0].device_kind}, of {jax.process_count()} processes"
-    )
-    return [versions, devices, mesh_text(ws.mesh), table.table(ws.plan, ws.spec.layers, 0)]
-
-
-def mesh_text(mesh: Any) -> str:
-    return "mesh: " + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-
-
 def dry_run(config: Config, workdir: str, stages: Sequence[str] | None = None) -> None:
     """Checks all that a run would, as far as nothing has to be fetched, and prints the plan, its costs, time and files;
     writes nothing."""
-    from lraqvit_jax import weights
-    from lraqvit_jax.data import class_names
-    from lraqvit_jax.data.matching import Classes
-    from lraqvit_jax.data.sources import ROLES
-    from lraqvit_jax.devices import sharding
-    from lraqvit_jax.plan import records as plan
-    from lraqvit_jax.plan import table
-    from lraqvit_jax.run import checks, opening, outlook
-    from lraqvit_jax.stages.evaluate import other_params
+    from lraqvit_jax.stages import outlook
 
-    chosen = _chosen(stages)
-    ws = opening.open_workspace(config, workdir, write=False)
-    checks.modules(config)
-    fetched = [] if not config.weights or weights.local(config.weights) else [f"weights {config.weights}"]
-    if config.weights and not fetched and not ws.has("dense"):
-        opening.read_weights(config)
-    if config.class_names:
-        class_names.read(config.class_names, ws.num_classes)
-    data = checks.inputs(config, Classes.of(ws.num_classes, ws.class_names, ws.data_names), ROLES, fetch=False)
-    if "calibration" in data:
-        checks.counts(config, len(data["calibration"]), chosen)
-    fetched += [f"data.{role} {config.data.source(role)}" for role in ROLES if role not in data]
-
-    dense = plan.dense(ws.spec.layers)
-    abstract = sharding.abstract_params(ws.create(dense), ws.preprocess.size, ws.mesh)
-    print(table.table(ws.plan, ws.spec.layers, other_params(abstract, dense)))
-    if ws.provisional:
-        print(f"Ranks of the uniform ratio; the stage plan chooses by {ws.config.plan.method!r} for this budget.")
-    print(mesh_text(ws.mesh))
-    print("\n".join(outlook.sentences(ws, data)))
-    if fetched:
-        print(f"Not looked at, since they may have to be fetched: {', '.join(fetched)}.")
+    outlook.dry_run(config, workdir, _chosen(stages))
 
 
 def estimate(config: Config, workdir: str) -> None:
@@ -172,12 +125,27 @@ def _main(argv: Sequence[str]) -> None:
         raise UserError(f"{argv[1]!r} is not a flag; write --config=FILE --workdir=DIR.")
     config, workdir = command_line()
     join()
-    if _ESTIMATE.value:
+    if isinstance(config, FunctionOptions):
+        run_function(config, workdir)
+    elif _ESTIMATE.value:
         estimate(config, workdir)
     elif _DRY_RUN.value:
         dry_run(config, workdir, _STAGES.value)
     else:
         run(config, workdir, _STAGES.value)
+
+
+def run_function(options: FunctionOptions, workdir: str) -> None:
+    """A run of a function that is not one of our models; see `stages.function`."""
+    from lraqvit_jax.stages import function
+
+    for name, given in (("stages", _STAGES.value), ("estimate", _ESTIMATE.value)):
+        if given:
+            raise UserError(f"--{name} is for our own models; leave it out with model={options.model}.")
+    if _DRY_RUN.value:
+        function.dry_run(options)
+    else:
+        function.run(options, workdir)
 
 
 def join() -> None:
@@ -195,7 +163,7 @@ def join() -> None:
     preemption.watch()
 
 
-def command_line() -> tuple[Config, str]:
+def command_line() -> tuple[Config | FunctionOptions, str]:
     """The configuration and the work directory of the command line."""
     if CONFIG.value is None or WORKDIR.value is None:
         raise UserError("Give both --config=FILE and --workdir=DIR; --help shows examples.")
@@ -203,7 +171,9 @@ def command_line() -> tuple[Config, str]:
         raise UserError("--quiet and --verbose say the opposite; give one of them.")
     console.set_level(console.QUIET if _QUIET.value else console.VERBOSE if _VERBOSE.value else console.NORMAL)
     logging.set_verbosity(logging.INFO if _VERBOSE.value else logging.WARNING)
-    return config_lib.parse(CONFIG.value.to_dict()), str(files.locate_new(WORKDIR.value))
+    fields = CONFIG.value.to_dict()
+    config = config_lib.parse_function(fields) or config_lib.parse(fields)
+    return config, str(files.locate_new(WORKDIR.value))
 
 
 def help_text(teaches: str | None) -> str:

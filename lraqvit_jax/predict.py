@@ -47,6 +47,8 @@ def command(argv: Sequence[str]) -> None:
     from lraqvit_jax.api import model as inference
 
     model = inference.load(options.workdir, options.name)
+    if not isinstance(model, inference.Model):
+        raise UserError(f"{options.workdir} is of a function of batches, not of images; call lraqvit_jax.load of it.")
     answers = [
         (path, classes) for path, classes in zip(paths, model.predict(paths, options.top), strict=True) if classes
     ]

@@ -211,8 +211,10 @@ class Model(artifacts.Artifact):
 
 
 @precision.usual()
-def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32") -> Model:
-    """Restores a model with its preprocessing and class names, ready to predict.
+def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32") -> Any:
+    """Restores a model with its preprocessing and class names, ready to predict: a `Model`.
+
+    Of the work directory of a function (`configs/any.py`) it restores the `Function`.
 
     Args:
         directory: an artefact (WORKDIR/checkpoints/NAME, or where `Model.save` wrote) or a work directory.
@@ -226,6 +228,10 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {short(repr(dtype))}; {nearest(dtype, DTYPES)}")
+    from lraqvit_jax.stages import function  # most do not need it, and it takes a second to import
+
+    if function.is_one(files.locate(directory)):
+        return function.load(directory, name)
     artifact = artifacts.load_artifact(_path(files.locate(directory), name), dtype=dtype)
     return Model(artifact.model, artifact.params, artifact.preprocess, artifact.meta)
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from lraqvit_jax import bench, main
 from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.config import Config
 
 
 def command(argv: Sequence[str]) -> None:
@@ -20,6 +21,10 @@ def command(argv: Sequence[str]) -> None:
         wrong = argv[1] if len(argv) > 1 else ""
         raise UserError(f"There is no measurement {wrong!r}; {nearest(wrong, bench.names())}")
     config, workdir = main.command_line()
+    if not isinstance(config, Config):
+        raise UserError(
+            f"The measurements are of our own models, which {config.model} is none of; take another config."
+        )
     from lraqvit_jax.run import lock  # and with it JAX, which no mistake above and no --help waits for
 
     main.join()

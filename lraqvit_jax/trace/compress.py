@@ -20,7 +20,7 @@ from lraqvit_jax.plan.ranks import factorized
 from lraqvit_jax.plan.records import DENSE, LayerPlan, LinearInfo, Plan
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.trace import moments as statistics
-from lraqvit_jax.trace import parts, products, rewrite, sizes, train
+from lraqvit_jax.trace import parts, products, rewrite, saved, sizes, train
 from lraqvit_jax.trace.parts import Part
 from lraqvit_jax.trace.places import Biases, Layer
 from lraqvit_jax.trace.rewrite import Rewritten
@@ -80,6 +80,31 @@ class Function:
         if names is None:
             return layer_cost(parts.shapes(site), DENSE)
         return sum((layer_cost(self.apply.infos[name], self.plan[name]) for name in names), Cost())
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the plan and the parameters, with orbax; `Function.restore` reads them. The function itself is code.
+
+        Raises:
+            UserError: there is something already.
+        """
+        saved.write(files.locate_new(folder), self.apply, self.params, {})
+
+    @classmethod
+    def restore(cls, folder: str | pathlib.Path, apply: Callable[..., Any], params: Any, batch: Any) -> "Function":
+        """A function that `save` wrote.
+
+        Args:
+            folder: that was written.
+            apply: the function as it came.
+            params: as they came, or their shapes (`jax.eval_shape`).
+            batch: as `apply` takes it.
+
+        Raises:
+            UserError: nothing was written there, it is damaged, or it is of another function.
+        """
+        sites = products.find(apply, params, batch)
+        function, values = saved.read(files.locate(folder), apply, params, sites)
+        return cls(function, values, function.plan, sites)
 
     def export(self, path: str | pathlib.Path, batch: Any) -> None:
         """Writes StableHLO with the parameters inside; `jax.export.deserialize` reads it.
@@ -157,14 +182,40 @@ def compress(
         UserError: a function that cannot be traced, no site to compress, a budget or a width that does not fit.
     """
     check(budget, bits, quantizer)
+    batches = listed(batches)
+    small = smaller(
+        apply,
+        params,
+        batches,
+        budget=budget,
+        metric=metric,
+        keep_dense=keep_dense,
+        multiple=multiple,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    return integers(small, batches, bits, quantizer) if bits else small
+
+
+def smaller(
+    apply: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    *,
+    budget: float,
+    metric: str = "logits",
+    keep_dense: Iterable[str] = (),
+    multiple: int = 1,
+    steps: int = 0,
+    learning_rate: float = 5e-5,
+    seed: int = 0,
+) -> Function:
+    """`compress` in floats; arguments as there."""
     multiple, steps = whole_number(multiple, "multiple", low=1), whole_number(steps, "steps", low=0)
     if not files.number(learning_rate) or learning_rate <= 0:
         raise UserError(f"learning_rate is {short(repr(learning_rate))}; give a number above 0, such as 5e-5.")
-    if isinstance(batches, str) or not isinstance(batches, Iterable) or hasattr(batches, "shape"):
-        raise UserError(f"batches is {short(repr(batches))}; give a list of batches as the function takes them.")
-    batches = list(batches)
-    if not batches:
-        raise UserError("batches is empty; give some batches as the function takes them.")
+    batches = listed(batches)
     sites = products.find(apply, params, batches[0])
     layers = _layers(sites, keep_dense)
     function, new_params = rewrite.rewrite(apply, params, {}, sites)
@@ -184,10 +235,23 @@ def compress(
             learning_rate=learning_rate,
             seed=seed,
         )
-    plan: Mapping[str, LayerPlan] = function.plan
-    if bits:
-        function, new_params, plan = _integers(function, new_params, sites, batches, bits, quantizer)
-    return Function(function, jax.tree.map(jnp.asarray, new_params), plan, sites)
+    return Function(function, jax.tree.map(jnp.asarray, new_params), function.plan, sites)
+
+
+def integers(small: Function, batches: Iterable[Any], bits: int, quantizer: str = "dynamic") -> Function:
+    """A float function with integers in all sites that can be compressed; arguments as of `compress`."""
+    function, params, plan = _integers(small.apply, small.params, small.sites, listed(batches), bits, quantizer)
+    return Function(function, jax.tree.map(jnp.asarray, params), plan, small.sites)
+
+
+def listed(batches: Iterable[Any]) -> list[Any]:
+    """The batches, some; UserError for what is none."""
+    if isinstance(batches, str) or not isinstance(batches, Iterable) or hasattr(batches, "shape"):
+        raise UserError(f"batches is {short(repr(batches))}; give a list of batches as the function takes them.")
+    batches = list(batches)
+    if not batches:
+        raise UserError("batches is empty; give some batches as the function takes them.")
+    return batches
 
 
 def _layers(sites: Sites, keep_dense: Iterable[str]) -> list[LinearInfo]:
