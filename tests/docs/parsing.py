@@ -25,6 +25,8 @@ def parse(words: Sequence[str]) -> None:
     if main.CONFIG.value is None:
         return
     fields = main.CONFIG.value.to_dict()
+    if config.parse_function(fields):
+        return
     for role in ("train", "eval"):
         fields["data"][role] = fields["data"][role] or "folder:images"
     config.parse(fields)
