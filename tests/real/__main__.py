@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     rows = [name for name in given.rows if given.bits or not name.endswith("+int")]
     print(f"{given.model}, {given.budget:g} of the kernels' parameters; calibrated on {case.calibrated_on}", flush=True)
     head: list[str] = []
-    for name in ["dense", *(row for row in rows if row != "dense")]:
+    for name in rows:
         started = time.perf_counter()
         small = METHODS[name](case, options)
         made = time.perf_counter()

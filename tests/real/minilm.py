@@ -5,6 +5,7 @@ calibrate on.
 """
 
 import csv
+import functools
 import pathlib
 import re
 from collections.abc import Callable
@@ -49,20 +50,24 @@ def case(weights: pathlib.Path, data: pathlib.Path, examples: int, limit: int) -
     params = {name: leaf for name, leaf in leaves.items() if not name.startswith(unused)}
     tokenizer = Tokenizer.from_file(str(weights / "tokenizer.json"))
     sentences = _sentences(data / "wikitext2_test" / "wiki.test.raw", examples)
-    dense: list[np.ndarray] = []  # the first that is evaluated is the dense model
     with (data / "stsb_375" / "pairs.csv").open(encoding="utf-8") as file:
         pairs = list(csv.DictReader(file))[: limit or None]
 
+    texts = [pair[name] for name in ("sentence1", "sentence2") for pair in pairs]
+    scores = np.array([float(pair["score"]) for pair in pairs])
+
+    def vectors(run: Callable[[Any], Any]) -> np.ndarray:
+        return np.concatenate([np.asarray(run(batch)) for batch in batches(tokenizer, texts, LENGTH)])[: len(texts)]
+
+    dense = functools.cache(lambda: vectors(functools.partial(jax.jit(apply), params)))
+
     def evaluate(run: Callable[[Any], Any]) -> dict[str, float]:
         """Spearman's correlation of cosines with scores; to the dense model, mean cosine and equal neighbours."""
-        texts = [pair[name] for name in ("sentence1", "sentence2") for pair in pairs]
-        vectors = np.concatenate([np.asarray(run(batch)) for batch in batches(tokenizer, texts, LENGTH)])[: len(texts)]
-        dense[:] = dense or [vectors]
-        similar = embedding.cosines(vectors[: len(pairs)], vectors[len(pairs) :])
+        found = vectors(run)
         return {
-            "Spearman": embedding.spearman(similar, np.array([float(pair["score"]) for pair in pairs])),
-            "cosine to dense": float(embedding.cosines(vectors, dense[0]).mean()),
-            "same neighbour %": embedding.neighbour_agreement(vectors, dense[0]),
+            "Spearman": embedding.spearman(embedding.cosines(found[: len(pairs)], found[len(pairs) :]), scores),
+            "cosine to dense": float(embedding.cosines(found, dense()).mean()),
+            "same neighbour %": embedding.neighbour_agreement(found, dense()),
             "pairs": len(pairs),
         }
 

@@ -135,16 +135,19 @@ def case(weights: pathlib.Path, data: pathlib.Path, examples: int, limit: int) -
     prompt = np.array([settings["decoder_start_token_id"], settings["no_timestamps_token_id"]])
     end = settings["eos_token_id"]
     write = jax.jit(functools.partial(decode, prompt=prompt, end=end, allowed=jnp.asarray(allowed)))
-    dense: list[np.ndarray] = []  # the first that is evaluated is the dense model
+
+    def encoded(run: Callable[[Any], Any]) -> np.ndarray:
+        return np.concatenate([np.asarray(run(features[index : index + 1])) for index in range(len(features))])
+
+    dense = functools.cache(lambda: encoded(functools.partial(jax.jit(apply), encoder)))
 
     def evaluate(run: Callable[[Any], Any]) -> dict[str, float]:
         """Word error rate of greedy decoding, and the error of the encoder against the dense one."""
-        encoded = np.concatenate([np.asarray(run(features[index : index + 1])) for index in range(len(features))])
-        dense[:] = dense or [encoded]
-        texts = [tokenizer.decode(ids) for ids in np.asarray(write(decoder, encoded)).tolist()]
+        found = encoded(run)
+        texts = [tokenizer.decode(ids) for ids in np.asarray(write(decoder, found)).tolist()]
         return {
             "WER %": speech.word_error_rate([row["text"] for row in rows], texts),
-            "error of features %": float(100 * np.linalg.norm(encoded - dense[0]) / np.linalg.norm(dense[0])),
+            "error of features %": float(100 * np.linalg.norm(found - dense()) / np.linalg.norm(dense())),
             "utterances": len(rows),
         }
 
