@@ -26,7 +26,7 @@ BATCH = 20
 
 def apply(params: Any, images: jax.Array) -> jax.Array:
     """Normalized images (b, 224, 224, 3) as maps (b, 224, 224), values in [0, 1]."""
-    p, count = params["backbone"], len(images)
+    p, count = params["backbone"], images.shape[0]
     x = jax.lax.conv_general_dilated(
         images, p["patch_embed.proj.weight"], (PATCH, PATCH), "VALID", dimension_numbers=("NHWC", "OIHW", "NHWC")
     )
@@ -54,7 +54,7 @@ def decode(p: Any, x: jax.Array) -> jax.Array:
         scale = p[f"{norm}.weight"] / jnp.sqrt(p[f"{norm}.running_var"] + 1e-5)
         x = jax.nn.relu((x - p[f"{norm}.running_mean"]) * scale + p[f"{norm}.bias"])
     x = x @ p["final_conv.weight"][0, :, 0, 0] + p["final_conv.bias"][0]
-    return jax.nn.sigmoid(jax.image.resize(x, (len(x), SIDE, SIDE), "bilinear"))
+    return jax.nn.sigmoid(jax.image.resize(x, (x.shape[0], SIDE, SIDE), "bilinear"))
 
 
 def case(weights: pathlib.Path, data: pathlib.Path, examples: int, limit: int) -> Case:

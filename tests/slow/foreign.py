@@ -88,7 +88,7 @@ class NnxViT(nnx.Module):
         self.head = nnx.Linear(48, 10, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
-        x = self.patches(x).reshape(len(x), -1, 48)
+        x = self.patches(x).reshape(x.shape[0], -1, 48)
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean(1))
