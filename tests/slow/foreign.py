@@ -28,6 +28,7 @@ from flax import nnx
 
 import lraqvit_jax
 from lraqvit_jax.base import console
+from lraqvit_jax.base.errors import short
 from lraqvit_jax.plan.records import LayerPlan
 
 KEY = jax.random.key(0)
@@ -166,9 +167,9 @@ def recurrentgemma_griffin() -> Case:
     kinds = (common.TemporalBlockType.RECURRENT, common.TemporalBlockType.ATTENTION)
     config = common.GriffinConfig(50, 48, 96, 4, kinds, True, 16, 30.0, scan_type=common.ScanType.LINEAR_NATIVE)
     batches = tokens(50, 12)
-    positions = np.tile(np.arange(12), (2, 1))
+    positions = jnp.tile(jnp.arange(12), (2, 1))
     model = griffin.Griffin(config)
-    variables = model.init(KEY, batches[0], positions)
+    variables = model.init(KEY, jnp.asarray(batches[0]), positions)  # its own types refuse NumPy's
 
     def apply(params: Any, ids: Any) -> Any:
         places = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -340,7 +341,7 @@ def main(names: list[str]) -> int:
             continue
         except Exception as error:  # of one model; the others go on
             failed += 1
-            print(f"| {name} | {type(error).__name__}: {str(error)[:300]} |", flush=True)
+            print(f"| {name} | {type(error).__name__}: {short(' '.join(str(error).split()), 300)} |", flush=True)
             continue
         print(
             f"| {name} | {found['sites']} | {found['parameters']:.1%} | {found['macs']:.1%} | {found['seconds']:.2f} "
