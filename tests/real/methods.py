@@ -12,9 +12,7 @@ import lraqvit_jax
 from lraqvit_jax.lowrank import svd, whitened
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
-from lraqvit_jax.trace import products, rewrite
-from lraqvit_jax.trace.compress import Function
-from lraqvit_jax.trace.products import Sites
+from lraqvit_jax.trace import rewrite
 from tests.real.case import Case
 
 
@@ -35,22 +33,22 @@ class Options:
     metric: str = ""
 
 
-def dense(case: Case, options: Options) -> Function:
+def dense(case: Case, options: Options) -> lraqvit_jax.Function:
     """As it came."""
     sites = lraqvit_jax.find(case.apply, case.params, case.batches[0])
     return _function(case, {}, sites, {})
 
 
-def truncated(case: Case, options: Options) -> Function:
+def truncated(case: Case, options: Options) -> lraqvit_jax.Function:
     """The pair nearest to each kernel (Eckart, Young 1936), the same share of each."""
     return _uniform(case, options, lambda sites, layers: {layer.path: None for layer in layers}, svd.decompose)
 
 
-def input_whitened(case: Case, options: Options) -> Function:
+def input_whitened(case: Case, options: Options) -> lraqvit_jax.Function:
     """The pair nearest in the output over the inputs of the calibration data (SVD-LLM: Wang, Zheng, Wan, Zhang, ICLR
     2025), the same share of each kernel."""
 
-    def seconds(sites: Sites, layers: list[LinearInfo]) -> dict[str, np.ndarray]:
+    def seconds(sites: Any, layers: list[LinearInfo]) -> dict[str, np.ndarray]:
         function, params = lraqvit_jax.rewrite(case.apply, case.params, {}, sites)
         paths = [layer.path for layer in layers]
 
@@ -71,22 +69,22 @@ def input_whitened(case: Case, options: Options) -> Function:
     return _uniform(case, options, seconds, decompose)
 
 
-def ours(case: Case, options: Options) -> Function:
+def ours(case: Case, options: Options) -> lraqvit_jax.Function:
     """`lraqvit_jax.compress`."""
     return _compressed(case, options, options.budget, 0)
 
 
-def dense_integers(case: Case, options: Options) -> Function:
+def dense_integers(case: Case, options: Options) -> lraqvit_jax.Function:
     """Whole kernels of `bits`."""
     return _compressed(case, options, 1.0, options.bits)
 
 
-def our_integers(case: Case, options: Options) -> Function:
+def our_integers(case: Case, options: Options) -> lraqvit_jax.Function:
     """`lraqvit_jax.compress` with `bits`."""
     return _compressed(case, options, options.budget, options.bits)
 
 
-METHODS: Mapping[str, Callable[[Case, Options], Function]] = {
+METHODS: Mapping[str, Callable[[Case, Options], lraqvit_jax.Function]] = {
     "dense": dense,
     "svd": truncated,
     "whitened": input_whitened,
@@ -97,7 +95,7 @@ METHODS: Mapping[str, Callable[[Case, Options], Function]] = {
 """Rows of the table; those with integers are left out at 0 bits."""
 
 
-def _compressed(case: Case, options: Options, budget: float, bits: int) -> Function:
+def _compressed(case: Case, options: Options, budget: float, bits: int) -> lraqvit_jax.Function:
     return lraqvit_jax.compress(
         case.apply,
         case.params,
@@ -111,9 +109,9 @@ def _compressed(case: Case, options: Options, budget: float, bits: int) -> Funct
 def _uniform(
     case: Case,
     options: Options,
-    statistics: Callable[[Sites, list[LinearInfo]], Mapping[str, Any]],
+    statistics: Callable[[Any, list[LinearInfo]], Mapping[str, Any]],
     decompose: Callable[[np.ndarray, int, Any], Any],
-) -> Function:
+) -> lraqvit_jax.Function:
     """Pairs that each keep the share of their kernel."""
     sites = lraqvit_jax.find(case.apply, case.params, case.batches[0])
     every = [layer for layer in sites.layers if layer.compressible]
@@ -123,13 +121,13 @@ def _uniform(
     rank_of = ranks.uniform_ratio(layers, options.budget)
     entry = {"form": "pivoted", "basis": "output"} if options.method == "pivoted" else {"form": "low_rank"}
     plan = {path: LayerPlan(rank=rank, **entry) for path, rank in rank_of.items()}
-    made, leaves = {}, products.leaf_paths(case.params)
+    made, leaves = {}, lraqvit_jax.rewrite(case.apply, case.params, {}, sites)[1]["leaves"]
     for path, rank in rank_of.items():
         pair = decompose(np.float64(rewrite.kernel_of(sites, path, leaves)["kernel"]), rank, seen[path])
         made[path] = rewrite.form_of({"u": pair.u, "v": pair.v}, plan[path])
     return _function(case, plan, sites, made)
 
 
-def _function(case: Case, plan: Plan, sites: Sites, made: Mapping[str, Any]) -> Function:
+def _function(case: Case, plan: Plan, sites: Any, made: Mapping[str, Any]) -> lraqvit_jax.Function:
     function, params = lraqvit_jax.rewrite(case.apply, case.params, plan, sites, made)
-    return Function(function, jax.tree.map(jnp.asarray, params), plan, sites)
+    return lraqvit_jax.Function(function, jax.tree.map(jnp.asarray, params), function.plan, sites)
