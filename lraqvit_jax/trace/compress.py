@@ -335,7 +335,10 @@ def _integers(
     }
     nested = trees.nest(whole_params["sites"])
     made = quantize.quantize(nested, plan, layers, inputs, dataclasses.replace(options, bits=bits))
-    stored = {info.path: jax.tree.map(np.asarray, trees.get(made.params, info.path)) for info in layers}
+    stored = {}
+    for path, layer in whole_params["sites"].items():
+        indices = {name: layer[name] for name in ("inputs", "outputs") if name in layer}
+        stored[path] = {**jax.tree.map(np.asarray, trees.get(made.params, path)), **indices}
     new = dataclasses.replace(whole, plan=made.plan)
     return new, {"leaves": whole_params["leaves"], "sites": stored}, dict(made.plan)
 

@@ -9,6 +9,8 @@ from flax import nnx
 
 import lraqvit_jax
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.trace import compress, rewrite
+from tests.unit.trace.test_places import Case, biased
 
 
 class Block(nn.Module):
@@ -166,3 +168,23 @@ def test_a_loss_can_be_what_is_kept(rng):
         small = lraqvit_jax.compress(loss, params, batches, budget=0.5, bits=0, **options)
         losses.append(float(small(batches[0])))
     assert losses[2] < min(losses[:2])
+
+
+def test_integers_keep_the_channels_that_are_left(rng):
+    """Of heads, hidden units, and pairs within them: close to the float function that they are made of."""
+    case = Case(biased, rng)
+    made, biases = [], {}
+    for place in case.places:
+        sizes = {part: max(1, (2 * size) // 3) if size else 20 for part, size in place.sizes.items()}
+        of_place, changed = place.made(sizes)
+        made += of_place
+        biases |= {path: biases.get(path, 0) + bias - case.layers[path].bias for path, bias in changed.items()}
+    whole = {path: bias + case.layers[path].bias for path, bias in biases.items()}
+    function, params = rewrite.of_parts(case.apply, case.params, made, whole, case.sites)
+    small = compress.Function(function, jax.tree.map(jnp.asarray, params), function.plan, case.sites)
+    integers = compress.integers(small, case.batches, 8)
+    assert {entry.width for entry in integers.plan.values()} >= {5, 26}
+    for batch in case.batches:
+        moved = integers(batch) - small(batch)
+        assert float(jnp.linalg.norm(moved)) < 0.03 * float(jnp.linalg.norm(small(batch)))
+    assert integers.nbytes < 0.5 * small.nbytes
