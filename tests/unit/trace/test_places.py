@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lraqvit_jax.plan import blocks
-from lraqvit_jax.trace import moments, parts, places, products, rewrite, sizes
+from lraqvit_jax.trace import compress, moments, parts, places, products, rewrite, sizes
 from tests.unit.trace.test_attention import HEADS, D, K, causal, fused, grouped, heads, mix, normed, rope, split
 
 UNITS = 40
@@ -164,3 +164,29 @@ def test_parts_of_one_site_have_all_of_its_channels(rng):
             ]
             np.testing.assert_array_equal(np.sort(np.concatenate(channels)), np.arange(len(case.layers[path].bias)))
         assert all(isinstance(part, parts.Part) for part in made)
+
+
+def test_sharded_parameters_and_batches_are_used_where_they_lie(rng):
+    """Kernels over one axis of the mesh, examples over the other: the same sizes, and the same outputs."""
+    case = Case(biased, rng)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
+
+    def over(*axes):
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+    params = {
+        name: jax.device_put(leaf, over(None, "model") if leaf.ndim == 2 else over("model"))
+        for name, leaf in case.params.items()
+    }
+    batches = [jax.device_put(batch, over("data")) for batch in case.batches]
+    options = {"budget": 0.7, "metric": "features", "bits": 0}
+    spread = compress.compress(biased, params, batches, **options)
+    alone = compress.compress(biased, case.params, case.batches, **options)
+    assert spread.plan == alone.plan
+    assert len(spread(batches[0]).sharding.device_set) == 8
+    np.testing.assert_allclose(spread(batches[0]), alone(case.batches[0]), atol=1e-3 * np.abs(case.dense()[0]).max())
+    function, values = rewrite.rewrite(biased, params, {}, case.sites)
+    np.testing.assert_array_equal(jax.jit(function)(values, batches[0]), jax.jit(biased)(params, batches[0]))
+    assert jax.jit(function)(values, batches[0]).sharding.is_equivalent_to(
+        jax.jit(biased)(params, batches[0]).sharding, 3
+    )
