@@ -1,7 +1,9 @@
 """One equation that multiplies parameters and activations, as the product of rows and a kernel (m, n)."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from jax.extend.core import JaxprEqn
 
 from lraqvit_jax.trace.views import Step, shape_of
 
+MOST = 256
+"""Kernels side by side in one product, at most."""
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
@@ -44,21 +48,39 @@ class Product:
 
 
 def of(eqn: JaxprEqn, side: int) -> Product | str:
-    """The product of an equation whose operand `side` is made of parameters; a sentence where it is none of ours."""
+    """The product of an equation whose operand `side` is made of parameters; a sentence where it is none of ours. Of
+    kernels side by side it is the product of each; see `kernels`."""
     if eqn.primitive.name == "dot_general":
         return _dot(eqn, side)
     return _patches(eqn) if side == 1 else "is convolved as if it were the image"
 
 
+def kernels(eqn: JaxprEqn, side: int) -> list[tuple[int, ...]]:
+    """Where along the batch axes of a product each of its kernels is: those of experts, or of blocks along a diagonal.
+    One alone, at (), where there is no such axis."""
+    if eqn.primitive.name != "dot_general":
+        return [()]
+    shape, batched = shape_of(eqn.invars[side]), eqn.params["dimension_numbers"][1][side]
+    return list(itertools.product(*(range(shape[axis]) for axis in batched)))
+
+
+def one_of(operand: Any, axes: Sequence[int], place: Sequence[int]) -> Any:
+    """An operand at a place along its batch axes."""
+    index: list[Any] = [slice(None)] * operand.ndim
+    for axis, number in zip(axes, place, strict=True):
+        index[axis] = number
+    return operand[tuple(index)]
+
+
 def _dot(eqn: JaxprEqn, side: int) -> Product | str:
     contracted, batched = eqn.params["dimension_numbers"]
-    if batched[side]:
-        count = math.prod(shape_of(eqn.invars[side])[axis] for axis in batched[side])
-        return f"is {count:,} kernels, one for each part of what they multiply" if count > 1 else _unbatched()
     if not contracted[side]:
         return "is multiplied without a sum"
-    weight, other = shape_of(eqn.invars[side]), shape_of(eqn.invars[1 - side])
-    inner, outer = zip(*sorted(zip(contracted[side], contracted[1 - side], strict=True)), strict=True)
+    if (count := len(kernels(eqn, side))) > MOST:
+        return f"is {count:,} kernels, one for each part of what they multiply"
+    weight, inner = _without(shape_of(eqn.invars[side]), batched[side], contracted[side])
+    other, outer = _without(shape_of(eqn.invars[1 - side]), batched[1 - side], contracted[1 - side])
+    inner, outer = zip(*sorted(zip(inner, outer, strict=True)), strict=True)
     free = tuple(axis for axis in range(len(weight)) if axis not in inner)
     rows = tuple(axis for axis in range(len(other)) if axis not in outer)
     m, n = math.prod(weight[axis] for axis in inner), math.prod(weight[axis] for axis in free)
@@ -84,8 +106,12 @@ def _dot(eqn: JaxprEqn, side: int) -> Product | str:
     )
 
 
-def _unbatched() -> str:
-    return "has a batch dimension of one"
+def _without(
+    shape: tuple[int, ...], batched: Sequence[int], contracted: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A shape without its batch axes, and which of those that are left are contracted."""
+    left = [axis for axis in range(len(shape)) if axis not in batched]
+    return tuple(shape[axis] for axis in left), tuple(left.index(axis) for axis in contracted)
 
 
 def _patches(eqn: JaxprEqn) -> Product | str:

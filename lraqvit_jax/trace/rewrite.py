@@ -26,10 +26,10 @@ from lraqvit_jax.lowrank import pivot, svd
 from lraqvit_jax.plan.check import check_layer
 from lraqvit_jax.plan.cost import kernel_shapes
 from lraqvit_jax.plan.records import DENSE, LayerPlan, LinearInfo, Plan
-from lraqvit_jax.trace import jaxprs, parts, products, search
+from lraqvit_jax.trace import jaxprs, parts, product, products, search
 from lraqvit_jax.trace.parts import Part
 from lraqvit_jax.trace.sites import Sites, Trail, Use
-from lraqvit_jax.trace.views import dtype_of
+from lraqvit_jax.trace.views import dtype_of, shape_of
 
 FORMS = {"dense": dense, "low_rank": low_rank, "reparam": reparam}
 Layer = dict[str, Any]
@@ -109,6 +109,7 @@ class _Run:
     ) -> None:
         self.function, self.sites, self.added, self.watched = function, sites, added, watched
         self.outputs_of_sites = outputs_of_sites
+        self.every = uses
         self.uses = {trail: use for trail, use in uses.items() if use.path in function.parts or use.path in watched}
         self.within = {trail[:end] for trail in self.uses for end in range(1, len(trail))}
         self.seen: dict[str, list[Any]] = {path: [] for path in watched}
@@ -128,7 +129,8 @@ class _Run:
         if trail in self.uses:
             return [self._site(self.uses[trail], eqn, values)]
         if trail in self.within:
-            return self._scan(eqn, values, trail) if eqn.primitive.name == "scan" else self._call(eqn, values, trail)
+            inside = {"scan": self._scan, "dot_general": self._side_by_side}.get(eqn.primitive.name, self._call)
+            return inside(eqn, values, trail)
         if any(value is GONE for value in values):
             return [GONE] * len(eqn.outvars)
         pairs = zip(eqn.invars, values, strict=True)
@@ -137,18 +139,30 @@ class _Run:
         return list(core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*inputs.values()))
 
     def _site(self, use: Use, eqn: core.JaxprEqn, values: list[Any]) -> Any:
-        product, path = use.product, use.path
-        rows = product.read(values[1 - product.side])
+        found, path = use.product, use.path
+        rows = found.read(values[1 - found.side])
         with _precision(eqn):
             if path in self.function.parts:
-                y = self._parts(path, rows, product.features_out)
+                y = self._parts(path, rows, found.features_out)
             else:
-                y = dense({"kernel": product.arrange(values[product.side])}, rows)
+                y = dense({"kernel": found.arrange(values[found.side])}, rows)
         if path in self.added:
             y = y + self.added[path][len(self.seen[path])]
         if path in self.watched:
             self.seen[path].append(y if self.outputs_of_sites else rows)
-        return product.write(y).astype(dtype_of(eqn.outvars[0]))
+        return found.write(y).astype(dtype_of(eqn.outvars[0]))
+
+    def _side_by_side(self, eqn: core.JaxprEqn, values: list[Any], trail: Trail) -> list[Any]:
+        """The product of several kernels, each with its own part of the activation."""
+        axes, outputs = eqn.params["dimension_numbers"][1], list[Any]()
+        side = self.every[*trail, 0].product.side
+        for number, place in enumerate(product.kernels(eqn, side)):
+            operands = [
+                value if value is GONE else product.one_of(value, of_one, place)
+                for value, of_one in zip(values, axes, strict=True)
+            ]
+            outputs.append(self._site(self.every[*trail, number], eqn, operands))
+        return [jnp.stack(outputs).reshape(shape_of(eqn.outvars[0]))]
 
     def _parts(self, path: str, rows: Any, count: int) -> Any:
         """What the parts of a site give, together."""

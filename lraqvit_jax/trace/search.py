@@ -139,12 +139,37 @@ class _Search:
             self._read_elsewhere(weight, eqn.primitive.name)
             self._lost([act], eqn.primitive.name)
             return views.joined(values, eqn.primitive.name)
-        self.uses[trail] = Use(weight.path, found, weight, eqn)
-        self.inputs[weight.path].append(act)
-        if blocked:
-            self.blocked[weight.path] = blocked
+        if (places := product.kernels(eqn, side)) != [()]:
+            return self._side_by_side(eqn, weight, act, found, places, trail, blocked)
+        self._use(trail, Use(weight.path, found, weight, eqn), act, blocked)
         role = self._read(act.role, weight.path, found, eqn) if self.followed else None
         return Activation(origin=weight.path, sites=act.sites | {weight.path}, role=role)
+
+    def _use(self, trail: Trail, use: Use, act: Activation, blocked: str) -> None:
+        self.uses[trail] = use
+        self.inputs[use.path].append(act)
+        if blocked:
+            self.blocked[use.path] = blocked
+
+    def _side_by_side(
+        self,
+        eqn: core.JaxprEqn,
+        weight: View,
+        act: Activation,
+        found: Product,
+        places: Sequence[tuple[int, ...]],
+        trail: Trail,
+        blocked: str,
+    ) -> Activation:
+        """A product of several kernels, each with its own part of the activation: a site each."""
+        axes = eqn.params["dimension_numbers"][1][found.side]
+        self._lost([act], "kernels side by side")
+        paths = set[str]()
+        for number, place in enumerate(places):
+            view = views.at(weight, axes, place)
+            self._use((*trail, number), Use(view.path, found, view, eqn), act, blocked)
+            paths.add(view.path)
+        return Activation(sites=act.sites | paths)
 
     def _read(self, role: Any, path: str, found: Product, eqn: core.JaxprEqn) -> roles.Channels:
         """Notes what a site reads of other sites; the role of its output."""

@@ -3,7 +3,7 @@ constant, or an activation, which depends on the batch."""
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -195,6 +195,16 @@ LAYOUT = tuple(name for name in MOVES if name not in ("mul", "div", "dynamic_sli
 def layer(view: View, index: int) -> View:
     """One layer of a stacked leaf."""
     return view.then(lambda x: x[index], view.shape[1:], f"[{index}]")
+
+
+def at(view: View, axes: Sequence[int], place: Sequence[int]) -> View:
+    """A view at a place along some of its axes."""
+    where = dict(zip(axes, place, strict=True))
+    bounds = [
+        (where[axis], where[axis] + 1, 1) if axis in where else (0, size, 1) for axis, size in enumerate(view.shape)
+    ]
+    shape = tuple(size for axis, size in enumerate(view.shape) if axis not in where)
+    return _part(view, bounds).then(lambda x: x.reshape(shape), shape)
 
 
 def _written(bounds: list[tuple[int, int, int]], shape: tuple[int, ...]) -> str:

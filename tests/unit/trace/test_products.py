@@ -7,7 +7,7 @@ import pytest
 
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.plan.records import LayerPlan
-from lraqvit_jax.trace import products, rewrite
+from lraqvit_jax.trace import product, products, rewrite
 
 D, N = 12, 20
 
@@ -149,7 +149,6 @@ def test_a_convolution_whose_windows_tile_is_a_product_of_patches(name, rng):
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda p, x: jnp.einsum("bti,tio->bto", x, p), "3 kernels"),
         (lambda p, x: x @ (p[0] * p[0]), "changed by mul"),
         (lambda p, x: jax.lax.cond(x[0, 0, 0] > 0, lambda: x @ p[0], lambda: 2 * x @ p[0]), "conditional"),
         (lambda p, x: jax.lax.while_loop(lambda y: y[0, 0, 0] < 0, lambda y: y @ p[0][:, :D], x), "inside of while"),
@@ -160,7 +159,7 @@ def test_a_convolution_whose_windows_tile_is_a_product_of_patches(name, rng):
             "overlap",
         ),
     ],
-    ids=["batched", "changed", "conditional", "loop", "tied", "read", "overlapping"],
+    ids=["changed", "conditional", "loop", "tied", "read", "overlapping"],
 )
 def test_what_cannot_be_compressed_is_listed_with_the_reason(function, reason, rng, x):
     p = rng.standard_normal((3, D, N)).astype(np.float32)
@@ -171,6 +170,37 @@ def test_what_cannot_be_compressed_is_listed_with_the_reason(function, reason, r
         if site.reason:
             with pytest.raises(UserError, match="cannot be compressed"):
                 rewrite.rewrite(function, p, {site.path: LayerPlan("low_rank", 2)})
+
+
+EXPERTS = {
+    "first": (lambda p, x: jnp.einsum("bti,tio->bto", x, p), (5, D, N), "[{}]"),
+    "last": (lambda p, x: jnp.einsum("bti,oit->bot", x, p), (N, D, 5), "[:,:,{}]"),
+    "mapped": (lambda p, x: jax.vmap(lambda w: jnp.tanh(x) @ w)(p), (5, D, N), ""),
+    "kernel first": (lambda p, x: jnp.einsum("tio,bti->tob", p, x), (5, D, N), "[{}]"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_kernels_side_by_side_are_sites_of_their_own(name, rng, monkeypatch):
+    """Experts, blocks along a diagonal, a kernel for each position."""
+    function, shape, path = EXPERTS[name]
+    x = rng.standard_normal((2, 5, D)).astype(np.float32)
+    p = rng.standard_normal(shape).astype(np.float32)
+    sites = products.find(function, p, x)
+    if not path:  # one product with all of them
+        assert [(site.features_in, site.features_out) for site in sites] == [(D, 5 * N)]
+        return
+    assert [site.path for site in sites] == [path.format(index) for index in range(5)]
+    assert {(site.features_in, site.features_out, site.tokens) for site in sites} == {(D, N, 1)}
+    small, params = rewrite.rewrite(function, p, full(sites))
+    same(function(p, x), jax.jit(small)(params, x))
+    one, params = rewrite.rewrite(function, p, {path.format(2): LayerPlan("low_rank", 3)})
+    kernel = params["sites"][path.format(2)]["u"] @ params["sites"][path.format(2)]["v"]
+    changed = p.copy()
+    changed[(slice(None), slice(None), 2) if name == "last" else 2] = kernel.T if name == "last" else kernel
+    same(function(changed, x), jax.jit(one)(params, x))
+    monkeypatch.setattr(product, "MOST", 4)
+    assert "is 5 kernels" in str(products.find(function, p, x))
 
 
 def test_layers_of_a_scan_are_sites_of_their_own(rng, x):
