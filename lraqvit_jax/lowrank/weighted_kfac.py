@@ -27,7 +27,7 @@ def decompose(kernel: Float[np.ndarray, "m n"], rank: int, moments: Moments) -> 
 
 def losses(kernel: Float[np.ndarray, "m n"], moments: Moments) -> Float[np.ndarray, " k"]:
     """The mean square change of the centred logits that each rank channel is worth, descending."""
-    return spectrum(kernel, moments).losses
+    return kfac.losses(kernel, seen(moments))
 
 
 def spectrum(kernel: Float[np.ndarray, "m n"], moments: Moments) -> kfac.Spectrum:

@@ -50,11 +50,8 @@ def principal(
     than the SVD of `Lᵀ W`: squaring costs digits only of what is dropped. Each row has the sign that makes its largest
     entry positive, so that a result does not depend on the LAPACK build.
     """
-    kernel, metric = np.asarray(kernel, np.float64), np.asarray(metric, np.float64)
+    kernel, damped = np.asarray(kernel, np.float64), _damped(metric, damping)
     m, n = kernel.shape
-    mean = np.trace(metric) / m
-    damped = metric.copy()
-    damped[np.diag_indices(m)] += damping * mean if mean > 0 else 1.0
     if n <= m:
         values, vectors = np.linalg.eigh(kernel.T @ damped @ kernel)
         right = vectors[:, ::-1].T
@@ -66,6 +63,29 @@ def principal(
     signs = np.sign(right[np.arange(len(right)), np.argmax(np.abs(right), axis=1)])
     signs[signs == 0] = 1
     return np.maximum(values[::-1], 0), right * signs[:, None]
+
+
+def eigenvalues(
+    kernel: Float[np.ndarray, "m n"],
+    metric: Float[np.ndarray, "m m"],
+    output: Float[np.ndarray, "n n"] | None = None,
+    damping: float = DAMPING,
+) -> Float[np.ndarray, " k"]:
+    """Those of `principal` alone; with the metric `output` of a wide kernel's outputs, of `Wᵀ C W output`."""
+    kernel, damped = np.asarray(kernel, np.float64), _damped(metric, damping)
+    if output is None and kernel.shape[1] <= kernel.shape[0]:
+        square = kernel.T @ damped @ kernel
+    else:
+        half = _root(damped).T @ kernel
+        square = half @ (half.T if output is None else output @ half.T)
+    return np.maximum(np.linalg.eigvalsh((square + square.T) / 2)[::-1], 0)
+
+
+def _damped(metric: Float[np.ndarray, "m m"], damping: float) -> Float[np.ndarray, "m m"]:
+    damped = np.array(metric, np.float64)
+    mean = np.trace(damped) / len(damped)
+    damped[np.diag_indices(len(damped))] += damping * mean if mean > 0 else 1.0
+    return damped
 
 
 def _root(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:

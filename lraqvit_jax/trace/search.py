@@ -59,6 +59,7 @@ class _Search:
         self.attention: list[Attention] = []
         self.consumers: dict[str, set[Consumer]] = collections.defaultdict(set)
         self.units: dict[str, list[Read]] = collections.defaultdict(list)
+        self.streams: set[str] = set()  # sites whose output is added to a stream that does not depend on it
 
     def walk(
         self, jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Value], trail: Trail, blocked: str = ""
@@ -229,6 +230,9 @@ class _Search:
                 nothing = isinstance(others[0], Known) and others[0].value is not None and not np.any(others[0].value)
                 role = acts[0].role if nothing else getattr(whole[0], "role", None)
                 return [dataclasses.replace(whole[0], origin=acts[0].origin, role=role)]
+        if name in ("add", "sub") and len(acts) > 1:
+            one, other = acts
+            self.streams |= {act.origin for act, rest in ((one, other), (other, one)) if act.origin not in rest.sites}
         for value in values:
             self._read_elsewhere(value, name)
         return whole
@@ -285,7 +289,7 @@ class _Search:
             rows = sum(use.product.rows for use in of_site) // len(of_site)
             tokens = max(1, rows // examples)
             raw = all(act.raw for act in self.inputs[path])
-            last = path in ends or (tokens == 1 and path not in upstream)
+            last = path in ends or (path not in upstream and (tokens == 1 or path not in self.streams))
             bias = self._bias(path, of_site, leaves)
             if bias is not None:
                 biases[path] = bias

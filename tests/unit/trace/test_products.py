@@ -352,3 +352,25 @@ def test_what_cannot_be_rewritten_is_refused_in_a_sentence(p, x):
         rewrite.rewrite(dense, p, {"w": LayerPlan("low_rank", 11)})
     with pytest.raises(UserError, match="no array"):
         products.find(dense, {**p, "name": "vit"}, x)
+
+
+def test_a_head_is_one_behind_a_loss_too_and_the_end_of_a_stream_is_none(rng, x):
+    p = {name: rng.standard_normal((D, D)).astype(np.float32) for name in ("first", "second", "head")}
+
+    def logits(p, x):
+        return jnp.tanh(jnp.tanh(x @ p["first"]) @ p["second"]) @ p["head"]
+
+    functions = {
+        "logits": logits,
+        "loss": lambda p, x: -jnp.mean(jax.nn.log_softmax(logits(p, x))[..., 0]),
+        "unit": lambda p, x: logits(p, x) / jnp.linalg.norm(logits(p, x), axis=-1, keepdims=True),
+    }
+    for name, function in functions.items():
+        assert [site.kind for site in products.find(function, p, x)] == ["embed", "mlp", "head"], name
+
+    def stream(p, x):
+        y = jnp.tanh(x @ p["first"])
+        y = y + jnp.tanh(y @ p["second"]) @ p["head"]
+        return y / jnp.linalg.norm(y, axis=-1, keepdims=True)
+
+    assert [site.kind for site in products.find(stream, p, x)] == ["embed", "mlp", "mlp"]
