@@ -25,8 +25,8 @@ class Site:
         features_out: n.
         tokens: rows that an example of the batch gives.
         kind: "embed" where no parameter has touched the input; "head" where the output is that of the function, or no
-            other site comes after it, and it gives one token or nothing that does not depend on it is added to that; and
-            "mlp" else.
+            other site comes after it, and it gives one token, or nothing that does not depend on it is added to that;
+            and "mlp" else.
         bias: path of the leaf, and its part, that is added to the output and to nothing else; "" for none.
         calls: how many products have this kernel.
         reason: why it cannot be compressed; "" where it can.
