@@ -47,9 +47,11 @@ fi
 [ -n "${SLURM_JOB_ID:-}" ] || fail "Submit it: sbatch launch/gpu_slurm.sh ...; or look at it first: --dry_run."
 
 # SLURM signals this shell; srun hands the signal on to every process. A signal ends `wait`, not srun: wait again.
+srun='' signalled='' code=0
+trap 'signalled=1; [ -z "$srun" ] || kill -TERM "$srun" 2> /dev/null || true' TERM
 "${run[@]}" &
-srun=$! signalled='' code=0
-trap 'signalled=1; kill -TERM "$srun" 2> /dev/null || true' TERM
+srun=$!
+[ -z "$signalled" ] || kill -TERM "$srun" 2> /dev/null || true  # It came before srun had a number.
 wait "$srun" || code=$?
 while [ -n "$signalled" ]; do
     signalled='' code=0

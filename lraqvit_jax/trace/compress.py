@@ -223,19 +223,36 @@ def smaller(
         chosen = [sites[layer.path] for layer in layers]
         made, biases = _smaller(function, new_params, sites, chosen, batches, budget, metric, multiple, seed)
         function, new_params = rewrite.of_parts(apply, params, made, biases, sites)
-    if steps:
-        new_params = train.distil(
-            function,
-            new_params,
-            apply,
-            params,
-            batches,
-            keep=metric,
-            steps=steps,
-            learning_rate=learning_rate,
-            seed=seed,
-        )
-    return Function(function, jax.tree.map(jnp.asarray, new_params), function.plan, sites)
+    small = Function(function, jax.tree.map(jnp.asarray, new_params), function.plan, sites)
+    if not steps:
+        return small
+    return trained(small, apply, params, batches, metric=metric, steps=steps, learning_rate=learning_rate, seed=seed)
+
+
+def trained(
+    small: Function,
+    apply: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    *,
+    metric: str,
+    steps: int,
+    learning_rate: float = 5e-5,
+    seed: int = 0,
+) -> Function:
+    """A float function after steps of distillation from the one as it came; arguments as of `compress`."""
+    new_params = train.distil(
+        small.apply,
+        small.params,
+        apply,
+        params,
+        listed(batches),
+        keep=metric,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    return dataclasses.replace(small, params=new_params)
 
 
 def integers(small: Function, batches: Iterable[Any], bits: int, quantizer: str = "dynamic") -> Function:

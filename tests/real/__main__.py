@@ -1,8 +1,9 @@
 """What compression does to a real model, in the numbers of its task, a row for each way to make it small.
 
-    python -m tests.real MODEL --weights DIR --data DIR --budget 0.75 [--bits 8] [--method plain|pivoted]
+    python -m tests.real MODEL --weights DIR --data DIR --budget 0.75 [--bits 8] [--steps 200]
 
 Every row keeps the same share of the parameters of the same kernels: those between the first product and the last one.
+A row of integers, or of training, goes on from the row of floats before it, and its seconds are those since then.
 Weights and data are named in each model's file; the libraries it needs besides, in requirements-foreign.txt.
 """
 
@@ -35,6 +36,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--bits", type=int, default=0, help="of integers, in rows of their own")
     parser.add_argument("--method", choices=("plain", "pivoted"), default="plain", help="of the baselines' pairs")
     parser.add_argument("--metric", default="", help="what compress keeps, in place of the model's")
+    parser.add_argument("--steps", type=int, default=0, help="of distillation, in rows of their own")
+    parser.add_argument("--rate", type=float, default=5e-5, help="of learning in these, the highest")
     parser.add_argument("--rows", nargs="*", choices=METHODS, default=list(METHODS), help="which rows")
     parser.add_argument("--examples", type=int, default=0, help="to calibrate on; 0 is the model's own number")
     parser.add_argument("--limit", type=int, default=0, help="examples to evaluate on; 0 is all")
@@ -47,8 +50,9 @@ def main(argv: list[str]) -> None:
     module, make, examples = MODELS[given.model]
     build = getattr(importlib.import_module(f"tests.real.{module}"), make)
     case = build(given.weights, given.data, given.examples or examples, given.limit)
-    options = Options(given.budget, given.bits, given.method, given.metric)
+    options = Options(given.budget, given.bits, given.method, given.metric, given.steps, given.rate)
     rows = [name for name in given.rows if given.bits or not name.endswith("+int")]
+    rows = [name for name in rows if given.steps or not name.startswith("trained")]
     print(f"{given.model}, {given.budget:g} of the kernels' parameters; calibrated on {case.calibrated_on}", flush=True)
     head: list[str] = []
     for name in rows:

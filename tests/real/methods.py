@@ -1,6 +1,7 @@
 """Ways to make a function small, each to the same share of the parameters of the same kernels."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import lraqvit_jax
 from lraqvit_jax.lowrank import svd, whitened
 from lraqvit_jax.plan import ranks
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
-from lraqvit_jax.trace import rewrite
+from lraqvit_jax.trace import compress, rewrite
 from tests.real.case import Case
 
 
@@ -25,12 +26,16 @@ class Options:
         bits: of integers in a row of its own; 0 is none.
         method: of the pairs of the baselines: "plain", or "pivoted", with an identity block.
         metric: of `compress`, in place of the model's; "" is that.
+        steps: of distillation in rows of their own; 0 is none.
+        rate: of learning, the highest.
     """
 
     budget: float
     bits: int = 0
     method: str = "plain"
     metric: str = ""
+    steps: int = 0
+    rate: float = 5e-5
 
 
 def dense(case: Case, options: Options) -> lraqvit_jax.Function:
@@ -71,39 +76,49 @@ def input_whitened(case: Case, options: Options) -> lraqvit_jax.Function:
 
 def ours(case: Case, options: Options) -> lraqvit_jax.Function:
     """`lraqvit_jax.compress`."""
-    return _compressed(case, options, options.budget, 0)
+    return _compressed(case, options, options.budget)
+
+
+@functools.lru_cache(1)
+def trained(case: Case, options: Options) -> lraqvit_jax.Function:
+    """`lraqvit_jax.compress` with `steps`."""
+    small, metric = _compressed(case, options, options.budget), options.metric or case.metric
+    of_training = {"metric": metric, "steps": options.steps, "learning_rate": options.rate}
+    return compress.trained(small, case.apply, case.params, case.batches, **of_training)
 
 
 def dense_integers(case: Case, options: Options) -> lraqvit_jax.Function:
     """Whole kernels of `bits`."""
-    return _compressed(case, options, 1.0, options.bits)
+    return compress.integers(_compressed(case, options, 1.0), case.batches, options.bits)
 
 
 def our_integers(case: Case, options: Options) -> lraqvit_jax.Function:
     """`lraqvit_jax.compress` with `bits`."""
-    return _compressed(case, options, options.budget, options.bits)
+    return compress.integers(ours(case, options), case.batches, options.bits)
+
+
+def trained_integers(case: Case, options: Options) -> lraqvit_jax.Function:
+    """`lraqvit_jax.compress` with `steps` and `bits`."""
+    return compress.integers(trained(case, options), case.batches, options.bits)
 
 
 METHODS: Mapping[str, Callable[[Case, Options], lraqvit_jax.Function]] = {
     "dense": dense,
     "svd": truncated,
     "whitened": input_whitened,
-    "compress": ours,
     "dense+int": dense_integers,
+    "compress": ours,
     "compress+int": our_integers,
+    "trained": trained,
+    "trained+int": trained_integers,
 }
-"""Rows of the table; those with integers are left out at 0 bits."""
+"""Rows of the table; those with integers are left out at 0 bits, those trained at 0 steps."""
 
 
-def _compressed(case: Case, options: Options, budget: float, bits: int) -> lraqvit_jax.Function:
-    return lraqvit_jax.compress(
-        case.apply,
-        case.params,
-        case.batches,
-        budget=budget,
-        metric=options.metric or case.metric,
-        bits=bits,
-    )
+@functools.lru_cache(1)
+def _compressed(case: Case, options: Options, budget: float) -> lraqvit_jax.Function:
+    """What rows have in common."""
+    return compress.smaller(case.apply, case.params, case.batches, budget=budget, metric=options.metric or case.metric)
 
 
 def _uniform(

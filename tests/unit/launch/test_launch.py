@@ -269,10 +269,9 @@ def test_slurm_hands_the_signal_on_and_waits_for_the_last_save(tmp_path):
     environment = {**os.environ, "PATH": f"{tmp_path}:{scontrol}:{squeue}:{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
     spooled = shutil.copy(ROOT / "launch" / "gpu_slurm.sh", tmp_path / "slurm_script")  # As sbatch does.
-    job = subprocess.Popen(["bash", spooled, "--", *FLAGS], env=environment, cwd="/", stderr=subprocess.PIPE)
-    wait_for((tmp_path / "started").exists)
-    job.send_signal(signal.SIGTERM)
-    job.communicate(timeout=20)
+    with subprocess.Popen(["bash", spooled, "--", *FLAGS], env=environment, cwd="/") as job:
+        wait_for((tmp_path / "started").exists)
+        job.send_signal(signal.SIGTERM)
     assert job.returncode == 75
     assert calls(scontrol) == [["requeue", "7"]]
 
