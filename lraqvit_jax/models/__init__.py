@@ -23,7 +23,7 @@ class ModelSpec:
         layers: its linear layers, in the order of the forward pass.
         blocks: number of encoder blocks, the length of the features that `return_features` gives.
         norm_eps: epsilon of every LayerNorm.
-        gelu: "exact" (erf), "tanh" or "quick" (x times the sigmoid of 1.702 x).
+        gelu: "exact" (erf), "tanh", "quick" (x times the sigmoid of 1.702 x) or "swiglu"; see `models.vit.gelu`.
     """
 
     layers: tuple[LinearInfo, ...]
@@ -43,12 +43,23 @@ SUFFIXES = {
     "pool": "_{}",
     "gelu": "_{}",
     "norm_eps": "_eps{:.0e}",
+    "class_token": "_class{:d}",
+    "registers": "_reg{}",
+    "pre_norm": "_prenorm{:d}",
+    "qk_norm": "_qknorm{:d}",
+    "projection": "_proj{}",
+    "spare": "_spare{}",
 }
 """What a field of a variant adds to its name where it is another."""
-POOLS = ("token", "first", "avg", "normavg")
+POOLS = ("token", "first", "avg", "normavg", "concat", "map")
 """What a ViT classifies: see `models.vit.ViT`."""
-GELUS = ("exact", "tanh", "quick")
-_VALUES = {"norm_eps": r"\d+e-\d+", "pool": "|".join(POOLS), "gelu": "|".join(GELUS)}
+POOLS_OF_ALL = ("avg", "normavg", "map")
+"""Those that need no class token."""
+GELUS = ("exact", "tanh", "quick", "swiglu")
+_VALUES = {
+    **{"norm_eps": r"\d+e-\d+", "pool": "|".join(POOLS), "gelu": "|".join(GELUS)},
+    **dict.fromkeys(("class_token", "pre_norm", "qk_norm"), "[01]"),
+}
 SUFFIX = re.compile(
     "(?P<base>.+)(?:"
     + "|".join(
@@ -57,7 +68,10 @@ SUFFIX = re.compile(
     )
     + ")"
 )
-READ: dict[str, Callable[[str], Any]] = {"norm_eps": float, "pool": str, "gelu": str}
+READ: dict[str, Callable[[str], Any]] = {
+    **{"norm_eps": float, "pool": str, "gelu": str},
+    **dict.fromkeys(("class_token", "pre_norm", "qk_norm"), lambda text: text == "1"),
+}
 """How a suffix is read, where it is no count."""
 
 
@@ -180,7 +194,7 @@ def fields(table: Mapping[str, Mapping[str, Any]], name: str, image_size: int) -
     wrong = [field for field in changes if isinstance(values[field], tuple) != isinstance(table[base][field], tuple)]
     if wrong or not _consistent(values):
         raise UserError(f"Model {name!r} sets {', '.join(wrong or changes)} to what no {base!r} can have; correct it.")
-    if not values["patch_size"] or image_size <= 0 or image_size % values["patch_size"]:
+    if not values["patch_size"] or image_size <= 0 or image_size % values["patch_size"] != values.get("spare", 0):
         raise UserError(
             f"Model {name!r} has patches of {values['patch_size']} pixels, which do not tile an image of {image_size}; "
             "set preprocess.size to a multiple of the patch."
@@ -189,7 +203,11 @@ def fields(table: Mapping[str, Mapping[str, Any]], name: str, image_size: int) -
 
 
 def _consistent(values: Mapping[str, Any]) -> bool:
-    """Whether heads share the features of every stage, and no count is 0."""
+    """Whether heads share the features of every stage, no count is 0, what is pooled is there, and a Swin has a GELU."""
+    if values.get("class_token") is False and (values["pool"] not in POOLS_OF_ALL or values.get("distilled")):
+        return False
+    if "depths" in values and values["gelu"] == "swiglu":
+        return False
     heads = values["heads"] if isinstance(values["heads"], tuple) else (values["heads"],)
     depths = values.get("depths", (values.get("depth"),))
     counts = [*heads, *depths, values["dim"]]

@@ -32,6 +32,8 @@ class LinearInfo:
         bias: whether b is there.
         padded: whether zeros come among the inputs behind that norm (Swin fills up its maps to whole windows).
         heads: of an attention layer, how many heads share its channels; 0 elsewhere.
+        gated: of an "fc1", whether it gives two numbers for each hidden unit, first those of all gates (SwiGLU).
+        normed: of a "qkv", whether a LayerNorm sees each head's query and key.
         pivoted: while ranks are chosen, whether a pair of this layer would have an identity block.
     """
 
@@ -44,6 +46,8 @@ class LinearInfo:
     bias: bool = True
     padded: bool = False
     heads: int = 0
+    gated: bool = False
+    normed: bool = False
     pivoted: bool = False
 
     @property

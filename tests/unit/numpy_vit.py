@@ -26,6 +26,20 @@ def quick_gelu(x):
     return x / (1 + np.exp(-1.702 * x))
 
 
+def swiglu(x):
+    """The first half are the gates."""
+    gate, value = np.split(x, 2, -1)
+    return gate / (1 + np.exp(-gate)) * value
+
+
+GELUS = {"exact": exact_gelu, "tanh": tanh_gelu, "quick": quick_gelu, "swiglu": swiglu}
+
+
+def softmax(x):
+    weights = np.exp(x - x.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def unpacked(packed, bits):
     """Integers (n, m) of bytes (n, m bits / 8): bit by bit."""
     if bits == 4:
@@ -87,14 +101,15 @@ def layers(tensors, clip=1.0, bits=8, weight_bits=8, group=0):
 
 
 def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, pool="token", **options):
-    """Logits (batch, classes) of images (batch, size, size, 3); options as of `layers`."""
+    """Logits (batch, classes) of images (batch, size, size, 3), or features, where no tensor is a head's; options as of
+    `layers`."""
     t = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
     patch = t.get("patch_embed.proj.weight", t.get("patch_embed.proj.0.weight"))
     # It may have no shape to tell: as many patches as positions behind the class token.
     told = patch is not None and patch.ndim == 4
-    p = patch.shape[-1] if told else images.shape[1] // int((t["pos_embed"].shape[1] - 1) ** 0.5)
-    dim = t["cls_token"].shape[-1]
-    batch, size = images.shape[:2]
+    p = patch.shape[-1] if told else images.shape[1] // int(t["pos_embed"].shape[1] ** 0.5)
+    dim = t["pos_embed"].shape[-1]
+    batch, size = len(images), images.shape[1] // p * p
     linear = layers(tensors, **options)
 
     def norm(x, name):
@@ -106,11 +121,13 @@ def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, pool="token", **op
         for c in range(0, size, p)
     ]
     patches = linear(np.stack(patches, axis=1), "patch_embed.proj")
-    tokens = [np.repeat(t[name], batch, 0) for name in ("cls_token", "dist_token") if name in t]
-    position = t["pos_embed"]
-    if position.shape[1] == patches.shape[1]:  # DeiT-III: none for the class token
-        position = np.pad(position, ((0, 0), (1, 0), (0, 0)))
-    x = np.concatenate([*tokens, patches], 1) + position
+    tokens = [t[name] for name in ("cls_token", "dist_token", "reg_token") if name in t]
+    tokens = np.concatenate([np.zeros((1, 0, dim)), *tokens], 1)
+    position, prefix = t["pos_embed"], tokens.shape[1]
+    if position.shape[1] == patches.shape[1]:  # DeiT-III, DINOv2 with registers: none for other tokens
+        position = np.pad(position, ((0, 0), (prefix, 0), (0, 0)))
+    x = np.concatenate([np.repeat(tokens, batch, 0), patches], 1) + position
+    x = norm(x, "norm_pre") if "norm_pre.weight" in t else x
     depth = sum(name.endswith("norm1.weight") for name in t)
 
     for index in range(depth):
@@ -120,47 +137,99 @@ def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, pool="token", **op
         parts = [linear(norm(x, f"{block}.norm1"), f"{block}.attn.{name}") for name in names]
         parts = np.split(parts[0], 3, -1) if whole else parts
         q, k, v = (np.moveaxis(part.reshape(batch, -1, heads, part.shape[-1] // heads), 2, 1) for part in parts)
-        scores = q @ k.swapaxes(-1, -2) / np.sqrt(dim // heads)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = (weights / weights.sum(-1, keepdims=True)) @ v
-        mixed = np.moveaxis(mixed, 1, 2)
+        if f"{block}.attn.q_norm.weight" in t:
+            q, k = norm(q, f"{block}.attn.q_norm"), norm(k, f"{block}.attn.k_norm")
+        mixed = np.moveaxis(softmax(q @ k.swapaxes(-1, -2) / np.sqrt(dim // heads)) @ v, 1, 2)
         mixed = linear(mixed.reshape(*mixed.shape[:2], -1), f"{block}.attn.proj")
         x = x + mixed * t.get(f"{block}.ls1.gamma", 1)
         hidden = linear(gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
         x = x + hidden * t.get(f"{block}.ls2.gamma", 1)
+
+    def by_head(x):
+        return np.moveaxis(x.reshape(batch, -1, heads, dim // heads), 2, 1)
+
+    def attended(x):
+        """SigLIP's: one query for all tokens, then an MLP."""
+        q = by_head(np.repeat(linear(t["attn_pool.latent"], "attn_pool.q"), batch, 0))
+        k, v = (by_head(part) for part in np.split(linear(x, "attn_pool.kv"), 2, -1))
+        mixed = softmax(q @ k.swapaxes(-1, -2) / np.sqrt(dim // heads)) @ v
+        x = linear(np.moveaxis(mixed, 1, 2).reshape(batch, dim), "attn_pool.proj")
+        hidden = gelu(linear(norm(x, "attn_pool.norm"), "attn_pool.mlp.fc1"))
+        return x + linear(hidden, "attn_pool.mlp.fc2")
+
+    def head(x, name="head"):
+        x = linear(x, "project") if any(key.startswith("project.") for key in t) else x
+        return linear(x, name) if any(key.startswith(f"{name}.") for key in t) else x
+
     if pool == "avg":
-        return linear(norm(x[:, len(tokens) :].mean(1), "norm"), "head")
+        return head(norm(x[:, prefix:].mean(1), "norm"))
     x = norm(x, "norm")
-    out = linear(x[:, len(tokens) :].mean(1) if pool == "normavg" else x[:, 0], "head")
-    return (out + linear(x[:, 1], "head_dist")) / 2 if "head_dist.weight" in t else out
+    if pool == "map":
+        return head(attended(x))
+    mean = x[:, prefix:].mean(1)
+    out = head({"normavg": mean, "concat": np.concatenate([x[:, 0], mean], 1)}.get(pool, x[:, 0]))
+    return (out + head(x[:, 1], "head_dist")) / 2 if "head_dist.weight" in t else out
 
 
 def random_tensors(
-    rng, dim, depth, patch, side, classes, distilled=False, layer_scale=False, units=0, embed_class=True
+    rng,
+    dim,
+    depth,
+    patch,
+    side,
+    classes,
+    distilled=False,
+    layer_scale=False,
+    units=0,
+    embed_class=True,
+    *,
+    class_token=True,
+    registers=0,
+    pre_norm=False,
+    qk_norm=0,
+    swiglu=False,
+    pool="token",
+    projection=0,
 ):
-    """Random weights in timm's names and PyTorch's layout, every bias and vector too."""
+    """Random weights in timm's names and PyTorch's layout, every bias and vector too; `qk_norm` is the channels of a
+    head, `classes` 0 has no head, `embed_class` says whether what comes before the patches has positions."""
 
     def normal(*shape, std=0.05):
         return rng.normal(0, std, shape).astype(np.float32)
 
-    tokens, units = side**2 + embed_class + distilled, units or 4 * dim
-    t = {"cls_token": normal(1, 1, dim), "pos_embed": normal(1, tokens, dim)}
-    t |= {"patch_embed.proj.weight": normal(dim, 3, patch, patch), "patch_embed.proj.bias": normal(dim)}
+    prefix = embed_class * (class_token + registers) + distilled
+    tokens, units = side**2 + prefix, units or 4 * dim
+    t = {"cls_token": normal(1, 1, dim)} if class_token else {}
+    t |= {"reg_token": normal(1, registers, dim)} if registers else {}
+    t |= {"pos_embed": normal(1, tokens, dim), "patch_embed.proj.weight": normal(dim, 3, patch, patch)}
+    t |= {} if pre_norm else {"patch_embed.proj.bias": normal(dim)}
     layers = {
         "attn.qkv": (3 * dim, dim),
         "attn.proj": (dim, dim),
-        "mlp.fc1": (units, dim),
+        "mlp.fc1": ((1 + swiglu) * units, dim),
         "mlp.fc2": (dim, units),
     }
+    norms = {"norm": dim, "norm_pre": dim * pre_norm, "attn_pool.norm": dim * (pool == "map")}
     for index in range(depth):
         block = f"blocks.{index}"
         for name, shape in layers.items():
             t |= {f"{block}.{name}.weight": normal(*shape), f"{block}.{name}.bias": normal(shape[0])}
         for name in ("norm1", "norm2"):
             t |= {f"{block}.{name}.weight": 1 + normal(dim), f"{block}.{name}.bias": normal(dim)}
+        norms |= {f"{block}.attn.{name}": qk_norm for name in ("q_norm", "k_norm")}
         if layer_scale:
             t |= {f"{block}.{name}.gamma": normal(dim, std=0.5) for name in ("ls1", "ls2")}
-    t |= {"norm.weight": 1 + normal(dim), "norm.bias": normal(dim)}
-    for head in ["head", "head_dist"] if distilled else ["head"]:
-        t |= {f"{head}.weight": normal(classes, dim), f"{head}.bias": normal(classes)}
+    for name, width in norms.items():
+        t |= {f"{name}.weight": 1 + normal(width), f"{name}.bias": normal(width)} if width else {}
+    if pool == "map":
+        t["attn_pool.latent"] = normal(1, 1, dim, std=1)
+        more = {"attn.q": (dim, dim), "attn.kv": (2 * dim, dim)} | {name: layers[name] for name in layers if name != "attn.qkv"}
+        for name, shape in more.items():
+            name = f"attn_pool.{name.removeprefix('attn.')}"
+            t |= {f"{name}.weight": normal(*shape), f"{name}.bias": normal(shape[0])}
+    if projection:
+        t["project.weight"] = normal(projection, dim)
+    wide = projection or dim * (1 + (pool == "concat"))
+    for head in (["head", "head_dist"] if distilled else ["head"]) if classes else []:
+        t |= {f"{head}.weight": normal(classes, wide), f"{head}.bias": normal(classes)}
     return t | ({"dist_token": normal(1, 1, dim)} if distilled else {})
