@@ -203,7 +203,7 @@ def fields(table: Mapping[str, Mapping[str, Any]], name: str, image_size: int) -
 
 
 def _consistent(values: Mapping[str, Any]) -> bool:
-    """Whether heads share the features of every stage, no count is 0, what is pooled is there, and a Swin has a GELU."""
+    """Whether heads share the features of every stage, no count is 0, what is pooled is there, and a Swin has GELU."""
     if values.get("class_token") is False and (values["pool"] not in POOLS_OF_ALL or values.get("distilled")):
         return False
     if "depths" in values and values["gelu"] == "swiglu":

@@ -195,7 +195,7 @@ class Stage(nn.Module):
 
 
 class Swin(nn.Module):
-    """A Swin classifier on the mean of its tokens.
+    """A Swin on the mean of its tokens, a classifier or, with `num_classes` 0, what gives that mean as features.
 
     `apply({"params": params}, images)` takes normalized float images (batch, size, size, 3) and gives float32 logits
     (batch, num_classes). `mlp_dim` is the hidden units of an MLP in the first stage, in each later one
@@ -218,7 +218,8 @@ class Swin(nn.Module):
         self.patch_norm = layer_norm(epsilon=NORM_EPS)
         self.layers = self._stages()
         self.norm = layer_norm(epsilon=NORM_EPS)
-        self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
+        if self.num_classes:
+            self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
 
     @nn.nowrap
     def _stages(self) -> list[Stage]:
@@ -253,9 +254,9 @@ class Swin(nn.Module):
         return (logits, features[1:]) if return_features else logits
 
     def classify(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch classes"]:
-        """Logits from the last block's output."""
+        """Logits from the last block's output, or features."""
         pooled = jnp.mean(self.norm(x), axis=1).astype(self.options.dtype)
-        return self.head(pooled).astype(jnp.float32)
+        return (self.head(pooled) if self.num_classes else pooled).astype(jnp.float32)
 
     def forced(
         self, images: Float[Array, "batch size size 3"], features: Sequence[Float[Array, "batch tokens dim"]]
@@ -312,5 +313,5 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
                 LinearInfo(f"{block}/mlp/fc1", dim, units, side**2, "mlp", f"{block}/norm2"),
                 LinearInfo(f"{block}/mlp/fc2", units, dim, side**2, "mlp"),
             ]
-    layers.append(LinearInfo("head", dim, num_classes, 1, "head"))
+    layers += [LinearInfo("head", dim, num_classes, 1, "head")] if num_classes else []
     return models.ModelSpec(tuple(layers), sum(depths), NORM_EPS, values["gelu"])

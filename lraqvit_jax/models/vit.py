@@ -111,8 +111,8 @@ def patches(images: Float[Array, "batch size size 3"], p: int) -> Float[Array, "
 
 
 def gelu(x: Float[Array, "..."], kind: str) -> Float[Array, "..."]:
-    """GELU, "exact", or its approximation by "tanh" or, "quick", by a sigmoid; "swiglu" is SwiGLU, the SiLU of the first
-    half of the features times the second half (Shazeer 2020).
+    """GELU, "exact", or its approximation by "tanh" or, "quick", by a sigmoid; "swiglu", the SiLU of the first half of
+    the features times the second half (Shazeer 2020).
 
     By erf: XLA's CPU backend takes twice as long for Flax's form, with erfc, which differs by 5e-7 at most.
     """
@@ -178,7 +178,7 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention pooling, "MAP": one learned query attends to all tokens, then an MLP (Zhai et al. 2022)."""
+    """Attention pooling, "MAP": one learned query attends to the tokens, then an MLP (Zhai et al. 2022)."""
 
     heads: int
     options: LinearOptions
@@ -209,7 +209,7 @@ class ViT(nn.Module):
     `pool` says of what: "token", the class token, in a distilled DeiT also the distillation token, the two logits
     averaged; "first", the class token alone; "avg", the mean of the patches' tokens, which the last LayerNorm then sees
     (timm's fc_norm); "normavg", the mean of the tokens that it has seen; "concat", the class token and that mean side
-    by side; "map", see `AttentionPool`.
+    by side; "map", see `AttentionPool`, of the patches' tokens.
 
     Before the patches' tokens come the class token, unless `class_token` is False, that of distillation, and as many
     `registers`, which have no position. `pre_norm` has a LayerNorm before the first block, and then no bias in the
@@ -328,7 +328,7 @@ class ViT(nn.Module):
             x = mean if self.pool == "normavg" else jnp.concatenate([x[:, :1], mean], axis=-1)
         x = x.astype(self.options.dtype)
         if self.pool == "map":
-            x = self.attn_pool(x)
+            x = self.attn_pool(x[:, self.prefix :])
         logits = self._head(x[:, 0], "head")
         if self.two_heads:
             logits = (logits + self._head(x[:, 1], "head_dist")) / 2
@@ -380,7 +380,7 @@ def spec(name: str, *, num_classes: int, image_size: int) -> models.ModelSpec:
     if values["pool"] == "map":
         layers += [
             LinearInfo("attn_pool/q", dim, dim, 1, "head"),
-            LinearInfo("attn_pool/kv", dim, 2 * dim, tokens, "head"),
+            LinearInfo("attn_pool/kv", dim, 2 * dim, patches, "head"),
             LinearInfo("attn_pool/proj", dim, dim, 1, "head"),
             LinearInfo("attn_pool/mlp/fc1", dim, wide, 1, "head", gated=gated),
             LinearInfo("attn_pool/mlp/fc2", units, dim, 1, "head"),

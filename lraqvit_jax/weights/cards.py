@@ -47,23 +47,22 @@ def _fixed(*values: Any) -> Fate:
 
 
 PRETRAINED_CFG: dict[str, Fate] = {
-    **_each(HONOURED, "architecture tag input_size interpolation crop_pct crop_mode mean std label_names"),
+    **_each(HONOURED, "architecture tag input_size interpolation crop_pct crop_mode mean std label_names num_classes"),
     "label_offset": _fixed(0),
     **_irrelevant("says where weights came from", "url file state_dict hf_hub_id hf_hub_filename source custom_load"),
     **_irrelevant("is used only where a test size is asked for", "test_input_size test_crop_pct test_pool_size"),
     **_irrelevant("bounds other sizes than the model's own", "min_input_size fixed_input_size"),
-    **_irrelevant("is what the head's shape says", "num_classes"),
     **_irrelevant("names parts that are found by their tensors", "pool_size first_conv classifier"),
     **_irrelevant(
         "is for readers", "label_descriptions license description origin_url paper_name paper_ids notes library_name"
     ),
 }
 TIMM: dict[str, Fate] = {
-    **_each(HONOURED, "architecture pretrained_cfg model_args label_names global_pool"),
+    **_each(HONOURED, "architecture pretrained_cfg model_args label_names global_pool num_classes"),
     "model_type": _fixed("timm_wrapper"),
     "problem_type": _fixed("single_label_classification"),
     "do_pooling": _fixed(True),
-    **_irrelevant("is what the tensors say", "num_classes num_features"),
+    **_irrelevant("is what the tensors say", "num_features"),
     **_irrelevant("is for readers", "label_descriptions license library_name tags architectures transformers_version"),
     **_irrelevant("holds for training alone", "initializer_range"),
     **_irrelevant("weights are computed with in float32", "torch_dtype dtype"),
@@ -73,13 +72,11 @@ TIMM: dict[str, Fate] = {
 MODEL_ARGS: dict[str, Fate] = {
     **_each(HONOURED, "num_heads act_layer global_pool qkv_bias no_embed_class fc_norm"),
     **_each(SHAPE, "img_size patch_size embed_dim depth depths window_size mlp_ratio in_chans"),
-    **_each(_fixed(True), "class_token proj_bias final_norm patch_norm"),
-    **_each(
-        _fixed(False),
-        "qk_norm scale_attn_norm scale_mlp_norm pre_norm dynamic_img_pad always_partition ape features_only",
-    ),
+    **_each(SHAPE, "class_token reg_tokens pre_norm qk_norm"),
+    **_each(_fixed(True), "proj_bias final_norm patch_norm"),
+    **_each(_fixed(False), "scale_attn_norm scale_mlp_norm dynamic_img_pad always_partition ape features_only"),
+    "pool_include_prefix": _fixed(False),
     "pos_embed": _fixed("learn"),
-    "reg_tokens": _fixed(0),
     **_each(_fixed(), "head_dim embed_layer embed_norm_layer norm_layer block_fn mlp_layer attn_layer out_indices"),
     **_irrelevant("is what the tensors say", "num_classes init_values"),
     **_irrelevant(
@@ -126,6 +123,41 @@ SWIN_CONFIG = _CONFIG | {
     "use_absolute_embeddings": _fixed(False),
     "path_norm": _fixed(True),
 }
+DINOV2_CONFIG = _CONFIG | {
+    **_each(SHAPE, "hidden_size num_hidden_layers mlp_ratio num_register_tokens"),
+    **_each(HONOURED, "num_attention_heads use_swiglu_ffn"),
+    **_irrelevant("holds for training alone", "layerscale_value"),
+    **_irrelevant("is of masked image modeling or of the pooler", "use_mask_token"),
+    **_irrelevant("names a backbone's features", "apply_layernorm reshape_hidden_states"),
+}
+_TOWER_CONFIG = _CONFIG | {
+    **_each(SHAPE, "hidden_size num_hidden_layers intermediate_size"),
+    "num_attention_heads": HONOURED,
+    **_irrelevant("holds for training alone", "attention_dropout dropout initializer_factor"),
+    **_irrelevant(
+        "is of text",
+        "bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size "
+        "exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length "
+        "no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values "
+        "repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p tf_legacy_loss",
+    ),
+}
+CLIP_VISION_CONFIG = _TOWER_CONFIG | {"projection_dim": SHAPE}
+SIGLIP_VISION_CONFIG = _TOWER_CONFIG | {
+    "vision_use_head": _fixed(True),
+    **_irrelevant("is of another output", "projection_size"),
+}
+TOWERS_CONFIG: dict[str, Fate] = {
+    **_each(HONOURED, "model_type vision_config vision_config_dict architectures num_labels id2label projection_dim"),
+    "quantization_config": _fixed(),
+    "auto_map": _fixed(),
+    "is_encoder_decoder": _fixed(False),
+    **_irrelevant("is of text", "text_config text_config_dict tie_word_embeddings"),
+    **_irrelevant("holds for training alone", "initializer_factor logit_scale_init_value"),
+    **_irrelevant("is for readers", "transformers_version _name_or_path _commit_hash license tags library_name"),
+    **_irrelevant("are the numbers of names", "label2id"),
+    **_irrelevant("weights are computed with in float32", "torch_dtype dtype"),
+}
 PROCESSOR: dict[str, Fate] = {
     **_each(
         HONOURED,
@@ -150,6 +182,10 @@ KINDS = {
     "huggingface.vit": VIT_CONFIG,
     "huggingface.deit": VIT_CONFIG,
     "huggingface.swin": SWIN_CONFIG,
+    **dict.fromkeys(("huggingface.dinov2", "huggingface.dinov2_with_registers"), DINOV2_CONFIG),
+    "huggingface.clip_vision_model": CLIP_VISION_CONFIG,
+    "huggingface.siglip_vision_model": SIGLIP_VISION_CONFIG,
+    **dict.fromkeys(("huggingface.clip", "huggingface.siglip"), TOWERS_CONFIG),
     "huggingface.processor": PROCESSOR,
 }
 TASKS = {"multi_label_classification": "one yes or no a class", "regression": "numbers"}
@@ -232,6 +268,14 @@ def published(name: str) -> dict[str, Any]:
     """
     name = re.sub(r"_22k$", ".ms_in22k", re.sub(r"_22kto1k(_finetune)?$", ".ms_in22k_ft_in1k", name))
     return _rows().get(name, {})
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """What timm's code says of an architecture, beyond its heads, where that is not usual: `gelu`, `norm_eps` and
+    `pool` of `models.vit`, and `no_embed_class`; {} of another."""
+    plain = _published()["aliases"].get(name, name).partition(".")[0]
+    said: dict[str, Any] = _published()["architectures"].get(plain, {})
+    return said
 
 
 def heads(names: Iterable[str]) -> int:

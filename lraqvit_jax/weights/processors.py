@@ -27,9 +27,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DeiT": _STANDARD | {"resample": 3, "size": 256, "crop_size": 224, "do_center_crop": True},
     "CLIP": _CLIP,
     "Bit": _CLIP,
+    "Siglip": _STANDARD | {"resample": 3, "size": 224},
 }
 """What the processors take for fields that are absent, by the beginning of their names."""
-OF_MODEL = {"vit": "ViT", "deit": "DeiT", "swin": "ViT"}
+OF_MODEL = {
+    **{"vit": "ViT", "deit": "DeiT", "swin": "ViT", "dinov2": "Bit", "dinov2_with_registers": "Bit"},
+    **{"clip_vision_model": "CLIP", "siglip_vision_model": "Siglip"},
+}
 WHITE = 255
 
 
@@ -55,7 +59,7 @@ def preparation(fields: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], i
         name: value for name, value in fields.items() if value is not None
     }
     geometry, side = _geometry(fields)
-    if kind != "swin" and not said & {"size", "crop_size"}:
+    if kind in ("vit", "deit") and not said & {"size", "crop_size"}:
         side = 0  # transformers' ViT takes no size but its own
     return {**geometry, "interpolation": _interpolation(fields["resample"]), **_statistics(fields)}, side
 

@@ -20,8 +20,11 @@ TRAINING = re.compile(
     r"|global_step|iteration|metric|best_\w+|n_averaged|rng_state|callbacks|loops|chrono|extra)\w*([./].*)?"
 )
 """Names outside the model that hold no weights of it."""
-UNUSED = re.compile(r"(embeddings\.)?mask_token|pooler\..*|decoder[._].*")
-"""Tensors of pretraining or of another output, which a classifier does not use."""
+UNUSED = re.compile(
+    r"(embeddings\.)?mask_token|pooler\..*|decoder[._].*|(.*\.)?embeddings\.position_ids|text_(model|projection)\..*"
+    r"|logit_(scale|bias)"
+)
+"""Tensors of pretraining, of text or of another output, which a classifier does not use."""
 HEADS = ("classifier", "fc")
 """What a head is called that stands outside the model's wrapper."""
 

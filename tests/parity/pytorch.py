@@ -108,8 +108,12 @@ def save(model: torch.nn.Module, case: Case, directory: pathlib.Path) -> str:
     return f"timm:{path}"
 
 
-def logits(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    """Logits of images (batch, size, size, 3)."""
+def logits(model: torch.nn.Module, images: np.ndarray, **options: Any) -> np.ndarray:
+    """Logits of images (batch, size, size, 3), or the features of a model that has no classes; options of its call."""
+    run = getattr(model, "get_image_features", model)
     with torch.no_grad():
-        found = model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
-    return (found if isinstance(found, torch.Tensor) else found.logits).numpy()
+        found = run(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), **options)
+    if isinstance(found, torch.Tensor):
+        return found.numpy()
+    names = ("logits", "image_embeds", "pooler_output")
+    return next(found[name] for name in names if found.get(name) is not None).numpy()

@@ -26,7 +26,7 @@ PHOTO = Image.fromarray(np.random.default_rng(7).integers(0, 256, (50, 70, 3), n
 def filled(model, seed=1):
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     values = recipe.weights(shapes, seed)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
+    model.load_state_dict({name: torch.as_tensor(value) for name, value in values.items()}, strict=False)
     return model.eval()
 
 
@@ -98,10 +98,10 @@ def test_model_args_are_honoured(tmp_path, name, fields):
     [
         {"global_pool": "max"},
         {"act_layer": "relu"},
-        {"reg_tokens": 2},
-        {"pre_norm": True},
-        {"qk_norm": True},
-        {"class_token": False, "global_pool": "avg"},
+        {"global_pool": "avgmax"},
+        {"pool_include_prefix": True, "global_pool": "avg"},
+        {"final_norm": False},
+        {"scale_attn_norm": True},
         {"img_size": (32, 64)},
     ],
     ids=str,

@@ -21,6 +21,21 @@ SIDES = {"image_size": 16, "patch_size": 8}
 SWIN = {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4, "image_size": 16, "patch_size": 2}
 PROCESSOR = {"size": {"height": 16, "width": 16}, "image_mean": [0.3, 0.4, 0.5], "image_std": [0.5, 0.6, 0.7]}
 CLASSES = 3
+_BLOCKS = {name: value for name, value in (CONFIG | SIDES).items() if name != "intermediate_size"}
+_TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+_TOWERS = {"vision_config": CONFIG | SIDES, "text_config": _TEXT, "projection_dim": 24}
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "vit": ("ViT", "ViTForImageClassification", CONFIG | SIDES | {"num_labels": CLASSES}),
+    "deit": ("DeiT", "DeiTForImageClassification", CONFIG | SIDES | {"num_labels": CLASSES}),
+    "swin": ("Swin", "SwinForImageClassification", SWIN | {"num_labels": CLASSES}),
+    "dinov2": ("Dinov2", "Dinov2ForImageClassification", _BLOCKS | {"num_labels": CLASSES}),
+    "dinov2_with_registers": ("Dinov2WithRegisters", "Dinov2WithRegistersModel", _BLOCKS),
+    "clip_vision_model": ("CLIPVision", "CLIPVisionModelWithProjection", CONFIG | SIDES | {"projection_dim": 24}),
+    "siglip_vision_model": ("SiglipVision", "SiglipVisionModel", CONFIG | SIDES),
+    "clip": ("CLIP", "CLIPModel", _TOWERS),
+    "siglip": ("Siglip", "SiglipModel", {name: _TOWERS[name] for name in ("vision_config", "text_config")}),
+}
+"""By type, the names of transformers' config and model, and the fields."""
 
 
 def photo() -> Image.Image:
@@ -30,7 +45,7 @@ def photo() -> Image.Image:
 
 def _filled(model: torch.nn.Module) -> torch.nn.Module:
     values = recipe.weights({name: tuple(value.shape) for name, value in model.named_parameters()}, seed=3)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
+    model.load_state_dict({name: torch.as_tensor(value) for name, value in values.items()}, strict=False)
     return model.eval()
 
 
@@ -78,12 +93,12 @@ def write_transformers(folder: pathlib.Path, case: Any) -> str:
     folder.mkdir(exist_ok=True)
     kind = case.kind.partition(".")[2].replace("processor", "vit")
     if not (folder / "model.safetensors").exists():
-        name = {"vit": "ViT", "deit": "DeiT", "swin": "Swin"}[kind]
-        fields = SWIN if kind == "swin" else CONFIG | SIDES
-        config = getattr(pytorch.transformers, f"{name}Config")(**fields, num_labels=CLASSES)
-        _filled(getattr(pytorch.transformers, f"{name}ForImageClassification")(config)).save_pretrained(folder)
+        name, model, fields = MODELS[kind]
+        config = getattr(pytorch.transformers, f"{name}Config")(**fields)
+        _filled(getattr(pytorch.transformers, model)(config)).save_pretrained(folder)
         (folder / "whole.json").write_text((folder / "config.json").read_text())
     config, processor = json.loads((folder / "whole.json").read_text()), dict(PROCESSOR)
+    processor |= {} if kind in ("vit", "deit", "swin") else {"image_processor_type": "ViTImageProcessor"}
     (processor if case.kind.endswith("processor") else config)[case.field] = case.value
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -94,12 +109,10 @@ def transformers_logits(folder: pathlib.Path, image: Image.Image) -> np.ndarray:
     """transformers' own, with PIL's resizing."""
     library = pytorch.transformers
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    name = {"vit": "ViT", "deit": "DeiT", "swin": "Swin"}[kind]
     with contextlib.redirect_stderr(io.StringIO()):
-        model = getattr(library, f"{name}ForImageClassification").from_pretrained(folder).eval()
-    prepared = _processor(folder, kind)(image, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        return model(prepared).logits[0].numpy()
+        model = getattr(library, MODELS[kind][1]).from_pretrained(folder).eval()
+    prepared = _processor(folder, kind)(image, return_tensors="np")["pixel_values"]
+    return pytorch.logits(model, prepared.transpose(0, 2, 3, 1))[0]
 
 
 def _processor(folder: pathlib.Path, kind: str) -> Any:

@@ -165,7 +165,7 @@ def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, pool="token", **op
         return head(norm(x[:, prefix:].mean(1), "norm"))
     x = norm(x, "norm")
     if pool == "map":
-        return head(attended(x))
+        return head(attended(x[:, prefix:]))
     mean = x[:, prefix:].mean(1)
     out = head({"normavg": mean, "concat": np.concatenate([x[:, 0], mean], 1)}.get(pool, x[:, 0]))
     return (out + head(x[:, 1], "head_dist")) / 2 if "head_dist.weight" in t else out
@@ -223,10 +223,10 @@ def random_tensors(
         t |= {f"{name}.weight": 1 + normal(width), f"{name}.bias": normal(width)} if width else {}
     if pool == "map":
         t["attn_pool.latent"] = normal(1, 1, dim, std=1)
-        more = {"attn.q": (dim, dim), "attn.kv": (2 * dim, dim)} | {name: layers[name] for name in layers if name != "attn.qkv"}
+        more = {"q": (dim, dim), "kv": (2 * dim, dim), "proj": (dim, dim)}
+        more |= {name: shape for name, shape in layers.items() if name.startswith("mlp")}
         for name, shape in more.items():
-            name = f"attn_pool.{name.removeprefix('attn.')}"
-            t |= {f"{name}.weight": normal(*shape), f"{name}.bias": normal(shape[0])}
+            t |= {f"attn_pool.{name}.weight": normal(*shape), f"attn_pool.{name}.bias": normal(shape[0])}
     if projection:
         t["project.weight"] = normal(projection, dim)
     wide = projection or dim * (1 + (pool == "concat"))

@@ -1,7 +1,8 @@
 """timm's tensor names, one model family a module: which variant some tensors belong to, and how they become ours.
 
 A module offers `HALLMARK`, a tensor that tells its family; `normalize(values)`, older names to today's;
-`architecture(values, hints, source) -> (variant, image size)`; and `rule(path, shape) -> Rule`.
+`architecture(values, hints, source) -> (variant, image size)`; `fitted(values, model)`, for what depends on the model;
+and `rule(path, shape) -> Rule`.
 """
 
 import importlib
@@ -32,10 +33,11 @@ class Hints(NamedTuple):
         heads: of a ViT's attention; 0 is unknown.
         usual_heads: of the architecture, where its width is the usual one for them; 0 is unknown.
         gelu: of `models.GELUS`.
-        norm_eps: of a ViT's LayerNorms; 0 is the usual.
-        pool: "token" or "avg"; "" is unknown.
+        norm_eps: of a ViT's LayerNorms; 0 is unknown.
+        pool: "token", "avg", "map" or "concat"; "" is unknown.
         qkv_bias: False where query, key and value may have none.
-        embed_class: whether the class token has a position of its own; None is unknown.
+        embed_class: whether the tokens before the patches' have positions of their own; None is unknown.
+        headless: whether a model without a head is meant, whose output are the features.
         mend: how a user says what is missing.
     """
 
@@ -48,6 +50,7 @@ class Hints(NamedTuple):
     pool: str = ""
     qkv_bias: bool = True
     embed_class: bool | None = None
+    headless: bool = False
     mend: str = "write it into a config.json beside the file"
 
 
@@ -82,9 +85,14 @@ def check(values: Mapping[str, np.ndarray], needed: Mapping[str, int], source: s
         )
 
 
-def mlp_dim(fc1: np.ndarray) -> int:
-    """The models' field of that name, from the weight (units, dim) of a first block's fc1."""
-    units, dim = fc1.shape
+def head(values: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """What `check` needs of a head, where there is one."""
+    return {"head.weight": 2} if any(name.startswith("head") for name in values) else {}
+
+
+def mlp_dim(fc1: np.ndarray, gates: int = 1) -> int:
+    """The models' field of that name, from the weight (gates * units, dim) of a first block's fc1."""
+    units, dim = fc1.shape[0] // gates, fc1.shape[1]
     return 0 if units == MLP_RATIO * dim else units
 
 
@@ -109,7 +117,9 @@ def with_head(values: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
 
 def convert(layout: Any, values: Mapping[str, np.ndarray], model: str, image_size: int) -> dict[str, Any]:
     """The parameters of a variant from timm's tensors, strictly both ways; see `tensors.convert`."""
-    built = models.create(model, num_classes=values["head.weight"].shape[0], image_size=image_size)
+    classes = values["head.weight"].shape[0] if "head.weight" in values else 0
+    built = models.create(model, num_classes=classes, image_size=image_size)
+    values = layout.fitted(values, built)
     abstract = sharding.abstract_params(built, image_size, sharding.one_device())
     shapes = {path: leaf.shape for path, leaf in trees.flatten(abstract).items()}
     rules = {path: layout.rule(path, shape) for path, shape in shapes.items()}

@@ -1,4 +1,5 @@
-"""timm checkpoints of ViT, DeiT, distilled DeiT, DeiT-III and Swin: `timm:FILE` or `timm:HUB_ID[@REVISION]`.
+"""timm checkpoints of ViT, DeiT, distilled DeiT, DeiT-III, CLIP, DINOv2, SigLIP and Swin: `timm:FILE` or
+`timm:HUB_ID[@REVISION]`.
 
 Shapes follow from the tensors, all else from timm's `config.json` beside the file, or from the name of a model that
 timm has published. For other names the preparation of images is taken from the family (deit, swin: ImageNet's mean and
@@ -17,13 +18,15 @@ from lraqvit_jax.base import console, files
 from lraqvit_jax.base.errors import UserError, reason, short
 from lraqvit_jax.data import class_names
 from lraqvit_jax.data.preprocess import MAX_SIZE, Preprocess, from_json
-from lraqvit_jax.models.vit import MLP_RATIO
+from lraqvit_jax.models.vit import MLP_RATIO, NORM_EPS
+from lraqvit_jax.models.vit import gates as gates_of
 from lraqvit_jax.plan import files as plan_files
 from lraqvit_jax.weights import Pretrained, cards, hub, layouts, tensors, wrappers
 from lraqvit_jax.weights.layouts import Hints
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 FAMILIES = {"deit": IMAGENET, "swin": IMAGENET, "vit": HALF}
 """Mean and std of nearly every model whose name begins so."""
 USUAL = {"crop_pct": 0.9, "interpolation": "bicubic"}
@@ -31,9 +34,11 @@ DEFAULTS = {**IMAGENET, "crop_pct": 0.875, "interpolation": "bicubic"}
 """What timm takes of a card that leaves it open."""
 PREPARATION = ("crop_pct", "interpolation", "mean", "std")
 GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_erf": "exact", "quick_gelu": "quick"}
-POOLS = ("token", "avg")
+POOLS = ("token", "avg", "map")
 MEND = "put timm's config.json beside it, or set data.mean, data.std, data.crop_pct and data.interpolation"
 HALLMARK = "patch_embed.proj.weight"
+SILU = ("silu", "swish")
+"""Activations whose gates make SwiGLU, in an architecture that has these."""
 OWN = "lraqvit_jax "
 """How the format of a file begins that `export.safetensors` wrote."""
 
@@ -113,16 +118,19 @@ def from_tensors(
         preparation: the fields of `Preprocess` but the size.
 
     Returns:
-        the model; `num_classes` is 0 where there is no head, and its parameters then have one of one zero.
+        the model; `num_classes` is 0 where there is no head, and its parameters then have one of one zero, or, of a
+        model that is meant to have none, none.
     """
     layout = layouts.find(values, source)
     marks = {"fc_norm": np.zeros(1)} if "fc_norm.weight" in values and "norm.weight" not in values else {}
-    values, has_head = layouts.with_head(layout.normalize(values))
+    values, has_head = layout.normalize(values), True
+    if not hints.headless:
+        values, has_head = layouts.with_head(values)
     values = values if hints.qkv_bias else layouts.with_bias(values)
     model, image_size = layout.architecture({**values, **marks}, hints, source)
     preprocess = Preprocess(size=image_size, **preparation)
     params = layouts.convert(layout, values, model, image_size)
-    classes = values["head.weight"].shape[0] if has_head else 0
+    classes = values["head.weight"].shape[0] if has_head and "head.weight" in values else 0
     return Pretrained(model, params, preprocess, classes, [], source, sha256)
 
 
@@ -133,14 +141,20 @@ def shapes(pretrained: Pretrained, said: Mapping[str, Any]) -> dict[str, Any]:
     units = fields["mlp_dim"] or MLP_RATIO * fields["dim"]
     shown = {"img_size": size, "patch_size": fields["patch_size"], "in_chans": 3, "num_channels": 3}
     ratio = said.get("mlp_ratio")
-    shown["mlp_ratio"] = ratio if files.number(ratio) and int(ratio * fields["dim"]) == units else units / fields["dim"]
+    gates = gates_of(fields["gelu"])
+    wide = int(ratio * fields["dim"]) if files.number(ratio) else 0
+    agrees = gates * units == wide or (gates == 2 and units == -(-int(wide * 2 / 3) // 8) * 8)
+    shown["mlp_ratio"] = ratio if agrees else gates * units / fields["dim"]
     if module == "swin":
         stages = {"depths": list(fields["depths"]), "num_heads": list(fields["heads"])}
         last = {"num_layers": len(fields["depths"]), "hidden_size": fields["dim"] * 2 ** (len(fields["depths"]) - 1)}
         return shown | stages | last | {"embed_dim": fields["dim"], "window_size": fields["window_size"]}
     deep = {"depth": fields["depth"], "num_hidden_layers": fields["depth"], "num_heads": fields["heads"]}
-    wide = {"embed_dim": fields["dim"], "hidden_size": fields["dim"], "intermediate_size": units}
-    return shown | deep | wide
+    sizes = {"embed_dim": fields["dim"], "hidden_size": fields["dim"], "intermediate_size": units}
+    tokens = {"reg_tokens": fields["registers"], "num_register_tokens": fields["registers"]}
+    tokens |= {name: fields[name] for name in ("class_token", "pre_norm", "qk_norm")}
+    projection = {"projection_dim": fields["projection"]} if fields["projection"] else {}
+    return shown | deep | sizes | tokens | projection
 
 
 def read_card(path: pathlib.Path, name: str) -> Card:
@@ -152,7 +166,7 @@ def read_card(path: pathlib.Path, name: str) -> Card:
     """
     if not path.is_file():
         table = cards.published(name)
-        hints = Hints(name, usual_heads=cards.heads([name]), embed_class=False if name.startswith("flexivit") else None)
+        hints = Hints(name, usual_heads=cards.heads([name]), **_of_architecture(name), headless=_headless({}, {}, name))
         return Card("", {}, hints, {}, [], bool(table.get("imagenet")) and "." in name)
     where, fields = str(path), files.json_object(path, "mend it or take it away")
     nested = "pretrained_cfg" in fields
@@ -182,11 +196,15 @@ def read_card(path: pathlib.Path, name: str) -> Card:
 def _hints(
     fields: Mapping[str, Any], args: Mapping[str, Any], architecture: str, size: int, name: str, where: str
 ) -> Hints:
-    act = "gelu" if args.get("act_layer") in (None, "") else args["act_layer"]
-    if not isinstance(act, str) or act not in GELUS:
-        raise UserError(f"{where} has act_layer = {short(repr(act))}; these can be read: {', '.join(GELUS)}.")
+    told = _of_architecture(architecture or name)
+    act = args.get("act_layer") or ""
+    gelus = dict.fromkeys(SILU, "swiglu") if told["gelu"] == "swiglu" else GELUS
+    if not isinstance(act, str) or act not in ("", *gelus):
+        raise UserError(f"{where} has act_layer = {short(repr(act))}; these can be read: {', '.join(gelus)}.")
     pool = next((one["global_pool"] for one in (args, fields) if one.get("global_pool") is not None), "token")
     known = any(one.get("global_pool") is not None for one in (args, fields)) or args.get("fc_norm") is True
+    if not known and told["pool"]:
+        pool, known = told["pool"], True
     if pool not in POOLS:
         raise UserError(f"{where} has global_pool = {short(repr(pool))}; these can be read: {', '.join(POOLS)}.")
     heads = args.get("num_heads")
@@ -198,18 +216,39 @@ def _hints(
     bias = {field: args.get(field) for field in ("qkv_bias", "no_embed_class", "fc_norm")}
     if not all(value is None or isinstance(value, bool) for value in bias.values()):
         raise UserError(f"{where} has {short(repr(bias))}; each is true or false.")
-    no_class = bool(bias["no_embed_class"]) or architecture.startswith("flexivit")
+    embed_class = told["embed_class"] if bias["no_embed_class"] is None else not bias["no_embed_class"]
     return Hints(
         architecture or name,
-        size,
+        args["img_size"] if files.whole(args.get("img_size"), 1, MAX_SIZE) else size,
         heads,
         usual,
-        GELUS[act],
+        gelus.get(act, told["gelu"]),
+        told["norm_eps"],
         pool=pool if known else "",
         qkv_bias=bias["qkv_bias"] is not False,
-        embed_class=False if no_class else None,
+        embed_class=embed_class,
+        headless=_headless(fields, fields.get("pretrained_cfg") or {}, architecture or name),
         mend='write {"model_args": {"num_heads": N}} into a config.json beside the file',
     )
+
+
+def _of_architecture(name: str) -> dict[str, Any]:
+    """What timm's code says of an architecture, as `Hints` has it; of one that it has not, what is unknown."""
+    said, known = cards.architecture(name), bool(cards.heads([name]))
+    embed_class = False if name.startswith("flexivit") or said.get("no_embed_class") else None
+    eps = said.get("norm_eps", NORM_EPS) if known else 0.0
+    return {
+        "gelu": said.get("gelu", "exact"),
+        "norm_eps": eps,
+        "pool": said.get("pool", ""),
+        "embed_class": embed_class,
+    }
+
+
+def _headless(fields: Mapping[str, Any], nested: Mapping[str, Any], name: str) -> bool:
+    """Whether a card, or timm's of that name, says that there are no classes."""
+    said = [one["num_classes"] for one in (fields, nested) if one.get("num_classes") is not None]
+    return (said[0] if said else cards.published(name).get("num_classes")) == 0
 
 
 def _object(fields: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:

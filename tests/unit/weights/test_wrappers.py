@@ -85,7 +85,9 @@ def test_tensors_of_pretraining_are_named_and_left_out_and_others_are_refused(tm
     more = {"mask_token": np.ones((1, 1, 32)), "decoder_blocks.0.x": np.ones(2)}
     assert_same(weights.read(save(tmp_path, values | more)), plain)
     assert "does not use decoder_blocks.0.x, mask_token" in capsys.readouterr().err
-    with pytest.raises(UserError, match="reg_token is left over"):
+    with pytest.raises(UserError, match=r"rope\.frequencies is left over"):
+        weights.read(save(tmp_path, values | {"rope.frequencies": np.ones((1, 1, 32))}))
+    with pytest.raises(UserError, match="5 positions for 2 tokens"):
         weights.read(save(tmp_path, values | {"reg_token": np.ones((1, 1, 32))}))
 
 
