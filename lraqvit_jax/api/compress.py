@@ -66,7 +66,7 @@ def compress(
         >>> small.export_onnx("small.onnx")
 
     Args:
-        model: dense, of `weights.load` or `models.create`.
+        model: dense, of `weights.load` or `models.create`. Without classes, its features are what is to be kept.
         params: its parameters.
         images: some tens to thousands like those the model is for: PIL images, arrays of uint8 or paths; or a data
             source such as "folder:PHOTOS?labels=none".
@@ -140,7 +140,8 @@ def _fields(
     config.plan.update(method="products" if budget < 1 else "by_kind", budget=budget)
     config.factorize.update(baselines=(), calibration_images=min(256, count))
     branch = "zero" if steps else "none"
-    config.runs = {RUN: config_lib.run(decomposition="weighted_kfac", branch=branch, **config_lib.UNLABELLED)}
+    towards = config_lib.UNLABELLED | ({} if model.num_classes else {"gamma": 0.0})
+    config.runs = {RUN: config_lib.run(decomposition="weighted_kfac", branch=branch, **towards)}
     config.optimizer.update(learning_rate=2e-5, warmup=min(20, steps))
     config.quant.update(source=RUN, dense=False, calibration_images=min(32, count))
     config.quant.methods = {

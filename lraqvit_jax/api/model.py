@@ -47,7 +47,7 @@ class Model(artifacts.Artifact):
         [[('tabby, tabby cat', 0.61), ('tiger cat', 0.22), ...]]
 
     Attributes:
-        model: Flax module; `model.apply({"params": params}, images)` gives logits.
+        model: Flax module; `model.apply({"params": params}, images)` gives logits, or, without classes, features.
         params: plain nested dict of arrays.
         preprocess: turns a PIL image into the array that the model reads.
         meta: name, model, plan, preprocess, class_names, config, parent, versions, notes.
@@ -65,7 +65,7 @@ class Model(artifacts.Artifact):
 
     @precision.usual()
     def logits(self, images: Images, batch_size: int = 32) -> Float[np.ndarray, "images classes"]:
-        """Logits, float32.
+        """Logits, float32; of a model without classes, features.
 
         Args:
             images: one or several; see `Images`.
@@ -91,9 +91,10 @@ class Model(artifacts.Artifact):
             top: how many classes.
 
         Raises:
-            UserError: as `logits`, where no image can be read.
+            UserError: as `logits`, where no image can be read; a model without classes.
         """
         top = whole_number(top, "top")
+        self._check_classes("predict")
         items = memory.items(images)
         ready = [self._readable(item, index, alone=len(items) == 1) for index, item in enumerate(items)]
         found = [one for one in ready if not isinstance(one, UserError)]
@@ -130,9 +131,11 @@ class Model(artifacts.Artifact):
             batch_size: how many go through the model at once.
 
         Raises:
-            UserError: no such source, no labels, a class that the model has not, images that cannot be read.
+            UserError: no such source, no labels, a class that the model has not, images that cannot be read; a model
+                without classes.
         """
         batch_size = whole_number(batch_size, "batch_size")
+        self._check_classes("evaluate by")
         where = short(images) if isinstance(images, str) else "labels"
         if isinstance(images, str) and labels is not None:
             raise UserError(f"labels were given beside {where}, which has its own; leave one of them out.")
@@ -168,6 +171,13 @@ class Model(artifacts.Artifact):
         files.locate_new(path)
         artifacts.save_artifact(path, self.params, self.meta)
         return path
+
+    def _check_classes(self, what: str) -> None:
+        if not self.meta["num_classes"]:
+            raise UserError(
+                f"{self.name} gives features and has no classes to {what}; `logits` gives the features of images, for "
+                "you to compare with those of the dense model."
+            )
 
     def _prepared(self, item: Any, index: int) -> Float[np.ndarray, "size size 3"]:
         if isinstance(item, _Prepared):
@@ -206,7 +216,8 @@ class Model(artifacts.Artifact):
     def __repr__(self) -> str:
         """One line."""
         meta = self.meta
-        what = f"{meta['name']}, {meta['model']}, {meta['num_classes']} classes, {self.size_mb:.3f} MB"
+        gives = f"{meta['num_classes']} classes" if meta["num_classes"] else "features"
+        what = f"{meta['name']}, {meta['model']}, {gives}, {self.size_mb:.3f} MB"
         return f"<lraqvit_jax.Model {what}>"
 
 

@@ -10,9 +10,10 @@ def contract(artifact: Artifact) -> dict[str, Any]:
 
     `input`: name, shape, type, layout and colours of the images, and how their values follow from pixels of 8 bits that
     are prepared as `preprocess` says. `output`: likewise; class i is `class_names[i]`, or a number where there are no
-    names.
+    names. A model without a head gives features.
     """
-    size, classes = artifact.preprocess.size, artifact.meta["num_classes"]
+    size, classes, model = artifact.preprocess.size, artifact.meta["num_classes"], artifact.model
+    output = {"name": "logits" if classes else "features", "shape": ["batch", classes or model.width]}
     return {
         "input": {
             "name": "images",
@@ -22,7 +23,7 @@ def contract(artifact: Artifact) -> dict[str, Any]:
             "colours": "RGB",
             "values": "(pixel / 255 - mean) / std, pixels from 0 to 255",
         },
-        "output": {"name": "logits", "shape": ["batch", classes], "dtype": "float32", "softmax": False},
+        "output": {**output, "dtype": "float32", "softmax": False},
         "preprocess": artifact.preprocess.to_json(),
         "class_names": artifact.meta["class_names"],
     }

@@ -1,9 +1,10 @@
 """ONNX with integer kernels, written from the plan and the parameters: what a runtime computes is what the plan says.
 
 `images (batch, size, size, 3) float32 -> logits (batch, classes) float32`, any batch, normalized as `preprocess` in the
-metadata says. Tokens lie in two dimensions, (batch * tokens, features), around every product: ONNX Runtime has
-integer kernels for such products alone. What every linear layer reads and gives are values named after its path,
-"blocks_0/mlp/fc1:input" and ":output", or "blocks_0/attn/qkv:query", ":key" and ":value".
+metadata says; of a model without a head, `features (batch, width)`. Tokens lie in two dimensions, (batch * tokens,
+features), around every product: ONNX Runtime has integer kernels for such products alone. What every linear layer reads
+and gives are values named after its path, "blocks_0/mlp/fc1:input" and ":output", or "blocks_0/attn/qkv:query", ":key"
+and ":value".
 
 In the last block of a ViT, only the tokens that the head reads go on behind the attention.
 
@@ -35,6 +36,8 @@ from lraqvit_jax.options.export import TARGETS
 from lraqvit_jax.plan.records import HEAD_PARTS, Plan
 from lraqvit_jax.weights import artifacts
 
+FIRST = ("token", "first")
+"""What pools nothing but tokens that come first."""
 OPSET, IR = 23, 11
 """Of the standard operators: Attention needs 23; ONNX Runtime 1.23 lacks the QuantizeLinear of 23, 1.24 has all. No
 other domain is used."""
@@ -65,9 +68,11 @@ def export(
     graph = Graph(artifact, target, exact, orders(artifact.model))
     logits = (_swin if _is_swin(artifact.model) else _vit)(graph, artifact.model)
     graph.at("")
-    graph.nodes.append(helper.make_node("Identity", [logits], ["logits"], name="logits"))
+    said = contract(artifact)
+    output = said["output"]
+    graph.nodes.append(helper.make_node("Identity", [logits], [output["name"]], name=output["name"]))
     image = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", size, size, 3])
-    answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", meta["num_classes"]])
+    answer = helper.make_tensor_value_info(output["name"], TensorProto.FLOAT, output["shape"])
     made = helper.make_model(
         helper.make_graph(graph.nodes, meta["model"], [image], [answer], list(graph.constants.values())),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -76,7 +81,7 @@ def export(
         producer_version=VERSION,
     )
     properties = {"model": meta["model"], "num_classes": str(meta["num_classes"]), "target": target}
-    properties |= {name: json.dumps(value) for name, value in (contract(artifact) | {"plan": meta["plan"]}).items()}
+    properties |= {name: json.dumps(value) for name, value in (said | {"plan": meta["plan"]}).items()}
     helper.set_model_props(made, properties)
     onnx.checker.check_model(made, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +112,9 @@ def orders(model: Any) -> dict[str, Int[np.ndarray, " rows"]]:
     """By path, the tokens of an image, as the model has them, that are the rows of a layer in the graph; for layers
     whose rows are not all tokens in order."""
     if not _is_swin(model):
-        if model.pool in ("avg", "normavg"):
+        if model.pool not in FIRST:
             return {}
-        block, kept = f"blocks_{model.depth - 1}", np.arange(model.prefix)
+        block, kept = f"blocks_{model.depth - 1}", np.arange(model.first)
         return {f"{block}/{layer}": kept for layer in ("attn/proj", "mlp/fc1", "mlp/fc2")}
     by_path, side = dict[str, Any](), model.image_size // model.patch_size
     for path, part in model.chain():
@@ -132,18 +137,27 @@ def _vit(graph: Graph, model: Any) -> str:
     x = _patches(graph, model.image_size, model.patch_size)
     (x,) = linear(graph, x, "patch_embed")
     graph.at("embed")
-    prefix = [params["cls_token"], *([params["dist_token"]] if model.distilled else [])]
-    count, tokens = len(prefix), len(prefix) + patches
-    first = np.concatenate(prefix, 1) + params["pos_embed"][:, :count]
-    x = graph.add("Add", graph.shape(x, -1, patches, dim), graph.constant(params["pos_embed"][:, count:], "pos_embed"))
-    prefixes = graph.add("Expand", graph.constant(first, "prefix"), graph.batch(count, dim))
-    x = graph.shape(graph.add("Concat", prefixes, x, axis=1), -1, dim)
+    first, count, tokens = model.first, model.prefix, model.prefix + patches
+    positions = params["pos_embed"]
+    x = graph.add("Add", graph.shape(x, -1, patches, dim), graph.constant(positions[:, first:], "pos_embed"))
+    if count:
+        names = [name for name in ("cls_token", "dist_token") if name in params]
+        prefix = np.concatenate([np.zeros((1, 0, dim), np.float32), *(params[name] for name in names)], 1)
+        registers = [params["reg_token"]] if model.registers else []
+        prefix = np.concatenate([prefix + positions[:, :first], *registers], 1)
+        prefixes = graph.add("Expand", graph.constant(prefix, "prefix"), graph.batch(count, dim))
+        x = graph.add("Concat", prefixes, x, axis=1)
+    x = graph.shape(x, -1, dim)
+    if model.pre_norm:
+        x = _norm(graph, x, params["norm_pre"], model.norm_eps)
     for index in range(model.depth):
         block, where = params[f"blocks_{index}"], f"blocks_{index}"
-        kept = count if index == model.depth - 1 and model.pool in ("token", "first") else tokens
+        kept = first if index == model.depth - 1 and model.pool in FIRST else tokens
         graph.at(f"{where}/norm1")
         parts = _projections(graph, _norm(graph, x, block["norm1"], model.norm_eps), f"{where}/attn")
         graph.at(f"{where}/attn")
+        if model.qk_norm:
+            parts = _qk_norm(graph, parts, block["attn"], model)
         widths = _widths(graph, f"{where}/attn", dim)
         y = _attention(graph, parts, tokens, model.heads, dim, widths, kept=kept)
         (y,) = linear(graph, y, f"{where}/attn/proj", block.get("ls1_gamma"))
@@ -151,28 +165,68 @@ def _vit(graph: Graph, model: Any) -> str:
         x = graph.add("Add", _first(graph, x, tokens, kept, dim), y)
         y = _norm(graph, x, block["norm2"], model.norm_eps)
         x = graph.add("Add", x, _mlp(graph, y, f"{where}/mlp", model.gelu, block.get("ls2_gamma")))
-    if model.pool in ("avg", "normavg"):
-        return linear(graph, _pooled(graph, x, model, tokens), "head")[0]
+    if model.pool not in FIRST:
+        return _head(graph, _pooled(graph, x, model, tokens), model, "head")
     graph.at("head")
-    x = graph.shape(x, -1, count, dim)
-    heads = ["head", "head_dist"] if model.two_heads else ["head"]
+    x = graph.shape(x, -1, first, dim)
     logits = []
-    for index, name in enumerate(heads):
+    for index, name in enumerate(["head", "head_dist"] if model.two_heads else ["head"]):
         graph.at(name)
         row = graph.add("Gather", x, graph.constant(np.asarray(index)), axis=1)
-        logits += linear(graph, _norm(graph, row, params["norm"], model.norm_eps), name)
+        logits.append(_head(graph, _norm(graph, row, params["norm"], model.norm_eps), model, name))
     return logits[0] if len(logits) == 1 else graph.scaled(graph.add("Add", *logits), 0.5)
 
 
+def _head(graph: Graph, x: str, model: Any, name: str) -> str:
+    """Logits of what is pooled, (batch, dim), or features."""
+    if model.projection:
+        x = graph.add("Identity", linear(graph, x, "project")[0])
+    return linear(graph, x, name)[0] if model.num_classes else x
+
+
+def _qk_norm(graph: Graph, parts: list[str], attn: Mapping[str, Any], model: Any) -> list[str]:
+    """Queries and keys behind the LayerNorm that each head has for them."""
+    made = []
+    for part, name in zip(parts, ("q_norm", "k_norm"), strict=False):
+        rows = graph.shape(part, -1, model.dim // model.heads)
+        made.append(graph.shape(_norm(graph, rows, attn[name], model.norm_eps), -1, model.dim))
+    return [*made, parts[2]]
+
+
 def _pooled(graph: Graph, x: str, model: Any, tokens: int) -> str:
-    """The mean of the patches' tokens and the last LayerNorm, in the model's order: (rows, dim) -> (batch, dim)."""
+    """What is pooled and the last LayerNorm, in the model's order: (rows, dim) -> (batch, dim), or twice as many."""
     graph.at("norm")
     norm = graph.params["norm"]
-    x = _norm(graph, x, norm, model.norm_eps) if model.pool == "normavg" else x
+    x = x if model.pool == "avg" else _norm(graph, x, norm, model.norm_eps)
+    x = graph.shape(x, -1, tokens, model.dim)
     ends = (graph.constant(np.asarray([one], np.int64)) for one in (model.prefix, tokens, 1))
-    x = graph.add("Slice", graph.shape(x, -1, tokens, model.dim), *ends)
-    x = graph.add("ReduceMean", x, graph.constant(np.asarray([1], np.int64)), keepdims=0)
-    return _norm(graph, x, norm, model.norm_eps) if model.pool == "avg" else x
+    seen = graph.add("Slice", x, *ends) if model.prefix else x
+    if model.pool == "map":
+        return _attention_pool(graph, seen, model, tokens - model.prefix)
+    mean = graph.add("ReduceMean", seen, graph.constant(np.asarray([1], np.int64)), keepdims=0)
+    if model.pool == "concat":
+        return graph.add("Concat", graph.add("Gather", x, graph.constant(np.asarray(0)), axis=1), mean, axis=1)
+    return _norm(graph, mean, norm, model.norm_eps) if model.pool == "avg" else mean
+
+
+def _attention_pool(graph: Graph, x: str, model: Any, tokens: int) -> str:
+    """One query for all tokens, and an MLP: (batch, tokens, dim) -> (batch, dim)."""
+    dim, where = model.dim, "attn_pool"
+    latent = graph.add("Expand", graph.constant(graph.params[where]["latent"], "latent"), graph.batch(1, dim))
+    (query,) = linear(graph, graph.shape(latent, -1, dim), f"{where}/q")
+    (pair,) = linear(graph, graph.shape(x, -1, dim), f"{where}/kv")
+    graph.at(where)
+    y = _attention(graph, [query, *_halves(graph, pair, dim)], tokens, model.heads, dim, (dim, dim), queries=1)
+    (y,) = linear(graph, y, f"{where}/proj")
+    graph.at(where)
+    normed = _norm(graph, y, graph.params[where]["norm"], model.norm_eps)
+    return graph.add("Add", y, _mlp(graph, normed, f"{where}/mlp", model.gelu, None))
+
+
+def _halves(graph: Graph, x: str, half: int) -> list[str]:
+    """The first and the second half of the features: (rows, 2 half) -> two of (rows, half)."""
+    first, second = graph.add("Split", x, graph.constant(np.asarray([half, half], np.int64)), outputs=2, axis=1)
+    return [first, second]
 
 
 def _swin(graph: Graph, model: Any) -> str:
@@ -209,13 +263,16 @@ def _swin(graph: Graph, model: Any) -> str:
     dim = params["norm"]["scale"].shape[0]
     x = graph.shape(_norm(graph, x, params["norm"], swin.NORM_EPS), -1, side * side, dim)
     pooled = graph.add("ReduceMean", x, graph.constant(np.asarray([1], np.int64)), keepdims=0)
-    return linear(graph, pooled, "head")[0]
+    return linear(graph, pooled, "head")[0] if model.num_classes else pooled
 
 
 def _patches(graph: Graph, size: int, patch: int) -> str:
     graph.at("patch_embed")
-    side = size // patch
-    x = graph.transpose(graph.shape("images", -1, side, patch, side, patch, 3), 0, 1, 3, 2, 4, 5)
+    side, images = size // patch, "images"
+    if size % patch:
+        ends = ([0, 0], [side * patch] * 2, [1, 2])
+        images = graph.add("Slice", images, *(graph.constant(np.asarray(one, np.int64)) for one in ends))
+    x = graph.transpose(graph.shape(images, -1, side, patch, side, patch, 3), 0, 1, 3, 2, 4, 5)
     return graph.shape(x, -1, patch * patch * 3)
 
 
@@ -255,11 +312,13 @@ def _attention(
     widths: tuple[int, int],
     bias: str = "",
     kept: int = 0,
+    queries: int = 0,
 ) -> str:
     """Query, key and value, (rows, heads * channels) each, -> (rows, heads * channels of value), of the first `kept`
-    tokens; 0 is all. `widths` are those of query and value, `dim` that of a dense model's."""
-    (query, *others), (wide, out) = parts, widths
-    query = graph.shape(_first(graph, query, tokens, kept or tokens, wide), -1, kept or tokens, wide)
+    tokens; 0 is all. `widths` are those of query and value, `dim` that of a dense model's. `queries` is how many there
+    are to each image, where they are not the tokens."""
+    (query, *others), (wide, out), there = parts, widths, queries or tokens
+    query = graph.shape(_first(graph, query, there, kept or there, wide), -1, kept or there, wide)
     others = [graph.shape(one, -1, tokens, width) for one, width in zip(others, (wide, out), strict=True)]
     added = [bias] if bias else []
     fields: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads}
@@ -271,7 +330,10 @@ def _attention(
 def _mlp(graph: Graph, x: str, path: str, gelu: str, gamma: Any) -> str:
     (hidden,) = linear(graph, x, f"{path}/fc1")
     graph.at(path)
-    if gelu == "quick":
+    if gelu == "swiglu":
+        gate, value = _halves(graph, hidden, graph.layers[f"{path}/fc2"].features_in)
+        hidden = graph.add("Mul", graph.add("Mul", gate, graph.add("Sigmoid", gate)), value)
+    elif gelu == "quick":
         hidden = graph.add("Mul", hidden, graph.add("Sigmoid", graph.scaled(hidden, vit.QUICK)))
     else:
         hidden = graph.add("Gelu", hidden, approximate="tanh" if gelu == "tanh" else "none")

@@ -36,8 +36,8 @@ tokens are those of all inputs. What the plan's `attention` says of a layer qkv 
 `lraqvit_jax/quant/attention.py`.
 
 What reads pixels is a convolution, as in timm: patch_embed.proj.weight is (n, 3, p, p) and its input_smooth goes by the
-same (3, p, p); but where it is packed, or has a basis of pixels, all go by (p, p, 3). timm's DeiT-III gives the class
-token no position: `cls_token` has it added.
+same (3, p, p); but where it is packed, or has a basis of pixels, all go by (p, p, 3). timm's DeiT-III, and DINOv2
+with registers, give the class token no position: `cls_token` has it added.
 
 All that is the layout "factors". "expanded" is the dense model that a float one computes, a state dict that timm's
 model takes with strict=True: pairs are multiplied out, query, key and value are a qkv, and zeros stand for the channels
@@ -129,9 +129,9 @@ def tensors(artifact: artifacts.Artifact) -> dict[str, np.ndarray]:
     for path, value in flatten(params).items():
         if not any(path.startswith(f"{layer}/") for layer in artifact.plan):
             named[timm_name(path, swin)] = value
-    if model.startswith("deit3"):
-        named["cls_token"] = named["cls_token"] + named["pos_embed"][:, :1]
-        named["pos_embed"] = named["pos_embed"][:, 1:]
+    if model.startswith("deit3") or "reg_token" in named:
+        named |= {"cls_token": named["cls_token"] + named["pos_embed"][:, :1]} if "cls_token" in named else {}
+        named["pos_embed"] = named["pos_embed"][:, "cls_token" in named :]
     # The library writes the bytes as they lie.
     return {name: np.asarray(value, order="C") for name, value in named.items()}
 

@@ -118,9 +118,11 @@ class Units:
             return whole
         kernel, shift = hidden.compensated(whole.fc2["kernel"], whole.moments2.weighted(), kept)
         assert whole.moments1.gradient is not None
-        moments1 = whole.moments1._replace(gradient=whole.moments1.gradient[np.ix_(kept, kept)])
+        # Of SwiGLU, the gate of a unit and its value go together.
+        outputs = np.concatenate([kept + first for first in range(0, len(whole.fc1["bias"]), self.count)])
+        moments1 = whole.moments1._replace(gradient=whole.moments1.gradient[np.ix_(outputs, outputs)])
         return Mlp(
-            {"kernel": whole.fc1["kernel"][:, kept], "bias": whole.fc1["bias"][kept]},
+            {"kernel": whole.fc1["kernel"][:, outputs], "bias": whole.fc1["bias"][outputs]},
             {"kernel": kernel, "bias": whole.fc2["bias"] + shift},
             moments1,
             whole.moments2.narrowed(kept),
@@ -240,9 +242,12 @@ def padded(layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, int]], c
         made["attn/proj"] = {"kernel": out.reshape(count * k, n_out), "bias": proj["bias"]}
     for path in ("mlp/fc1", "mlp/fc2"):
         if path in layers:
-            layer = layers[path]
+            layer, (m, n) = layers[path], shapes[path]
             small = layer["u"] @ layer["v"] if "u" in layer else layer["kernel"]
-            missing = np.subtract(shapes[path], small.shape)
-            kernel = np.pad(small, [(0, missing[0]), (0, missing[1])])
-            made[path] = {"kernel": kernel, "bias": np.pad(layer["bias"], (0, missing[1]))}
+            # Outputs of fc1 for each unit of fc2: where there are two, those of all gates come first.
+            gates = n // shapes["mlp/fc2"][0] if path == "mlp/fc1" else 1
+            there = np.concatenate([np.arange(small.shape[1] // gates) + gate * (n // gates) for gate in range(gates)])
+            whole = {"kernel": np.zeros((m, n)), "bias": np.zeros(n)}
+            whole["kernel"][: len(small), there], whole["bias"][there] = small, layer["bias"]
+            made[path] = whole
     return {path: {name: value.astype(np.float32) for name, value in layer.items()} for path, layer in made.items()}

@@ -221,6 +221,11 @@ class Swin(nn.Module):
         if self.num_classes:
             self.head = Linear(self.num_classes, self.options, ("embed", "classes"))
 
+    @property
+    def width(self) -> int:
+        """Features that the head reads, or that are the model's output where there is none."""
+        return self.dim * 2 ** (len(self.depths) - 1)
+
     @nn.nowrap
     def _stages(self) -> list[Stage]:
         sides = _sides(self.image_size // self.patch_size, len(self.depths))

@@ -58,7 +58,7 @@ class Sizes(NamedTuple):
 
 def blocks(layers: Iterable[LinearInfo]) -> list[Block]:
     """The blocks of layers that may be changed; one whose qkv or proj is missing keeps its attention, one without fc1
-    or fc2 its MLP."""
+    or fc2 its MLP. Where a LayerNorm sees queries and keys, the attention stays: they are no product of two kernels."""
     infos = {info.path: info for info in layers}
     paths = list(dict.fromkeys(path.rpartition("/")[0].rpartition("/")[0] for path in infos))
     made = []
@@ -66,7 +66,7 @@ def blocks(layers: Iterable[LinearInfo]) -> list[Block]:
         parts = []
         for names in (("attn/qkv", "attn/proj"), ("mlp/fc1", "mlp/fc2")):
             there = tuple(infos[f"{path}/{name}"] for name in names if f"{path}/{name}" in infos)
-            parts.append(there if len(there) == len(names) else ())
+            parts.append(there if len(there) == len(names) and not there[0].normed else ())
         if any(parts):
             made.append(Block(path, *parts))
     return made
@@ -87,7 +87,7 @@ def narrowed(layers: Iterable[LinearInfo], plan: Plan) -> list[Block]:
 def full(block: Block) -> Sizes:
     """The sizes that lose nothing."""
     head = block.attention[0].features_out // 3 // block.attention[0].heads if block.attention else 0
-    return Sizes(head, head, block.mlp[0].features_out if block.mlp else 0)
+    return Sizes(head, head, block.mlp[1].features_in if block.mlp else 0)
 
 
 def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:
@@ -103,7 +103,7 @@ def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:
     if block.mlp:
         width = sizes.width if sizes.width < whole.width else 0
         for info, rank in zip(block.mlp, sizes[3:], strict=True):
-            made[info.path] = pivoted(info.path, rank, width) if rank else LayerPlan(width=width)
+            made[info.path] = pivoted(info, rank, width) if rank else LayerPlan(width=width)
     return made
 
 

@@ -33,10 +33,15 @@ def _check_coupled(plan: Plan, layers: Iterable[LinearInfo]) -> None:
             width, other = (plan[name].width if name in plan else 0 for name in names)
             if width != other and {*names} <= {*plan}:
                 raise UserError(f"Layer {names[0]!r} has width {width} and {names[1]!r} {other}; give both the same.")
+        if by_head(info, plan) and info.normed:
+            raise UserError(
+                f"The plan has {sibling(info.path, 'query')!r}, and a LayerNorm sees this model's queries and keys, "
+                f"which only the whole layer gives it; plan {info.path!r}."
+            )
         if by_head(info, plan):
             _check_width(sibling(info.path, "query"), plan, info.features_in // info.heads)
         elif info.path.endswith("/fc1"):
-            _check_width(info.path, plan, info.features_out)
+            _check_width(info.path, plan, info.features_out // info.gates)
         else:
             planned_by_head = info.path.endswith("/proj") and sibling(info.path, "query") in plan
             _check_width(info.path, plan, info.features_in // (info.heads or 1) if planned_by_head else 1)
@@ -64,8 +69,10 @@ def check_basis(info: LinearInfo, layer: LayerPlan) -> None:
             f"Layer {info.path!r} has form {layer.form!r} and basis {layer.basis!r}; a pivoted layer has one, no other "
             "float form has."
         )
-    if layer.basis == "leading" and (name != "fc1" or not layer.rank):
-        raise UserError(f"Layer {info.path!r} has basis 'leading', which only a pair 'fc1' can have; take 'output'.")
+    if layer.basis == "leading" and (name != "fc1" or not layer.rank or info.gated):
+        raise UserError(
+            f"Layer {info.path!r} has basis 'leading', which only a pair 'fc1' without gates can have; take 'output'."
+        )
     if layer.basis and not layer.rank and (name not in ("key", "value") or layer.basis != "input"):
         raise UserError(
             f"Layer {info.path!r} has basis {layer.basis!r} but no rank; only 'key' and 'value' of a head can, and "

@@ -173,7 +173,7 @@ def entry(layer: LinearInfo, rank: int, pivot: bool) -> LayerPlan:
     """A layer's part of the float plan; rank 0 is dense."""
     if not rank:
         return LayerPlan()
-    return pivoted(layer.path, rank) if pivot else LayerPlan("low_rank", rank)
+    return pivoted(layer, rank) if pivot else LayerPlan("low_rank", rank)
 
 
 def _inside(path: str, where: str) -> bool:

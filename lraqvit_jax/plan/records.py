@@ -57,6 +57,11 @@ class LinearInfo:
         return bool(self.norm) and self.bias and not self.padded
 
     @property
+    def gates(self) -> int:
+        """Outputs for each hidden unit, of an "fc1"."""
+        return 2 if self.gated else 1
+
+    @property
     def compressible(self) -> bool:
         """Whether the layer is inside an encoder block (those that the paper covers)."""
         return self.kind in ("attention", "mlp")
@@ -171,13 +176,15 @@ def _narrowed(info: LinearInfo, plan: Plan) -> LinearInfo:
         return dataclasses.replace(info, norm=norm)
     wide = layer.width * (info.heads or 1)
     if info.path.endswith("/fc1"):
-        return dataclasses.replace(info, norm=norm, features_out=wide)
+        return dataclasses.replace(info, norm=norm, features_out=layer.width * info.gates)
     return dataclasses.replace(info, norm=norm, features_in=wide)
 
 
-def pivoted(path: str, rank: int, width: int = 0) -> LayerPlan:
-    """The entry of a layer whose pair has an identity block, where it costs least; float and deployed."""
-    return LayerPlan("pivoted", rank, width=width, basis=PAIR_BASES.get(path.rpartition("/")[2], "output"))
+def pivoted(info: LinearInfo, rank: int, width: int = 0) -> LayerPlan:
+    """The entry of a layer whose pair has an identity block, where it costs least; float and deployed. The outputs of a
+    gated "fc1" come in their own order."""
+    basis = "output" if info.gated else PAIR_BASES.get(info.path.rpartition("/")[2], "output")
+    return LayerPlan("pivoted", rank, width=width, basis=basis)
 
 
 def low_rank(plan: Plan, form: str = "low_rank") -> dict[str, LayerPlan]:

@@ -50,7 +50,7 @@ def open_workspace(
         directory: WORKDIR; made if missing.
         write: False leaves the disk alone (`--dry_run`).
         make_mesh: makes another mesh than that of the configuration, from the configuration.
-        evaluates: False needs no data.eval.
+        evaluates: False needs no data.eval, and takes a model without classes, which gives features.
 
     Raises:
         UserError: a directory of another configuration, a broken plan, missing data, a name that matches nothing.
@@ -92,7 +92,8 @@ def _opened(
     sharding.check_batch(mesh, config.batch_size, "batch_size", config.accumulate)
     sharding.check_batch(mesh, config.eval_batch_size, "eval_batch_size")
     claim.check_same(config, directory)
-    teacher = _finished(config, directory) or _identity(config, write)
+    teacher = _finished(config, directory) or _identity(config, write, evaluates)
+    _check_features(config, teacher, evaluates)
     spec = models.spec(teacher.model, num_classes=teacher.num_classes, image_size=teacher.preprocess.size)
     provisional = planning.provisional(config, directory)
     plan = planning.current(config, spec, directory, provisional)
@@ -120,15 +121,34 @@ def _finished(config: Config, directory: pathlib.Path) -> Identity | None:
     return Identity(meta["model"], meta["num_classes"], names, prepare, others if others != names else [])
 
 
-def _identity(config: Config, write: bool) -> Identity:
+def _check_features(config: Config, teacher: Identity, evaluates: bool) -> None:
+    """Raises UserError where a model that gives features is to be measured or trained by its classes."""
+    if teacher.num_classes:
+        return
+    if evaluates:
+        raise UserError(
+            f"{config.weights or config.model} gives features and has no classes to evaluate; set num_classes for a "
+            "new head, or compress it from Python: lraqvit_jax.compress."
+        )
+    trained: dict[str, Any] = {name: run for name, run in config.runs.items() if run.steps or config.steps}
+    trained |= {name: method for name, method in config.quant.methods.items() if method.tuning_steps}
+    for name, options in trained.items():
+        if options.alpha or options.gamma:
+            raise UserError(
+                f"{name} is trained towards classes, and the model gives features; set alpha and gamma to 0."
+            )
+
+
+def _identity(config: Config, write: bool, evaluates: bool) -> Identity:
     """Of the weights, or of the model that is to be trained.
 
     A dry run of a config that names model and classes needs no weights, and downloads none.
     """
     pretrained = read_weights(config) if write or not (config.model and config.num_classes) else None
     num_classes = pretrained.num_classes if pretrained else config.num_classes
-    names = _class_names(config, pretrained, num_classes) if write or not num_classes else []
-    if not (num_classes or names):
+    features = not num_classes and (bool(pretrained) or not evaluates)
+    names = _class_names(config, pretrained, num_classes) if not features and (write or not num_classes) else []
+    if not (num_classes or names or features):
         raise UserError("The data names no classes; set num_classes.")
     prepare = pretrained.preprocess if pretrained else preprocess.from_json(dataclasses.asdict(config.preprocess))
     prepare = preprocess.from_json({**prepare.to_json(), **config.data.preprocess})

@@ -149,14 +149,16 @@ def norm(tensors: Tensors, name: str, eps: float) -> nn.LayerNorm:
 def patches(images: torch.Tensor, p: int) -> torch.Tensor:
     """(batch, size, size, 3) -> (batch, tokens, 3 p p), in the order of a convolution's kernel."""
     batch, side = images.shape[0], images.shape[1] // p
-    cut = images.reshape(batch, side, p, side, p, 3).permute(0, 1, 3, 5, 2, 4)
+    cut = images[:, : side * p, : side * p].reshape(batch, side, p, side, p, 3).permute(0, 1, 3, 5, 2, 4)
     return cut.reshape(batch, side * side, 3 * p * p)
 
 
 class Attention(nn.Module):
-    def __init__(self, tensors: Tensors, name: str, heads: int) -> None:
+    def __init__(self, tensors: Tensors, name: str, heads: int, eps: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
+        ends, normed = ("q_norm", "k_norm"), f"{name}.q_norm.weight" in tensors
+        self.norms = nn.ModuleList(norm(tensors, f"{name}.{end}", eps) if normed else nn.Identity() for end in ends)
         by_head = any(key.startswith(f"{name}.query.") for key in tensors)
         names = ("query", "key", "value") if by_head else ("qkv",)
         self.projections = nn.ModuleList(linear(tensors, f"{name}.{part}") for part in names)
@@ -168,6 +170,7 @@ class Attention(nn.Module):
         outputs = [layer(x) for layer in self.projections]
         parts = outputs if len(outputs) > 1 else outputs[0].chunk(3, -1)
         query, key, value = (part.reshape(groups, tokens, self.heads, -1).transpose(1, 2) for part in parts)
+        query, key = (one(part) for one, part in zip(self.norms, (query, key), strict=True))
         scale = (dim // self.heads) ** -0.5
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
         return self.proj(mixed.transpose(1, 2).reshape(groups, tokens, -1))
@@ -178,9 +181,16 @@ class QuickGelu(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class SwiGlu(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = x.chunk(2, -1)
+        return functional.silu(gate) * value
+
+
 class Mlp(nn.Sequential):
     def __init__(self, tensors: Tensors, name: str, gelu: str) -> None:
-        middle = QuickGelu() if gelu == "quick" else nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
+        odd = {"quick": QuickGelu, "swiglu": SwiGlu}.get(gelu)
+        middle = odd() if odd else nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         super().__init__(linear(tensors, f"{name}.fc1"), middle, linear(tensors, f"{name}.fc2"))
 
 
@@ -188,7 +198,7 @@ class VitBlock(nn.Module):
     def __init__(self, tensors: Tensors, name: str, fields: Mapping[str, Any]) -> None:
         super().__init__()
         self.norm1, self.norm2 = (norm(tensors, f"{name}.norm{index}", fields["norm_eps"]) for index in (1, 2))
-        self.attn = Attention(tensors, f"{name}.attn", fields["heads"])
+        self.attn = Attention(tensors, f"{name}.attn", fields["heads"], fields["norm_eps"])
         self.mlp = Mlp(tensors, f"{name}.mlp", fields["gelu"])
         scales = (tensors.get(f"{name}.ls{index}.gamma") for index in (1, 2))
         self.ls1, self.ls2 = (nn.Identity() if one is None else Scaled(one) for one in scales)
@@ -198,27 +208,57 @@ class VitBlock(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
+class AttentionPool(nn.Module):
+    """One query for all tokens, and an MLP: (batch, tokens, dim) -> (batch, 1, dim)."""
+
+    def __init__(self, tensors: Tensors, name: str, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.heads, self.latent = fields["heads"], nn.Parameter(tensors[f"{name}.latent"])
+        self.q, self.kv, self.proj = (linear(tensors, f"{name}.{layer}") for layer in ("q", "kv", "proj"))
+        self.norm = norm(tensors, f"{name}.norm", fields["norm_eps"])
+        self.mlp = Mlp(tensors, f"{name}.mlp", fields["gelu"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, _, dim = x.shape
+        parts = (self.q(self.latent.expand(batch, -1, -1)), *self.kv(x).chunk(2, -1))
+        query, key, value = (part.reshape(batch, -1, self.heads, dim // self.heads).transpose(1, 2) for part in parts)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        x = self.proj(mixed.transpose(1, 2).reshape(batch, 1, dim))
+        return x + self.mlp(self.norm(x))
+
+
 class Vit(nn.Module):
     def __init__(self, tensors: Tensors, fields: Mapping[str, Any]) -> None:
         super().__init__()
-        self.patch = fields["patch_size"]
+        self.patch, self.pool = fields["patch_size"], fields["pool"]
         self.patch_embed = linear(tensors, "patch_embed.proj")
-        prefix = torch.cat([tensors[name] for name in ("cls_token", "dist_token") if name in tensors], 1)
-        positions, count = tensors["pos_embed"], prefix.shape[1]
-        if not fields.get("layer_scale"):  # timm's DeiT-III gives the class token no position.
-            prefix, positions = prefix + positions[:, :count], positions[:, count:]
+        positions, eps = tensors["pos_embed"], fields["norm_eps"]
+        tokens = [tensors[name] for name in ("cls_token", "dist_token", "reg_token") if name in tensors]
+        prefix = torch.cat([positions[:, :0], *tokens], 1)
+        # timm's DeiT-III and models with registers give what comes before the patches no position.
+        first = positions.shape[1] - (fields["image_size"] // self.patch) ** 2
+        if first:
+            prefix, positions = prefix + positions[:, :first], positions[:, first:]
         self.prefix, self.positions = nn.Parameter(prefix), nn.Parameter(positions)
+        self.norm_pre = norm(tensors, "norm_pre", eps) if fields["pre_norm"] else nn.Identity()
         self.blocks = nn.Sequential(*(VitBlock(tensors, f"blocks.{index}", fields) for index in range(fields["depth"])))
-        self.norm, self.pool = norm(tensors, "norm", fields["norm_eps"]), fields["pool"]
-        heads = ("head", "head_dist")[: count if self.pool == "token" else 1]
-        self.heads = nn.ModuleList(linear(tensors, name) for name in heads)
+        self.norm = norm(tensors, "norm", eps)
+        self.attn_pool = AttentionPool(tensors, "attn_pool", fields) if self.pool == "map" else nn.Identity()
+        self.project = linear(tensors, "project") if fields["projection"] else nn.Identity()
+        heads = ("head", "head_dist")[: 2 if fields.get("distilled") and self.pool == "token" else 1]
+        headless = not any(name.startswith("head.") for name in tensors)
+        self.heads = nn.ModuleList(nn.Identity() if headless else linear(tensors, name) for name in heads)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patch_embed(patches(images, self.patch)) + self.positions
-        x = self.blocks(torch.cat([self.prefix.expand(len(x), -1, -1), x], 1))
-        x = self.norm(x[:, self.prefix.shape[1] :].mean(1, keepdim=True) if self.pool == "avg" else x)
-        x = x[:, self.prefix.shape[1] :].mean(1, keepdim=True) if self.pool == "normavg" else x
-        logits = [head(x[:, index]) for index, head in enumerate(self.heads)]
+        x = self.blocks(self.norm_pre(torch.cat([self.prefix.expand(len(x), -1, -1), x], 1)))
+        count = self.prefix.shape[1]
+        x = self.norm(x[:, count:].mean(1, keepdim=True) if self.pool == "avg" else x)
+        if self.pool in ("normavg", "concat"):
+            mean = x[:, count:].mean(1, keepdim=True)
+            x = torch.cat([x[:, :1], mean], -1) if self.pool == "concat" else mean
+        x = self.attn_pool(x[:, count:]) if self.pool == "map" else x
+        logits = [head(self.project(x[:, index])) for index, head in enumerate(self.heads)]
         return sum(logits[1:], logits[0]) / len(logits)
 
 
@@ -301,7 +341,7 @@ class Swin(nn.Module):
                 for index in range(depth)
             ]
         self.parts, self.norm = nn.Sequential(*parts), norm(tensors, "norm", 1e-5)
-        self.head = linear(tensors, "head.fc")
+        self.head = linear(tensors, "head.fc") if any(name.startswith("head.") for name in tensors) else nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patch_norm(self.patch_embed(patches(images, self.patch)))

@@ -164,12 +164,16 @@ def with_options(path: str, layer: plan_lib.LayerPlan, method: Quantizer) -> pla
 
 
 def _measure(ws: Workspace, source: Calibrated) -> Any:
-    """`changed kernels -> divergence of the logits` on the calibration images."""
+    """`changed kernels -> divergence of the logits` on the calibration images; of features, the square of their change
+    over that of the features."""
 
     @jax.jit
     def divergence(params: Any, batch: Any, exact: Any) -> jax.Array:
         logits: Any = source.model.apply({"params": params}, batch["image"])
-        return logits_kl(exact, jnp.where(batch["mask"][:, None], logits, exact))  # rows that are no image: 0
+        logits = jnp.where(batch["mask"][:, None], logits, exact)  # rows that are no image: 0
+        if not ws.num_classes:
+            return jnp.sum(jnp.square(logits - exact)) / jnp.sum(jnp.square(exact))
+        return logits_kl(exact, logits)
 
     with sharding.use(ws.mesh):
         placed = [sharding.put_batch(batch, ws.mesh) for batch in source.batches]

@@ -40,7 +40,7 @@ class Artifact:
     """A finished model: what it is (`meta`), and its parameters.
 
     Attributes:
-        model: Flax module; `model.apply({"params": params}, images)` gives logits.
+        model: Flax module; `model.apply({"params": params}, images)` gives logits, or, without classes, features.
         params: plain nested dict of arrays.
         preprocess: of its images.
         meta: name, model, plan, preprocess, class_names, config, parent, versions, notes.
@@ -118,7 +118,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"There is no whole artefact in {directory}; run the stage that makes it.")
     meta = files.json_object(path, MEND)
     files.check(meta, META, str(path), MEND)
-    if not files.whole(meta["num_classes"], 1, MAX_CLASSES):
+    if not files.whole(meta["num_classes"], 0, MAX_CLASSES):
         raise UserError(f"{path} has num_classes = {short(repr(meta['num_classes']))}, out of range; {MEND}.")
     from_json(meta["plan"], str(path))
     preprocess.from_json(meta["preprocess"])

@@ -168,7 +168,8 @@ def logits(tensors, images, heads, eps=1e-6, gelu=exact_gelu, pool="token", **op
         return head(attended(x[:, prefix:]))
     mean = x[:, prefix:].mean(1)
     out = head({"normavg": mean, "concat": np.concatenate([x[:, 0], mean], 1)}.get(pool, x[:, 0]))
-    return (out + head(x[:, 1], "head_dist")) / 2 if "head_dist.weight" in t else out
+    two = "head_dist.weight" in t or ("dist_token" in t and not any(name.startswith("head.") for name in t))
+    return (out + head(x[:, 1], "head_dist")) / 2 if two else out
 
 
 def random_tensors(

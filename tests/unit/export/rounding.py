@@ -21,7 +21,7 @@ its roundings put it on either side: one code of some thousands is then a step a
 def exact(artifact, images):
     """Logits in float64 NumPy, transcribed from the papers, of a float artefact."""
     tensors, model = safetensors.tensors(artifact), artifact.model
-    gelu = {"exact": numpy_vit.exact_gelu, "tanh": numpy_vit.tanh_gelu, "quick": numpy_vit.quick_gelu}[model.gelu]
+    gelu = numpy_vit.GELUS[model.gelu]
     if isinstance(model, Swin):
         return numpy_swin.forward(tensors, images, model.window_size, gelu=gelu)[0]
     return numpy_vit.logits(tensors, images, model.heads, model.norm_eps, gelu, model.pool)
