@@ -33,6 +33,14 @@ def test_float_models_of_every_family(rng, tmp_path, model, size, rank):
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
 
 
+@pytest.mark.parametrize(
+    "model", ["siglip_base_dim32_depth1_heads2_patch4", "clip_base_dim32_depth1_heads2_patch4_proj12"]
+)
+def test_features(rng, tmp_path, model):
+    got, want = logits(*artifact(rng, model, 8, classes=0), tmp_path / "one.safetensors")
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+
+
 @pytest.mark.parametrize("method", ["naive", "smoothquant"])
 def test_dynamic_int8_comes_close(rng, tmp_path, method):
     """Its own scale, for a whole tensor and of 7 bits, where ours has one for each token."""
@@ -64,6 +72,10 @@ TIMM = {
     "vit_pico": ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}),
     "distilled": ("deit_tiny_distilled_patch16_224", {"patch_size": 8, "depth": 2}),
     "deit3": ("deit3_small_patch16_224", {"patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3}),
+    "gated": (
+        "vit_giant_patch14_reg4_dinov2",
+        {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5, "reg_tokens": 2},
+    ),
     "swin": (
         "swin_tiny_patch4_window7_224",
         {"patch_size": 1, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)},

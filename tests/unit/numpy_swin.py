@@ -82,7 +82,8 @@ def forward(tensors, images, window, eps=1e-5, gelu=exact_gelu):
             ):
                 x = block(x, f"layers.{stage}.blocks.{index}", index % 2)
                 features.append(x.reshape(-1, x.shape[-1]))
-        return linear("head.fc")(norm(features[-1], "norm").mean(0)), features
+        pooled = norm(features[-1], "norm").mean(0)
+        return linear("head.fc")(pooled) if "head.fc.weight" in tensors else pooled, features
 
     def merge(x, name):
         """Four neighbours, down and then right, become one token."""

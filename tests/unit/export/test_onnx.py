@@ -34,15 +34,18 @@ FAMILIES = [
     ("vit_pico_normavg_tanh", 8, 8),
     ("deit_tiny_distilled_patch8_dim24_depth2_first", 16, 0),
     ("vit_pico_quick", 8, 0),
+    ("dinov2_giant_dim32_depth2_heads2_mlp24_patch4_reg2", 8, 8),
+    ("siglip_base_dim32_depth2_heads2_patch4_reg1", 8, 0),
+    ("vit_pico_concat_prenorm1_qknorm1_proj12_spare2", 10, 8),
 ]
 """Model, image size, rank."""
 
 
-def artifact(rng, model, size, rank=0, fields=None, **method):
+def artifact(rng, model, size, rank=0, fields=None, classes=10, **method):
     """A model with random parameters, quantized where there are `fields` of its plan; and the images it has seen."""
-    layers = models.spec(model, num_classes=10, image_size=size).layers
+    layers = models.spec(model, num_classes=classes, image_size=size).layers
     plan = {info.path: LayerPlan("low_rank", rank) if rank and info.compressible else LayerPlan() for info in layers}
-    made = models.create(model, num_classes=10, image_size=size, plan=plan)
+    made = models.create(model, num_classes=classes, image_size=size, plan=plan)
     abstract = sharding.abstract_params(made, size, small.MESH)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract)
     images = rng.normal(0, 1, (IMAGES, size, size, 3)).astype(np.float32)
@@ -51,7 +54,7 @@ def artifact(rng, model, size, rank=0, fields=None, **method):
         plan = {path: dataclasses.replace(layer, form="quantized", bits=8, **fields) for path, layer in plan.items()}
         params, plan, *_ = quantize.quantize(params, plan, list(layers), seen, Quantizer(**method))
     record = Preprocess(size, crop_pct=0.8)
-    meta = {"name": "one", "model": model, "num_classes": 10, "class_names": [], "plan": files.to_json(plan)}
+    meta = {"name": "one", "model": model, "num_classes": classes, "class_names": [], "plan": files.to_json(plan)}
     meta |= {"preprocess": record.to_json()}
     return artifacts.Artifact(artifacts.build(meta), params, record, meta), images
 
@@ -90,7 +93,7 @@ def test_float_models_of_every_family_are_right_up_to_roundings(rng, tmp_path, m
         wrong = onnx.ModelProto()
         wrong.CopyFrom(made)
         nodes = [node for node in wrong.graph.node if node.op_type == kind]
-        if not nodes and "quick" in model:  # Of products and a sigmoid.
+        if not nodes and one.model.gelu in ("quick", "swiglu"):  # Of products and a sigmoid.
             continue
         for node in nodes:
             (attribute,) = (one for one in node.attribute if one.name in ("epsilon", "approximate"))
@@ -98,6 +101,28 @@ def test_float_models_of_every_family_are_right_up_to_roundings(rng, tmp_path, m
             attribute.CopyFrom(changed)
         onnx.save(wrong, tmp_path / "wrong.onnx")
         assert rounding.roundings(run(tmp_path / "wrong.onnx", images), right) > 10 * rounding.ROUNDINGS
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "fields"),
+    [
+        ("siglip_base_dim32_depth2_heads2_patch4", 32, {"granularity": "per_token_dynamic"}),
+        ("clip_base_dim32_depth1_heads2_patch4_proj12", 12, None),
+        ("vit_pico_depth1_concat", 64, None),
+        ("deit_tiny_distilled_dim24_depth1_patch8", 24, None),
+        ("swin_pico", 32, None),
+    ],
+)
+def test_models_without_a_head_give_features(rng, tmp_path, model, width, fields):
+    one, images = artifact(rng, model, 8, 0, fields, classes=0)
+    made = export.export(one, tmp_path / "one.onnx")
+    assert [output.name for output in made.graph.output] == ["features"]
+    got = run(tmp_path / "one.onnx", images)
+    assert got.shape == (IMAGES, width)
+    if fields is None:
+        assert rounding.roundings(got, rounding.exact(one, images)) < rounding.ROUNDINGS
+    else:
+        assert rounding.same_integers(errors(one, images, tmp_path / "one.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +140,8 @@ def test_float_models_of_every_family_are_right_up_to_roundings(rng, tmp_path, m
         ("swin_pico", 8, {"granularity": "per_token_dynamic", "asymmetric": True}, {}),
         ("vit_pico", 8, {"granularity": "per_token_dynamic", "clip": 0.8, "weight_bits": 6}, {"between": "hadamard"}),
         ("vit_pico", 8, {"granularity": "per_token_dynamic", "weight_bits": 4, "group": 16}, {}),
+        ("vit_pico_reg1_map_swiglu", 8, {"granularity": "per_token", "asymmetric": True}, {"method": "smoothquant"}),
+        ("vit_pico_reg1", 8, {"granularity": "per_token"}, {}),
         pytest.param(
             *("vit_pico", 8, {"granularity": "per_tensor", "weight_bits": 4, "group": 12, "asymmetric": True}, {}),
             marks=pytest.mark.slow,

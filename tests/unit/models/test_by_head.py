@@ -19,6 +19,7 @@ VARIANTS = {
     "vit_pico": ("vit_pico", 8),
     "distilled": ("deit_tiny_distilled_depth2_patch8", 16),
     "deit3": ("deit3_tiny_depth2_patch8", 16),
+    "gated": ("dinov2_giant_dim32_depth2_heads2_mlp24_patch4_reg2", 8),
     "swin": ("swin_pico", 8),
     "swin_padded": ("swin_pico", 13),
 }
