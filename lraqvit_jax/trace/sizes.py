@@ -19,8 +19,10 @@ from lraqvit_jax.trace.places import Biases, Kernel, Layer, Mlp, Place, Scores, 
 from lraqvit_jax.trace.rewrite import Rewritten
 from lraqvit_jax.trace.sites import Sites
 
-MEASURED = 48
-"""Examples that sizes are measured on, at most."""
+MEASURED = (8, 48)
+"""Examples that sizes are measured on: the more of a small function, the fewer of a large one."""
+MACS = 5e11
+"""That a measurement takes, about, between these bounds."""
 Channels = Int[np.ndarray, "..."]
 
 
@@ -144,7 +146,7 @@ class Changes:
             params: of it.
             sites: of it.
             layers: that may change, by path.
-            batches: of the examples; as many are taken as make `MEASURED`.
+            batches: of the examples; see `MEASURED`.
             keep: see `trace.moments`.
         """
         self._function, params = rewrite.spelled_out(function, params, sites)
@@ -152,10 +154,11 @@ class Changes:
         self._params = jax.tree.map(jnp.asarray, params)
         self._run = jax.jit(self._function)
         self._change = jax.jit(lambda params, batch, dense: squared_change(self._function(params, batch), dense, keep))
+        wanted = np.clip(MACS / max(1, sum(site.macs for site in sites)), *MEASURED)
         self._batches = list[tuple[Any, Any]]()
         self.examples = 0
         for batch in batches:
-            if self.examples < MEASURED:
+            if self.examples < wanted:
                 self._batches.append((batch, self._run(self._params, batch)))
                 self.examples += rewrite.products.examples(batch)
         self.parameters = sum(layer.kernel.size for layer in layers.values())

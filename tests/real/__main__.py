@@ -38,6 +38,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--metric", default="", help="what compress keeps, in place of the model's")
     parser.add_argument("--steps", type=int, default=0, help="of distillation, in rows of their own")
     parser.add_argument("--rate", type=float, default=5e-5, help="of learning in these, the highest")
+    parser.add_argument("--keep", type=pathlib.Path, help="folder for what was compressed, read where it is there")
     parser.add_argument("--rows", nargs="*", choices=METHODS, default=list(METHODS), help="which rows")
     parser.add_argument("--examples", type=int, default=0, help="to calibrate on; 0 is the model's own number")
     parser.add_argument("--limit", type=int, default=0, help="examples to evaluate on; 0 is all")
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
     module, make, examples = MODELS[given.model]
     build = getattr(importlib.import_module(f"tests.real.{module}"), make)
     case = build(given.weights, given.data, given.examples or examples, given.limit)
-    options = Options(given.budget, given.bits, given.method, given.metric, given.steps, given.rate)
+    options = Options(given.budget, given.bits, given.method, given.metric, given.steps, given.rate, given.keep)
     rows = [name for name in given.rows if given.bits or not name.endswith("+int")]
     rows = [name for name in rows if given.steps or not name.startswith("trained")]
     print(f"{given.model}, {given.budget:g} of the kernels' parameters; calibrated on {case.calibrated_on}", flush=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ class Options:
         metric: of `compress`, in place of the model's; "" is that.
         steps: of distillation in rows of their own; 0 is none.
         rate: of learning, the highest.
+        keep: folder in which what was compressed is kept for another time; None keeps nothing.
     """
 
     budget: float
@@ -36,6 +38,7 @@ class Options:
     metric: str = ""
     steps: int = 0
     rate: float = 5e-5
+    keep: pathlib.Path | None = None
 
 
 def dense(case: Case, options: Options) -> lraqvit_jax.Function:
