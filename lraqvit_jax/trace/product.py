@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
@@ -52,7 +53,7 @@ def of(eqn: JaxprEqn, side: int) -> Product | str:
     kernels side by side it is the product of each; see `kernels`."""
     if eqn.primitive.name == "dot_general":
         return _dot(eqn, side)
-    return _patches(eqn) if side == 1 else "is convolved as if it were the image"
+    return _windows(eqn) if side == 1 else "is convolved as if it were the image"
 
 
 def kernels(eqn: JaxprEqn, side: int) -> list[tuple[int, ...]]:
@@ -114,28 +115,39 @@ def _without(
     return tuple(shape[axis] for axis in left), tuple(left.index(axis) for axis in contracted)
 
 
-def _patches(eqn: JaxprEqn) -> Product | str:
-    """A convolution whose windows tile the image: a product of patches."""
+def _windows(eqn: JaxprEqn) -> Product | str:
+    """A convolution: a product of its windows, in rows (batch * places, window * channels)."""
     params, image, kernel = eqn.params, shape_of(eqn.invars[0]), shape_of(eqn.invars[1])
     numbers = params["dimension_numbers"]
-    window = tuple(kernel[axis] for axis in numbers.rhs_spec[2:])
     if params["feature_group_count"] > 1 or params["batch_group_count"] > 1:
         return "is convolved in groups"
-    if any(step != 1 for step in (*params["lhs_dilation"], *params["rhs_dilation"])):
-        return "is convolved with gaps"
-    if tuple(params["window_strides"]) != window or any(sum(map(abs, pad)) for pad in params["padding"]):
-        return "is convolved over windows that overlap or go over the edge"
-    batch, side = image[numbers.lhs_spec[0]], tuple(image[axis] for axis in numbers.lhs_spec[2:])
-    channels, n = kernel[numbers.rhs_spec[1]], kernel[numbers.rhs_spec[0]]
-    counts = tuple(pixels // size for pixels, size in zip(side, window, strict=True))
+    if any(step != 1 for step in params["lhs_dilation"]):
+        return "is convolved with gaps between pixels"
+    batch, channels, n = image[numbers.lhs_spec[0]], kernel[numbers.rhs_spec[1]], kernel[numbers.rhs_spec[0]]
+    window = tuple(kernel[axis] for axis in numbers.rhs_spec[2:])
+    counts = tuple(shape_of(eqn.outvars[0])[axis] for axis in numbers.out_spec[2:])
+    edges, strides, gaps = params["padding"], params["window_strides"], params["rhs_dilation"]
     m, dims = math.prod(window) * channels, len(window)
+    tiled = tuple(strides) == window and set(gaps) == {1} and not any(sum(map(abs, pad)) for pad in edges)
 
     def read(x: Any) -> Any:
         x = x.transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+        return (tiles if tiled else overlapping)(x).reshape(-1, m)
+
+    def tiles(x: Any) -> Any:
         x = x[(slice(None), *(slice(count * size) for count, size in zip(counts, window, strict=True)))]
         cut = [part for pair in zip(counts, window, strict=True) for part in pair]
         order = (0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
-        return x.reshape(batch, *cut, channels).transpose(order).reshape(-1, m)
+        return x.reshape(batch, *cut, channels).transpose(order)
+
+    def overlapping(x: Any) -> Any:
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in edges), (0, 0, 0)])
+        shown = []
+        for place in itertools.product(*map(range, window)):
+            along = zip(place, counts, strides, gaps, strict=True)
+            cut = (slice(at * gap, at * gap + (count - 1) * step + 1, step) for at, count, step, gap in along)
+            shown.append(x[(slice(None), *cut)])
+        return jnp.stack(shown, -2)
 
     def write(y: Any) -> Any:
         y = y.reshape(batch, *counts, n)

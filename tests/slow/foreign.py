@@ -30,6 +30,7 @@ import lraqvit_jax
 from lraqvit_jax.base import console
 from lraqvit_jax.base.errors import short
 from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.trace import compress
 
 KEY = jax.random.key(0)
 Case = tuple[Callable[..., Any], Any, list[Any]]
@@ -119,7 +120,7 @@ def equimo_vit() -> Case:
 def esm2() -> Case:
     from esm2quinox import ESM2
 
-    model = ESM2(2, 48, 4, token_dropout=False, key=KEY)
+    model = ESM2(6, 320, 20, token_dropout=False, key=KEY)  # as the smallest published one
     return equinox(model, [batch + 4 for batch in tokens(20, 12)], lambda model, one: model(one).logits)
 
 
@@ -299,8 +300,8 @@ def row(name: str, case: Case) -> dict[str, Any]:
     }
     same, values = lraqvit_jax.rewrite(apply, params, full, sites)
     difference = relative(jax.jit(apply)(params, batches[0]), jax.jit(same)(values, batches[0]))
-    small = lraqvit_jax.compress(apply, params, batches, budget=0.75, bits=0, metric="features")
-    integers = lraqvit_jax.compress(apply, params, batches, budget=0.75, metric="features")
+    small = lraqvit_jax.compress(apply, params, batches, budget=0.75, metric="features")
+    integers = compress.integers(small, batches, 8)
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     inside = sum(site.features_in * site.features_out for site in sites if site.compressible)
     return {

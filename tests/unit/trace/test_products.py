@@ -146,6 +146,42 @@ def test_a_convolution_whose_windows_tile_is_a_product_of_patches(name, rng):
     same(function({"w": p}, x), small(params, x))
 
 
+OVERLAPPING = {
+    "same": ((1, 1), "SAME", (1, 1)),
+    "strides": ((2, 3), "SAME", (1, 1)),
+    "edges": ((2, 1), ((0, 2), (3, 1)), (1, 1)),
+    "cut": ((1, 1), ((-1, 0), (2, -2)), (1, 1)),
+    "gaps": ((1, 2), "VALID", (3, 2)),
+}
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_a_convolution_whose_windows_overlap_is_a_product_of_windows(name, layout, rng):
+    strides, padding, gaps = OVERLAPPING[name]
+    window, image, layouts = {
+        "NHWC": ((3, 2, 4, 6), (2, 9, 8, 4), ("NHWC", "HWIO", "NHWC")),
+        "NCHW": ((6, 4, 3, 2), (2, 4, 9, 8), ("NCHW", "OIHW", "NCHW")),
+    }[layout]
+    p, x = (rng.standard_normal(shape).astype(np.float32) for shape in (window, image))
+
+    def function(p, x):
+        convolved = {"rhs_dilation": gaps, "dimension_numbers": layouts}
+        return jax.lax.conv_general_dilated(x, p["w"], strides, padding, **convolved)
+
+    sites = products.find(function, {"w": p}, x)
+    (site,) = sites
+    dense = function({"w": p}, x)
+    assert (site.features_in, site.features_out, site.tokens, site.reason) == (24, 6, dense.size // 12, "")
+    small, params = rewrite.rewrite(function, {"w": p}, full(sites))
+    same(dense, jax.jit(small)(params, x))
+    slope, other = (
+        jax.grad(lambda x, f=f: jnp.sum(f(x) ** 2))(x)
+        for f in (lambda x: function({"w": p}, x), lambda x: small(params, x))
+    )
+    same(slope, other)
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -155,11 +191,13 @@ def test_a_convolution_whose_windows_tile_is_a_product_of_patches(name, rng):
         (lambda p, x: (x @ p[0]) @ p[0].T, "different layouts"),
         (lambda p, x: x @ p[0] + p[0][0], "also read by"),
         (
-            lambda p, x: jax.lax.conv_general_dilated(x, p, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")),
-            "overlap",
+            lambda p, x: jax.lax.conv_general_dilated(
+                x, p, (1,), ((1, 1),), (2,), dimension_numbers=("NWC", "WIO", "NWC")
+            ),
+            "gaps between pixels",
         ),
     ],
-    ids=["changed", "conditional", "loop", "tied", "read", "overlapping"],
+    ids=["changed", "conditional", "loop", "tied", "read", "transposed"],
 )
 def test_what_cannot_be_compressed_is_listed_with_the_reason(function, reason, rng, x):
     p = rng.standard_normal((3, D, N)).astype(np.float32)
