@@ -256,7 +256,13 @@ def trained(
 
 
 def integers(small: Function, batches: Iterable[Any], bits: int, quantizer: str = "dynamic") -> Function:
-    """A float function with integers in all sites that can be compressed; arguments as of `compress`."""
+    """A float function with integers in all sites that can be compressed; arguments as of `compress`.
+
+    Raises:
+        UserError: there are integers already.
+    """
+    if any(entry.form == "quantized" for entry in small.plan.values()):
+        raise UserError("This function has integers already; give the one in floats (bits=0).")
     function, params, plan = _integers(small.apply, small.params, small.sites, listed(batches), bits, quantizer)
     return Function(function, jax.tree.map(jnp.asarray, params), plan, small.sites)
 

@@ -300,7 +300,7 @@ def row(name: str, case: Case) -> dict[str, Any]:
     }
     same, values = lraqvit_jax.rewrite(apply, params, full, sites)
     difference = relative(jax.jit(apply)(params, batches[0]), jax.jit(same)(values, batches[0]))
-    small = lraqvit_jax.compress(apply, params, batches, budget=0.75, metric="features")
+    small = lraqvit_jax.compress(apply, params, batches, budget=0.75, bits=0, metric="features")
     integers = compress.integers(small, batches, 8)
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     inside = sum(site.features_in * site.features_out for site in sites if site.compressible)
