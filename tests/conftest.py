@@ -13,6 +13,7 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_cache_
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 if "TESTS_COMPILED" not in os.environ:
@@ -20,6 +21,10 @@ if "TESTS_COMPILED" not in os.environ:
     os.environ["TESTS_COMPILED"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_compiled_")
     atexit.register(shutil.rmtree, os.environ["TESTS_COMPILED"], ignore_errors=True)
 os.environ |= command.compiled()
+settings.register_profile(
+    "any machine", deadline=None, derandomize=True
+)  # a busy one is slow, and no test may be red by chance
+settings.load_profile("any machine")
 
 
 @pytest.fixture

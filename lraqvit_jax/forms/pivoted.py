@@ -46,7 +46,7 @@ def copied(x: Array, basis: Any, multiply: Any) -> Array:
     """`x[basis] + multiply(x, the others)`, of one basis (r,) or one for each head (heads, width): x (..., m)."""
     bases = jnp.atleast_2d(basis)
     rows = x.reshape(-1, x.shape[-1])
-    same = jnp.concatenate([take(rows, chosen) for chosen in bases], -1)
+    same = take(rows, bases.reshape(-1))
     return same.reshape(*x.shape[:-1], -1) + multiply(x, inputs=rest_of(bases, x.shape[-1]))
 
 
