@@ -22,8 +22,8 @@ def top_k(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"],
         )
     if labels.min() < 0 or labels.max() >= logits.shape[1] or k < 1:
         raise UserError(
-            f"labels go from {labels.min()} to {labels.max()} and k is {k}; there are {logits.shape[1]:,} classes, and k "
-            "is 1 or more."
+            f"labels go from {labels.min()} to {labels.max()} and k is {k}; there are {logits.shape[1]:,} classes, "
+            "and k is 1 or more."
         )
     order = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :k]
     return float(100 * np.mean(np.any(order == labels[:, None], axis=1)))
