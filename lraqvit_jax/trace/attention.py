@@ -293,7 +293,7 @@ def _joined(roles: Sequence[Role]) -> Role | None:
         return None
     changed = frozenset[str]().union(*(role.changed for role in roles))
     # Where channels are mixed, as RoPE does, the first of them stands for all: enough to tell heads apart.
-    alike = len(indices) == len(roles) and len({index.ndim for index in indices}) == 1
+    alike = len(indices) == len(roles) and channels.fit(indices)
     index = functools.reduce(np.minimum, indices) if alike else None
     one = dataclasses.replace(first, changed=changed, index=index)
     return dataclasses.replace(one, sites=sites, apart=apart) if isinstance(one, Channels) else one

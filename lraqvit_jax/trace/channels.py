@@ -44,8 +44,18 @@ def moved(eqn: JaxprEqn, indices: Sequence[Index | None], constants: Sequence[An
 
 
 def equal(one: Index, other: Index) -> bool:
-    """Whether two values of the same shape have the same channels."""
-    return one.ndim == other.ndim and bool(np.all(one == other))
+    """Whether two values have the same channels in the same places."""
+    return fit([one, other]) and bool(np.all(one == other))
+
+
+def fit(indices: Sequence[Index]) -> bool:
+    """Whether they can be of values of one shape; of parts that are joined along an axis, such as the rotated half of a
+    head and the rest of it, they need not."""
+    if len({index.ndim for index in indices}) > 1:
+        return False
+    return all(
+        len({size for size in along if size > 1}) < 2 for along in zip(*(one.shape for one in indices), strict=True)
+    )
 
 
 def _same(eqn: JaxprEqn, indices: Sequence[Index], _: Any) -> list[Index | None]:

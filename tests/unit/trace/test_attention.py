@@ -43,7 +43,7 @@ def split(p, x):
 
 
 def rotated(x):
-    angle = jnp.arange(x.shape[1])[:, None, None] / 10 ** jnp.arange(K // 2)
+    angle = jnp.arange(x.shape[1])[:, None, None] / 10 ** jnp.arange(x.shape[-1] // 2)
     one, two = jnp.split(x, 2, -1)
     return jnp.concatenate(
         [one * jnp.cos(angle) - two * jnp.sin(angle), one * jnp.sin(angle) + two * jnp.cos(angle)], -1
@@ -53,6 +53,13 @@ def rotated(x):
 def rope(p, x):
     q, k, v = (heads(x, p[name]) for name in "qkv")
     return mix(rotated(q), rotated(k), v) @ p["o"]
+
+
+def rope_of_a_part(p, x):
+    """Two channels of each head turn, six stay."""
+    q, k, v = (heads(x, p[name]) for name in "qkv")
+    q, k = (jnp.concatenate([rotated(y[..., :2]), y[..., 2:]], -1) for y in (q, k))
+    return mix(q, k, v) @ p["o"]
 
 
 def normed(p, x):
@@ -83,6 +90,7 @@ CASES = {
     fused: (1, 1),
     split: (1, 1),
     rope: (0, 1),
+    rope_of_a_part: (0, 1),
     normed: (0, 1),
     grouped: (1, 1),
     gated: (1, 0),
@@ -104,7 +112,7 @@ def test_head_products_are_found_and_what_forbids_them_is_named(function, p, rng
     names = (block.query, block.key, block.value)
     parts = {fused: ("qkv",) * 3, split: ("qkv",) * 3, grouped: ("q", "k[:,0:8]", "v[:,0:8]")}
     assert names == parts.get(function, ("q", "k", "v"))
-    if function in (rope, normed):
+    if function in (rope, rope_of_a_part, normed):
         assert "mul" in block.score_reason and "between kernel and product" in str(block)
 
 
