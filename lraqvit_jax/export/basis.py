@@ -43,17 +43,16 @@ def spread(graph: Graph, stored: str, weights: Mapping[str, Any], m: int, fill: 
 
 
 def copied(graph: Graph, x: str, weights: Mapping[str, Any]) -> str:
-    """The inputs that are copied, head beside head: (rows, n)."""
+    """The inputs that are copied, head beside head: (..., n)."""
     return _columns(graph, x, np.asarray(weights["basis"]).reshape(-1))
 
 
 def _columns(graph: Graph, x: str, channels: Int[np.ndarray, " n"]) -> str:
-    """Channels of rows, in this order: (rows, n). As rows of the transposed, since runtimes copy a row at once and a
+    """Channels of rows, in this order: (..., n). As rows of the transposed, since runtimes copy a row at once and a
     column number by number."""
-    across = graph.add(
-        "Gather", graph.add("Transpose", x, perm=(1, 0)), graph.constant(channels.astype(np.int64)), axis=0
-    )
-    return graph.add("Transpose", across, perm=(1, 0))
+    there, back = ((1, 0), (1, 0)) if graph.flat else ((2, 0, 1), (1, 2, 0))
+    across = graph.add("Gather", graph.transpose(x, *there), graph.constant(channels.astype(np.int64)), axis=0)
+    return graph.transpose(across, *back)
 
 
 def joined(
@@ -71,7 +70,7 @@ def joined(
         parts: how many there are.
         n: outputs.
     """
-    y = graph.add("Concat", z, others, axis=1)
+    y = graph.add("Concat", z, others, axis=-1)
     order: Int[np.ndarray, " n"] = np.arange(n)
     if layer.basis == "output":
         order[np.concatenate([weights["basis"], rest_of(np.asarray(weights["basis"]), n)])] = np.arange(n)

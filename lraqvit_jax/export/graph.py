@@ -14,6 +14,8 @@ class Graph:
 
     Attributes:
         target: see `export.onnx`.
+        opset: of the standard operators.
+        flat: whether tokens lie in two dimensions, (batch * tokens, features), or in three.
         exact: see `export.onnx.export`.
         params: of the artefact, on the host.
         plan: of the artefact.
@@ -22,9 +24,10 @@ class Graph:
     """
 
     def __init__(
-        self, artifact: artifacts.Artifact, target: str, exact: bool, orders: Mapping[str, np.ndarray]
+        self, artifact: artifacts.Artifact, target: str, opset: int, exact: bool, orders: Mapping[str, np.ndarray]
     ) -> None:
-        self.target, self.exact, self.orders = target, exact, orders
+        self.target, self.opset, self.flat = target, opset, target != "qdq"
+        self.exact, self.orders = exact, orders
         self.params, self.plan = artifacts.host(artifact.params), artifact.plan
         self.layers = {info.path: info for info in artifact.spec.layers}
         self.nodes, self.constants = list[Any](), dict[str, Any]()
@@ -45,8 +48,8 @@ class Graph:
 
     def called(self, value: str, name: str) -> str:
         """Renames the output of a node that no other reads yet."""
-        node = next(node for node in reversed(self.nodes) if node.output[0] == value)
-        node.output[0] = name
+        node = next(node for node in reversed(self.nodes) if value in node.output)
+        node.output[list(node.output).index(value)] = name
         return name
 
     def constant(self, value: Any, name: str = "", kind: int = 0) -> str:
@@ -74,6 +77,19 @@ class Graph:
 
     def shape(self, x: str, *sides: int) -> str:
         return self.add("Reshape", x, self.constant(np.asarray(sides, np.int64)))
+
+    def rows(self, x: str, tokens: int, width: int) -> str:
+        """What layers read, of a value with images in front that has any other shape: (batch * tokens, width) where the
+        graph is flat, else (batch, tokens, width)."""
+        return self.shape(x, -1, width) if self.flat else self.shape(x, -1, tokens, width)
+
+    def joined(self, x: str, width: int) -> str:
+        """`rows` of (batch, tokens, width)."""
+        return self.shape(x, -1, width) if self.flat else x
+
+    def by_image(self, x: str, tokens: int, width: int) -> str:
+        """(batch, tokens, width) of `rows`."""
+        return self.shape(x, -1, tokens, width) if self.flat else x
 
     def transpose(self, x: str, *axes: int) -> str:
         return self.add("Transpose", x, perm=list(axes))

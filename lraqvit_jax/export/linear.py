@@ -18,6 +18,7 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.export import basis
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.lowrank import reparam
+from lraqvit_jax.plan import basis as plan_basis
 from lraqvit_jax.plan.cost import LATER, kernel_shapes
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
@@ -41,6 +42,11 @@ class Product(NamedTuple):
     x_center: Float[np.ndarray, "..."] | None
     inputs: int  # how many there are
     spread: Any = None  # where inputs are copied: from the stored kernel to one of all inputs; see `basis.spread`
+    rows: Any = None  # where inputs are copied: which of them each head multiplies, (heads, rest)
+
+    def whole(self) -> Int8[np.ndarray, "inputs n"]:
+        """The kernel of all inputs, with zeros where one is copied."""
+        return self.values if self.rows is None else plan_basis.spread(self.values, self.rows, self.inputs)
 
     def columns(self, parts: int) -> "list[Product]":
         """The product cut into as many of equal width."""
@@ -59,22 +65,27 @@ def linear(graph: Graph, x: str, path: str, gamma: Any = None) -> list[str]:
 
     Args:
         graph: to add to.
-        x: (rows, m).
+        x: (rows, m), or where the graph is not flat (batch, tokens, m); of what is pooled always (batch, m).
         path: of the layer.
         gamma: multiplies the outputs.
 
     Returns:
-        its output (rows, n), or the OUTPUTS of a layer "qkv", each a third as wide.
+        its output (..., n), or the OUTPUTS of a layer "qkv", each a third as wide.
     """
     x = graph.called(x, f"{path}:input")
     graph.at(path)
     layer, weights = graph.plan[path], dict[str, Any](trees.get(graph.params, path))
     weights |= reparam.merge(weights) if layer.form == "reparam" else {}
+    pooled = not graph.flat and graph.layers[path].tokens == 1
+    if pooled:
+        x = graph.shape(x, -1, 1, graph.layers[path].features_in)
     parts = len(OUTPUTS) if path.endswith("/qkv") else 1
     if layer.form == "quantized":
         outputs = _quantized(graph, x, path, layer, weights, gamma, parts)
     else:
         outputs = _float(graph, x, path, layer, weights, gamma, parts)
+    if pooled:
+        outputs = [graph.shape(value, -1, graph.layers[path].features_out) for value in outputs]
     ends = OUTPUTS if parts > 1 else ("output",)
     return [graph.called(value, f"{path}:{end}") for value, end in zip(outputs, ends, strict=True)]
 
@@ -98,7 +109,11 @@ def _float(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, gamm
     for index, kernel in enumerate(kernels):
         end = f"_{OUTPUTS[index]}" if parts > 1 else ""
         added = [graph.constant(biases[index], f"bias{end}")] if biases else []
-        outputs.append(graph.add("Gemm" if added else "MatMul", x, graph.constant(kernel, name + end), *added))
+        stored = graph.constant(kernel, name + end)
+        if added and not graph.flat:
+            outputs.append(graph.add("Add", graph.add("MatMul", x, stored), *added))
+        else:
+            outputs.append(graph.add("Gemm" if added else "MatMul", x, stored, *added))
     return outputs
 
 
@@ -119,9 +134,12 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
         if part == "x" and "smooth" in weights:
             x = graph.scaled(x, 1 / weights["smooth"])
         spread = functools.partial(basis.spread, weights=weights, m=m) if copies else None
-        whole = Product(name, values, scale, bias, x_scale, x_center, m if part == "x" else layer.rank, spread)
-        products = whole.columns(parts if ending and not joins else 1)
-        if layer.group:
+        inputs, rows = m if part == "x" else layer.rank, plan_basis.inputs_of(weights["basis"], m) if copies else None
+        whole = Product(name, values, scale, bias, x_scale, x_center, inputs, spread, rows)
+        products = whole.columns(parts if ending and not joins and graph.flat else 1)
+        if not graph.flat:
+            outputs = _split(graph, _qdq(graph, x, products, layer), parts if ending and not joins else 1)
+        elif layer.group:
             outputs = _grouped(graph, x, products, layer, part)
         elif layer.granularity == "per_tensor":
             outputs = _static(graph, x, products, layer, ending)
@@ -135,36 +153,86 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
     return outputs
 
 
+def _split(graph: Graph, outputs: list[str], parts: int) -> list[str]:
+    return graph.add("Split", *outputs, outputs=parts, axis=-1, num_outputs=parts) if parts > 1 else outputs
+
+
+class StaticGrid(NamedTuple):
+    """A static grid, as a runtime has it.
+
+    Attributes:
+        step: between two numbers.
+        zero: the zero point of int8.
+        moved: what is taken from the input before, since its zero point would leave int8.
+        ends: of what the model rounds.
+    """
+
+    step: np.float32
+    zero: int
+    moved: np.float32
+    ends: tuple[np.float32, np.float32]
+
+
+def _grid(product: Product, layer: LayerPlan) -> StaticGrid:
+    step, limit = np.float32(product.x_scale), qarray.qmax(layer.bits)
+    center = np.float32(0 if product.x_center is None else product.x_center)
+    zero, moved, top = -round(float(center / step)), np.float32(0), 2 ** (layer.bits - 1)
+    if not -top <= zero <= 255 - top:
+        zero, moved, center = 0, center, np.float32(0)
+    return StaticGrid(step, zero, moved, (np.float32(center - limit * step), np.float32(center + limit * step)))
+
+
+def _rounded(graph: Graph, x: str, grid: StaticGrid, layer: LayerPlan, zero: np.generic) -> tuple[str, list[str]]:
+    """Codes of the input; scale and zero point."""
+    x = graph.add("Sub", x, graph.constant(grid.moved)) if grid.moved else x
+    if graph.exact or layer.bits < 8:
+        x = graph.add("Clip", x, *map(graph.constant, grid.ends))
+    names = [graph.constant(grid.step), graph.constant(zero)]
+    return graph.add("QuantizeLinear", x, *names), names
+
+
+def _moved_bias(product: Product, grid: StaticGrid) -> np.ndarray | None:
+    """The bias, which makes good what is taken from the input."""
+    if not grid.moved:
+        return product.bias
+    sums = grid.moved * (product.values.astype(np.float64).sum(0) * product.scale)
+    return np.asarray(sums + (0 if product.bias is None else product.bias), np.float32)
+
+
+def _qdq(graph: Graph, x: str, products: list[Product], layer: LayerPlan) -> list[str]:
+    """QuantizeLinear and DequantizeLinear, MatMul with a kernel behind DequantizeLinear, Add of a float bias, all in
+    int8. The bias has three dimensions: of a MatMul and an Add of a vector ONNX Runtime makes a Gemm of floats."""
+    grid = _grid(products[0], layer)
+    codes, names = _rounded(graph, x, grid, layer, np.int8(grid.zero))
+    rows, outputs = graph.add("DequantizeLinear", codes, *names), []
+    for product in products:
+        stored, scale = graph.constant(product.whole(), product.name), graph.constant(product.scale)
+        zeros, bias = graph.constant(np.zeros(product.scale.shape, np.int8)), _moved_bias(product, grid)
+        y = graph.add("MatMul", rows, graph.add("DequantizeLinear", stored, scale, zeros, axis=1))
+        outputs.append(y if bias is None else graph.add("Add", y, graph.constant(bias.reshape(1, 1, -1))))
+    return outputs
+
+
 def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, ending: bool) -> list[str]:
     """QuantizeLinear; then the first factor of a plain pair as QDQ, which becomes one product with uint8 on both sides,
     as what it gives is rounded at once and has no other reader (if it had, a product of floats); else MatMulInteger,
     whose bias a runtime adds as it multiplies by the scale. A centre becomes the zero point; where that leaves uint8,
     it is subtracted, and made good in the bias."""
-    first, limit = products[0], qarray.qmax(layer.bits)
-    step = np.float32(first.x_scale)
-    center = np.float32(0 if first.x_center is None else first.x_center)
-    zero, moved = _zero(layer.bits) - round(float(center / step)), np.float32(0)
-    if not 0 <= zero <= 255:
-        x = graph.add("Sub", x, graph.constant(center))
-        zero, moved, center = _zero(layer.bits), center, np.float32(0)
-    if graph.exact or layer.bits < 8:
-        ends = (graph.constant(np.float32(center + side * limit * step)) for side in (-1, 1))
-        x = graph.add("Clip", x, *ends)
-    grid = (graph.constant(step), graph.constant(np.uint8(zero)))
-    codes, outputs = graph.add("QuantizeLinear", x, *grid), []
+    grid = _grid(products[0], layer)
+    codes, names = _rounded(graph, x, grid, layer, np.uint8(grid.zero + _zero(layer.bits)))
+    outputs = []
     for product in products:
-        sums = moved * (product.values.astype(np.float64).sum(0) * product.scale)
-        bias = product.bias if not moved else sums + (0 if product.bias is None else product.bias)
+        bias = _moved_bias(product, grid)
         stored, *zeros = _kernel(graph, product, layer)
         if ending or bias is not None or layer.basis:  # What leaves a factor with an identity block stays in float.
-            total = graph.add("MatMulInteger", codes, stored, grid[1], *zeros)
-            outputs.append(_rescaled(graph, total, product.name, step * product.scale, bias))
+            total = graph.add("MatMulInteger", codes, stored, names[1], *zeros)
+            outputs.append(_rescaled(graph, total, product.name, grid.step * product.scale, bias))
             continue
         zeros = zeros or [graph.constant(np.int8(0))]
         whole = [graph.add("Expand", one, graph.constant(np.asarray(product.scale.shape))) for one in zeros]
         scale = graph.constant(product.scale, f"{product.name}_scale")
         kernel = graph.add("DequantizeLinear", stored, scale, *whole, axis=1)
-        outputs.append(graph.add("MatMul", graph.add("DequantizeLinear", codes, *grid), kernel))
+        outputs.append(graph.add("MatMul", graph.add("DequantizeLinear", codes, *names), kernel))
     return outputs
 
 

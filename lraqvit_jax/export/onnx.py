@@ -28,6 +28,7 @@ from onnx import TensorProto, helper
 from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.base.version import VERSION
+from lraqvit_jax.export import operators
 from lraqvit_jax.export.contract import contract
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
@@ -38,13 +39,13 @@ from lraqvit_jax.weights import artifacts
 
 FIRST = ("token", "first")
 """What pools nothing but tokens that come first."""
-OPSET, IR = 23, 11
+OPSET, QDQ_OPSET = 23, 20
 """Of the standard operators: Attention needs 23; ONNX Runtime 1.23 lacks the QuantizeLinear of 23, 1.24 has all. No
 other domain is used."""
 
 
 def export(
-    artifact: artifacts.Artifact, path: pathlib.Path, target: str = "avx2", exact: bool = False
+    artifact: artifacts.Artifact, path: pathlib.Path, target: str = "avx2", exact: bool = False, opset: int = 0
 ) -> onnx.ModelProto:
     """Writes an artefact of any form; the branch of a reparam layer is merged into its pair.
 
@@ -65,7 +66,8 @@ def export(
     if reason := obstacle(artifact.plan):
         raise UserError(f"{artifact.name} {reason}")
     meta, size = artifact.meta, artifact.preprocess.size
-    graph = Graph(artifact, target, exact, orders(artifact.model))
+    opset = opset or (QDQ_OPSET if target == "qdq" else OPSET)
+    graph = Graph(artifact, target, opset, exact, orders(artifact.model))
     logits = (_swin if _is_swin(artifact.model) else _vit)(graph, artifact.model)
     graph.at("")
     said = contract(artifact)
@@ -75,8 +77,8 @@ def export(
     answer = helper.make_tensor_value_info(output["name"], TensorProto.FLOAT, output["shape"])
     made = helper.make_model(
         helper.make_graph(graph.nodes, meta["model"], [image], [answer], list(graph.constants.values())),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", opset)]),
         producer_name="lraqvit_jax",
         producer_version=VERSION,
     )
@@ -139,7 +141,7 @@ def _vit(graph: Graph, model: Any) -> str:
     graph.at("embed")
     first, count, tokens = model.first, model.prefix, model.prefix + patches
     positions = params["pos_embed"]
-    x = graph.add("Add", graph.shape(x, -1, patches, dim), graph.constant(positions[:, first:], "pos_embed"))
+    x = graph.add("Add", graph.by_image(x, patches, dim), graph.constant(positions[:, first:], "pos_embed"))
     if count:
         names = [name for name in ("cls_token", "dist_token") if name in params]
         prefix = np.concatenate([np.zeros((1, 0, dim), np.float32), *(params[name] for name in names)], 1)
@@ -147,7 +149,7 @@ def _vit(graph: Graph, model: Any) -> str:
         prefix = np.concatenate([prefix + positions[:, :first], *registers], 1)
         prefixes = graph.add("Expand", graph.constant(prefix, "prefix"), graph.batch(count, dim))
         x = graph.add("Concat", prefixes, x, axis=1)
-    x = graph.shape(x, -1, dim)
+    x = graph.joined(x, dim)
     if model.pre_norm:
         x = _norm(graph, x, params["norm_pre"], model.norm_eps)
     for index in range(model.depth):
@@ -157,7 +159,7 @@ def _vit(graph: Graph, model: Any) -> str:
         parts = _projections(graph, _norm(graph, x, block["norm1"], model.norm_eps), f"{where}/attn")
         graph.at(f"{where}/attn")
         if model.qk_norm:
-            parts = _qk_norm(graph, parts, block["attn"], model)
+            parts = _qk_norm(graph, parts, block["attn"], model, tokens)
         widths = _widths(graph, f"{where}/attn", dim)
         y = _attention(graph, parts, tokens, model.heads, dim, widths, kept=kept)
         (y,) = linear(graph, y, f"{where}/attn/proj", block.get("ls1_gamma"))
@@ -168,7 +170,7 @@ def _vit(graph: Graph, model: Any) -> str:
     if model.pool not in FIRST:
         return _head(graph, _pooled(graph, x, model, tokens), model, "head")
     graph.at("head")
-    x = graph.shape(x, -1, first, dim)
+    x = graph.by_image(x, first, dim)
     logits = []
     for index, name in enumerate(["head", "head_dist"] if model.two_heads else ["head"]):
         graph.at(name)
@@ -184,12 +186,12 @@ def _head(graph: Graph, x: str, model: Any, name: str) -> str:
     return linear(graph, x, name)[0] if model.num_classes else x
 
 
-def _qk_norm(graph: Graph, parts: list[str], attn: Mapping[str, Any], model: Any) -> list[str]:
+def _qk_norm(graph: Graph, parts: list[str], attn: Mapping[str, Any], model: Any, tokens: int) -> list[str]:
     """Queries and keys behind the LayerNorm that each head has for them."""
     made = []
     for part, name in zip(parts, ("q_norm", "k_norm"), strict=False):
         rows = graph.shape(part, -1, model.dim // model.heads)
-        made.append(graph.shape(_norm(graph, rows, attn[name], model.norm_eps), -1, model.dim))
+        made.append(graph.rows(_norm(graph, rows, attn[name], model.norm_eps), tokens, model.dim))
     return [*made, parts[2]]
 
 
@@ -198,12 +200,12 @@ def _pooled(graph: Graph, x: str, model: Any, tokens: int) -> str:
     graph.at("norm")
     norm = graph.params["norm"]
     x = x if model.pool == "avg" else _norm(graph, x, norm, model.norm_eps)
-    x = graph.shape(x, -1, tokens, model.dim)
+    x = graph.by_image(x, tokens, model.dim)
     ends = (graph.constant(np.asarray([one], np.int64)) for one in (model.prefix, tokens, 1))
     seen = graph.add("Slice", x, *ends) if model.prefix else x
     if model.pool == "map":
         return _attention_pool(graph, seen, model, tokens - model.prefix)
-    mean = graph.add("ReduceMean", seen, graph.constant(np.asarray([1], np.int64)), keepdims=0)
+    mean = operators.mean(graph, seen)
     if model.pool == "concat":
         return graph.add("Concat", graph.add("Gather", x, graph.constant(np.asarray(0)), axis=1), mean, axis=1)
     return _norm(graph, mean, norm, model.norm_eps) if model.pool == "avg" else mean
@@ -214,7 +216,7 @@ def _attention_pool(graph: Graph, x: str, model: Any, tokens: int) -> str:
     dim, where = model.dim, "attn_pool"
     latent = graph.add("Expand", graph.constant(graph.params[where]["latent"], "latent"), graph.batch(1, dim))
     (query,) = linear(graph, graph.shape(latent, -1, dim), f"{where}/q")
-    (pair,) = linear(graph, graph.shape(x, -1, dim), f"{where}/kv")
+    (pair,) = linear(graph, graph.joined(x, dim), f"{where}/kv")
     graph.at(where)
     y = _attention(graph, [query, *_halves(graph, pair, dim)], tokens, model.heads, dim, (dim, dim), queries=1)
     (y,) = linear(graph, y, f"{where}/proj")
@@ -224,8 +226,8 @@ def _attention_pool(graph: Graph, x: str, model: Any, tokens: int) -> str:
 
 
 def _halves(graph: Graph, x: str, half: int) -> list[str]:
-    """The first and the second half of the features: (rows, 2 half) -> two of (rows, half)."""
-    first, second = graph.add("Split", x, graph.constant(np.asarray([half, half], np.int64)), outputs=2, axis=1)
+    """The first and the second half of the features: (..., 2 half) -> two of (..., half)."""
+    first, second = graph.add("Split", x, graph.constant(np.asarray([half, half], np.int64)), outputs=2, axis=-1)
     return [first, second]
 
 
@@ -244,10 +246,10 @@ def _swin(graph: Graph, model: Any) -> str:
         padded = side + -side % part.window
         there, back = _window_order(side, part.window, part.shift)
         graph.at(f"{path}/norm1")
-        y = graph.shape(_norm(graph, x, weights["norm1"], swin.NORM_EPS), -1, side * side, dim)
+        y = graph.by_image(_norm(graph, x, weights["norm1"], swin.NORM_EPS), side * side, dim)
         if padded > side:  # Token side * side is of zeros.
             y = graph.add("Pad", y, graph.constant(np.asarray([0, 0, 0, 0, 1, 0], np.int64)))
-        y = graph.shape(graph.add("Gather", y, graph.constant(there.reshape(-1)), axis=1), -1, dim)
+        y = graph.rows(graph.add("Gather", y, graph.constant(there.reshape(-1)), axis=1), part.window**2, dim)
         parts = _projections(graph, y, f"{path}/attn")
         graph.at(f"{path}/attn")
         bias = _window_bias(graph, part, weights["attn"]["relative_position_bias_table"], padded)
@@ -256,13 +258,13 @@ def _swin(graph: Graph, model: Any) -> str:
         (y,) = linear(graph, y, f"{path}/attn/proj")
         graph.at(path)
         y = graph.add("Gather", graph.shape(y, -1, padded * padded, dim), graph.constant(back), axis=1)
-        x = graph.add("Add", x, graph.shape(y, -1, dim))
+        x = graph.add("Add", x, graph.joined(y, dim))
         y = _norm(graph, x, weights["norm2"], swin.NORM_EPS)
         x = graph.add("Add", x, _mlp(graph, y, f"{path}/mlp", part.gelu, None))
     graph.at("norm")
     dim = params["norm"]["scale"].shape[0]
-    x = graph.shape(_norm(graph, x, params["norm"], swin.NORM_EPS), -1, side * side, dim)
-    pooled = graph.add("ReduceMean", x, graph.constant(np.asarray([1], np.int64)), keepdims=0)
+    x = graph.by_image(_norm(graph, x, params["norm"], swin.NORM_EPS), side * side, dim)
+    pooled = operators.mean(graph, x)
     return linear(graph, pooled, "head")[0] if model.num_classes else pooled
 
 
@@ -273,7 +275,7 @@ def _patches(graph: Graph, size: int, patch: int) -> str:
         ends = ([0, 0], [side * patch] * 2, [1, 2])
         images = graph.add("Slice", images, *(graph.constant(np.asarray(one, np.int64)) for one in ends))
     x = graph.transpose(graph.shape(images, -1, side, patch, side, patch, 3), 0, 1, 3, 2, 4, 5)
-    return graph.shape(x, -1, patch * patch * 3)
+    return graph.rows(x, side * side, patch * patch * 3)
 
 
 def _norm(graph: Graph, x: str, norm: Mapping[str, Any], eps: float) -> str:
@@ -282,11 +284,11 @@ def _norm(graph: Graph, x: str, norm: Mapping[str, Any], eps: float) -> str:
 
 
 def _first(graph: Graph, rows: str, tokens: int, kept: int, dim: int) -> str:
-    """The first `kept` tokens of every image: (batch * tokens, dim) -> (batch * kept, dim)."""
+    """Rows of the first `kept` tokens of every image, of those of all."""
     if kept == tokens:
         return rows
     ends = (graph.constant(np.asarray([one], np.int64)) for one in (0, kept, 1))
-    return graph.shape(graph.add("Slice", graph.shape(rows, -1, tokens, dim), *ends), -1, dim)
+    return graph.joined(graph.add("Slice", graph.by_image(rows, tokens, dim), *ends), dim)
 
 
 def _projections(graph: Graph, x: str, path: str) -> list[str]:
@@ -316,15 +318,17 @@ def _attention(
 ) -> str:
     """Query, key and value, (rows, heads * channels) each, -> (rows, heads * channels of value), of the first `kept`
     tokens; 0 is all. `widths` are those of query and value, `dim` that of a dense model's. `queries` is how many there
-    are to each image, where they are not the tokens."""
+    are to each image, where they are not the tokens: (batch * queries, ...)."""
     (query, *others), (wide, out), there = parts, widths, queries or tokens
-    query = graph.shape(_first(graph, query, there, kept or there, wide), -1, kept or there, wide)
-    others = [graph.shape(one, -1, tokens, width) for one, width in zip(others, (wide, out), strict=True)]
-    added = [bias] if bias else []
-    fields: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads}
-    if wide != dim:
-        fields["scale"] = (dim // heads) ** -0.5
-    return graph.shape(graph.add("Attention", query, *others, *added, **fields), -1, out)
+    if queries:
+        query = graph.shape(query, -1, queries, wide)
+    else:
+        query = graph.by_image(_first(graph, query, there, kept or there, wide), kept or there, wide)
+    key, value = (graph.by_image(one, tokens, width) for one, width in zip(others, (wide, out), strict=True))
+    y = operators.attention(
+        graph, (query, key, value), heads, widths, (dim // heads) ** -0.5, bias, kept or there, tokens
+    )
+    return graph.shape(y, -1, out) if queries else graph.joined(y, out)
 
 
 def _mlp(graph: Graph, x: str, path: str, gelu: str, gamma: Any) -> str:
@@ -336,7 +340,7 @@ def _mlp(graph: Graph, x: str, path: str, gelu: str, gamma: Any) -> str:
     elif gelu == "quick":
         hidden = graph.add("Mul", hidden, graph.add("Sigmoid", graph.scaled(hidden, vit.QUICK)))
     else:
-        hidden = graph.add("Gelu", hidden, approximate="tanh" if gelu == "tanh" else "none")
+        hidden = operators.gelu(graph, hidden, approximate=gelu == "tanh")
     return linear(graph, hidden, f"{path}/fc2", gamma)[0]
 
 
@@ -345,13 +349,13 @@ def _merging(graph: Graph, x: str, path: str, part: Any) -> str:
     graph.at(path)
     norm = trees.get(graph.params, f"{path}/norm")
     side, half, wide = part.side, (part.side + 1) // 2, norm["scale"].shape[0]
-    x = graph.shape(x, -1, side * side, wide // 4)
+    x = graph.by_image(x, side * side, wide // 4)
     if side % 2:
         x = graph.add("Pad", x, graph.constant(np.asarray([0, 0, 0, 0, 1, 0], np.int64)))
     place = np.full((2 * half, 2 * half), side * side)
     place[:side, :side] = np.arange(side * side).reshape(side, side)
     order = place.reshape(half, 2, half, 2).transpose(0, 2, 3, 1).reshape(-1)
-    x = graph.shape(graph.add("Gather", x, graph.constant(order), axis=1), -1, wide)
+    x = graph.rows(graph.add("Gather", x, graph.constant(order), axis=1), half * half, wide)
     return linear(graph, _norm(graph, x, norm, swin.NORM_EPS), f"{path}/reduction")[0]
 
 

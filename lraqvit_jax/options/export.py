@@ -4,7 +4,7 @@ import dataclasses
 
 from lraqvit_jax.options.records import option
 
-TARGETS = ("avx2", "vnni", "arm")
+TARGETS = ("avx2", "vnni", "arm", "qdq")
 """Processors whose integer kernels an ONNX file suits; see `export.onnx`."""
 LAYOUTS = ("factors", "expanded")
 """What a safetensors file holds: the layers as they are, or timm's, multiplied out; see `export.safetensors`."""
