@@ -25,14 +25,17 @@ def rgb(image):
     return image.convert("RGB")
 
 
-def prepare(image, size, crop_pct, interpolation, mean, std, crop_mode="center"):
-    """PIL image -> float32 (size, size, 3): resized (its shorter side, or both), the centre cropped, normalized."""
+def prepare(image, size, crop_pct, interpolation, mean, std, crop_mode="center", pixels=False):
+    """PIL image -> float32 (size, size, 3): resized (its shorter side, or both), the centre cropped, normalized; or
+    uint8, where the model reads pixels."""
     image, short = rgb(image), int(size / crop_pct)
     shape = image.size if crop_mode == "center" else (1, 1)
     width, height = (int(short * side / min(shape)) for side in shape)
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.crop((left, top, left + size, top + size))
+    if pixels:
+        return np.asarray(image)
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     return np.asarray(image, np.float32) * (1 / (255 * std)) - mean / std
 
@@ -51,6 +54,7 @@ def main(model, *photos):
     if "preprocess" not in metadata:
         fail(f"{model} does not say how to prepare an image; name a file that lraqvit_jax has exported.")
     preprocess, names = json.loads(metadata["preprocess"]), json.loads(metadata.get("class_names", "[]")) or []
+    preprocess["pixels"] = session.get_inputs()[0].type == "tensor(uint8)"
     for photo in photos:
         try:
             image = prepare(Image.open(photo), **preprocess)

@@ -154,12 +154,13 @@ class Model(artifacts.Artifact):
         return score
 
     @precision.usual()
-    def export_onnx(self, path: str | os.PathLike, target: str = "avx2") -> pathlib.Path:
-        """Writes an ONNX file for ONNX Runtime; see `export.onnx.export` for `target`, the processor it suits."""
+    def export_onnx(self, path: str | os.PathLike, target: str = "avx2", **options: Any) -> pathlib.Path:
+        """Writes an ONNX file; see `export.onnx.export` for `target`, what it suits, and for `opset`, `images` and
+        `weights`."""
         from lraqvit_jax.export import onnx
 
         path = files.locate_file(path, "model.onnx")
-        onnx.export(self, path, target)
+        onnx.export(self, path, target, **options)
         return path
 
     @precision.usual()

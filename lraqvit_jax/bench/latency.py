@@ -114,11 +114,12 @@ def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, R
         artifact = _random.load(ws, name)
         size, model = artifact.preprocess.size, artifact.meta["model"]
         made = {suffix: folder / f"{index}.{suffix}" for suffix in suffixes}
-        if reason := onnx.obstacle(artifact.plan):
+        export = ws.config.export
+        if reason := onnx.obstacle(artifact.plan, export.onnx_target, export.onnx_opset):
             print(f"no ONNX file: {name} {reason}", flush=True)
             made.pop("onnx", None)
         if "onnx" in made:
-            onnx.export(artifact, made["onnx"], ws.config.export.onnx_target)
+            onnx.export(artifact, made["onnx"], export.onnx_target, opset=export.onnx_opset)
         if "stablehlo" in made:
             platforms = (os.environ.get("JAX_PLATFORMS") or "cpu").split(",")
             stablehlo.export(artifact.model, artifact.params, size, platforms, made["stablehlo"])

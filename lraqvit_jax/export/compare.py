@@ -136,7 +136,10 @@ def of_file(
     outputs = [name for group in names.values() for name in group]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    values = dict(zip(outputs, session.run(outputs, {"images": np.asarray(images)}), strict=True))
+    if session.get_inputs()[0].type != "tensor(float)":
+        raise UserError("The ONNX file reads pixels, and layers are compared on normalized images; export it without.")
+    runs = zip(outputs, session.run(outputs, {"images": np.asarray(images)}), strict=True)
+    values = {name: value.reshape(-1, value.shape[-1]) for name, value in runs}
     inputs = {path: values[first] for path, (first, *_) in names.items()}
     return inputs, {path: np.concatenate([values[one] for one in rest], -1) for path, (_, *rest) in names.items()}
 

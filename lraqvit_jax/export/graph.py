@@ -6,7 +6,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from lraqvit_jax.quant import qarray
 from lraqvit_jax.weights import artifacts
+
+BLOCK = 32
+"""Inputs that share a scale of a kernel of int4 in a float model."""
 
 
 class Graph:
@@ -21,13 +25,21 @@ class Graph:
         plan: of the artefact.
         layers: the linear layers, as the plan leaves them, by path.
         orders: see `export.onnx.orders`.
+        weights: see `export.onnx.export`.
+        images: the value of the normalized images.
     """
 
     def __init__(
-        self, artifact: artifacts.Artifact, target: str, opset: int, exact: bool, orders: Mapping[str, np.ndarray]
+        self,
+        artifact: artifacts.Artifact,
+        target: str,
+        opset: int,
+        exact: bool,
+        orders: Mapping[str, np.ndarray],
+        weights: str = "float32",
     ) -> None:
         self.target, self.opset, self.flat = target, opset, target != "qdq"
-        self.exact, self.orders = exact, orders
+        self.exact, self.orders, self.weights, self.images = exact, orders, weights, "images"
         self.params, self.plan = artifacts.host(artifact.params), artifact.plan
         self.layers = {info.path: info for info in artifact.spec.layers}
         self.nodes, self.constants = list[Any](), dict[str, Any]()
@@ -74,6 +86,20 @@ class Graph:
                 tensor = numpy_helper.from_array(np.asarray(value, order="C"), key)
             self.constants[key] = tensor
         return key
+
+    def kernel(self, value: Any, name: str) -> str:
+        """The kernel (m, n) of a float product, stored as `weights` says."""
+        value = np.asarray(value, np.float32)
+        if self.weights in ("int8", "int4"):
+            bits, group = (8, 0) if self.weights == "int8" else (4, BLOCK)
+            array = qarray.quantize_kernel(value, bits, group)
+            stored = self.constant(array.unpack(), name, TensorProto.INT4 if bits == 4 else 0)
+            fields = {"axis": 0, "block_size": group} if group else {"axis": 1}
+            return self.add("DequantizeLinear", stored, self.constant(array.scale, f"{name}_scale"), **fields)
+        if self.weights == "float32":
+            return self.constant(value, name)
+        stored = self.constant(value.astype(self.weights), name)
+        return self.add("Cast", stored, to=TensorProto.FLOAT)
 
     def shape(self, x: str, *sides: int) -> str:
         return self.add("Reshape", x, self.constant(np.asarray(sides, np.int64)))

@@ -94,13 +94,13 @@ def _float(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, gamm
     factor = np.float32(1) if gamma is None else gamma
     m = graph.layers[path].features_in
     if layer.rank:
-        first = graph.constant(np.asarray(weights["u"], np.float32), "u")
+        first = graph.kernel(weights["u"], "u")
         x = graph.add("MatMul", x, basis.spread(graph, first, weights, m) if layer.basis == "input" else first)
     if layer.basis in LATER:
-        others = graph.add("MatMul", x, graph.constant(np.asarray(weights["v"], np.float32), "v"))
+        others = graph.add("MatMul", x, graph.kernel(weights["v"], "v"))
         return basis.joined(graph, x, others, layer, weights, gamma, parts, sum(weights["v"].shape))
     if layer.basis and not layer.rank:
-        stored = graph.constant(np.asarray(weights["kernel"], np.float32), "kernel")
+        stored = graph.kernel(weights["kernel"], "kernel")
         return [graph.add("MatMul", x, basis.spread(graph, stored, weights, m))]
     name = "v" if layer.rank else "kernel"
     kernels = np.split(np.asarray(weights[name], np.float32) * factor, parts, 1)
@@ -109,7 +109,7 @@ def _float(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, gamm
     for index, kernel in enumerate(kernels):
         end = f"_{OUTPUTS[index]}" if parts > 1 else ""
         added = [graph.constant(biases[index], f"bias{end}")] if biases else []
-        stored = graph.constant(kernel, name + end)
+        stored = graph.kernel(kernel, name + end)
         if added and not graph.flat:
             outputs.append(graph.add("Add", graph.add("MatMul", x, stored), *added))
         else:

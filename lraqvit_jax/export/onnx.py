@@ -12,7 +12,13 @@ A kernel below 7 bits is stored in int4, where it has 4, and becomes int8 as the
 
 Integers of the target. `avx2` is right on every machine: ONNX Runtime's kernels for AVX2 add two products of uint8 and
 int8 in 16 bits, which hold them up to 7 bits of weights, or of activations; wider kernels are stored as uint8, whose
-sums are exact and take a third longer. `vnni` and `arm` have exact dot products of uint8 and int8.
+sums are exact and take a third longer. `vnni` and `arm` have exact dot products of uint8 and int8. `auto` is whichever
+this machine has.
+
+`qdq` is for runtimes that look for integers in a float graph, such as OpenVINO, TensorRT and QNN: a QuantizeLinear and
+a DequantizeLinear in front of each MatMul, of int8, and one behind each kernel. Tokens lie in three dimensions, query,
+key and value are one product, and Attention is spelled out. ONNX Runtime has integer kernels for it too, a little
+slower; without VNNI these saturate where a kernel has more than 7 bits.
 """
 
 import json
@@ -28,24 +34,32 @@ from onnx import TensorProto, helper
 from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.base.version import VERSION
-from lraqvit_jax.export import operators
+from lraqvit_jax.data.preprocess import Preprocess
+from lraqvit_jax.export import operators, targets
 from lraqvit_jax.export.contract import contract
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
 from lraqvit_jax.models import swin, vit
-from lraqvit_jax.options.export import TARGETS
-from lraqvit_jax.plan.records import HEAD_PARTS, Plan
+from lraqvit_jax.options.export import INPUTS, OPSETS, WEIGHTS
+from lraqvit_jax.plan.records import HEAD_PARTS, LayerPlan, Plan
 from lraqvit_jax.weights import artifacts
 
 FIRST = ("token", "first")
 """What pools nothing but tokens that come first."""
-OPSET, QDQ_OPSET = 23, 20
+OPSET, QDQ_OPSET, BLOCKS = 23, 20, 21
 """Of the standard operators: Attention needs 23; ONNX Runtime 1.23 lacks the QuantizeLinear of 23, 1.24 has all. No
-other domain is used."""
+other domain is used. Of qdq: Gelu needs 20, and TensorRT 10 reads no more. int4, and scales of groups, need 21."""
 
 
 def export(
-    artifact: artifacts.Artifact, path: pathlib.Path, target: str = "avx2", exact: bool = False, opset: int = 0
+    artifact: artifacts.Artifact,
+    path: pathlib.Path,
+    target: str = "avx2",
+    exact: bool = False,
+    *,
+    opset: int = 0,
+    images: str = "float32",
+    weights: str = "float32",
 ) -> onnx.ModelProto:
     """Writes an artefact of any form; the branch of a reparam layer is merged into its pair.
 
@@ -57,28 +71,38 @@ def export(
             Without it activations of 8 bits saturate at -128, which those with a dynamic scale, neither clipped nor
             asymmetric, never reach; and a runtime is free to round the rows of a product in groups once more, as their
             kernels have it.
+        opset: of the standard operators, one of OPSETS; 0 is what the target needs. The version of the file's format
+            follows from it.
+        images: "float32", normalized, or "uint8", pixels, which the file normalizes.
+        weights: how the kernels of a float model are stored, one of WEIGHTS. All are multiplied as float32: "float16"
+            and "bfloat16" halve the file; "int8" has a scale for each output, "int4" one for BLOCK inputs of each.
 
     Raises:
-        UserError: no such target; products of attention on integers, which have no kernels worth having.
+        UserError: no such target, opset, type of images or of weights; what such a file cannot have of the plan.
     """
-    if target not in TARGETS:
-        raise UserError(f"There is no ONNX target {target!r}; {nearest(target, TARGETS)}")
-    if reason := obstacle(artifact.plan):
+    target = targets.resolved(target)
+    for name, value, choices in (("opset", opset, OPSETS), ("images", images, INPUTS), ("weights", weights, WEIGHTS)):
+        if value not in choices:
+            raise UserError(f"{name} is {value!r}; {nearest(str(value), map(str, choices))}")
+    if reason := obstacle(artifact.plan, target, opset, weights):
         raise UserError(f"{artifact.name} {reason}")
-    meta, size = artifact.meta, artifact.preprocess.size
-    opset = opset or (QDQ_OPSET if target == "qdq" else OPSET)
-    graph = Graph(artifact, target, opset, exact, orders(artifact.model))
+    meta, size, opset = artifact.meta, artifact.preprocess.size, opset or _opset(target, weights)
+    graph = Graph(artifact, target, opset, exact, orders(artifact.model), weights)
+    graph.at("images")
+    graph.images = _normalized(graph, artifact.preprocess) if images == "uint8" else "images"
     logits = (_swin if _is_swin(artifact.model) else _vit)(graph, artifact.model)
     graph.at("")
-    said = contract(artifact)
+    said = contract(artifact, images)
     output = said["output"]
     graph.nodes.append(helper.make_node("Identity", [logits], [output["name"]], name=output["name"]))
-    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", size, size, 3])
+    kind = TensorProto.UINT8 if images == "uint8" else TensorProto.FLOAT
+    image = helper.make_tensor_value_info("images", kind, ["batch", size, size, 3])
     answer = helper.make_tensor_value_info(output["name"], TensorProto.FLOAT, output["shape"])
+    opsets = [helper.make_opsetid("", opset)]
     made = helper.make_model(
         helper.make_graph(graph.nodes, meta["model"], [image], [answer], list(graph.constants.values())),
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", opset)]),
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="lraqvit_jax",
         producer_version=VERSION,
     )
@@ -91,23 +115,70 @@ def export(
     return made
 
 
-def obstacle(plan: Plan) -> str:
-    """Why a model of this plan cannot be written, as the rest of a sentence; "" if it can."""
-    odd = next((path for path, layer in plan.items() if layer.attention != "float"), "")
-    if not odd:
+def _opset(target: str, weights: str) -> int:
+    """What the target needs, where no other is asked for."""
+    if target != "qdq":
+        return OPSET
+    return BLOCKS if weights == "int4" else QDQ_OPSET
+
+
+def obstacle(plan: Plan, target: str = "avx2", opset: int = 0, weights: str = "float32") -> str:
+    """Why a model of this plan cannot be written for this target, as the rest of a sentence; "" if it can."""
+    if weights == "int4" and 0 < opset < BLOCKS:
+        return f"cannot have weights of int4 in opset {opset}; take onnx_opset={BLOCKS}, or 0."
+    reasons = (_layer_obstacle(path, layer, target, opset) for path, layer in plan.items())
+    if reason := next(filter(None, reasons), ""):
+        return reason
+    quantized = next((path for path, layer in plan.items() if layer.form == "quantized"), "")
+    if weights != "float32" and quantized:
+        return f"is quantized in {quantized} already; take onnx_weights='float32', or export its float model."
+    return ""
+
+
+def _layer_obstacle(path: str, layer: LayerPlan, target: str, opset: int) -> str:
+    if layer.attention != "float":
+        return (
+            f"has {layer.attention} attention products in {path}, which ONNX runtimes have no kernels for; use its "
+            "StableHLO file, or quantize with attention='float'."
+        )
+    if layer.form != "quantized":
         return ""
-    return (
-        f"has {plan[odd].attention} attention products in {odd}, which ONNX runtimes have no kernels for; use its "
-        "StableHLO file, or quantize with attention='float'."
-    )
+    blocks = f"kernels in groups of {layer.group}" if layer.group else ""
+    if target == "qdq" and (blocks or layer.granularity != "per_tensor"):
+        return (
+            f"has {blocks or layer.granularity + ' scales'} in {path}, which QuantizeLinear around MatMul cannot say; "
+            "quantize with 'static', or choose another target."
+        )
+    narrow = "kernels of 4 bits" if layer.kernel_bits == 4 and target != "qdq" else ""
+    if 0 < opset < BLOCKS and (blocks or narrow):
+        return f"has {blocks or narrow} in {path}, which opset {opset} lacks; take onnx_opset={BLOCKS}, or 0."
+    return ""
+
+
+def _normalized(graph: Graph, preprocess: Preprocess) -> str:
+    """Pixels of uint8 as the model reads them."""
+    mean, std = (np.asarray(one, np.float64) for one in (preprocess.mean, preprocess.std))
+    values = graph.scaled(graph.add("Cast", "images", to=TensorProto.FLOAT), 1 / (255 * std))
+    return graph.add("Add", values, graph.constant(np.asarray(-mean / std, np.float32)))
 
 
 def load(path: pathlib.Path) -> Any:
-    """Reads a file back, into ONNX Runtime on the CPU, as a function from images to logits."""
+    """Reads a file back, into ONNX Runtime on the CPU, as a function from normalized images to logits, whatever the
+    file reads."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": np.asarray(images)})[0]
+    (read,) = session.get_inputs()
+    if read.type != "tensor(uint8)":
+        return lambda images: session.run(None, {"images": np.asarray(images)})[0]
+    preprocess = json.loads(session.get_modelmeta().custom_metadata_map["preprocess"])
+    mean, std = (np.asarray(preprocess[name], np.float32) for name in ("mean", "std"))
+
+    def run(images: Any) -> Any:
+        pixels = np.rint((np.asarray(images) * std + mean) * 255).clip(0, 255)
+        return session.run(None, {"images": pixels.astype(np.uint8)})[0]
+
+    return run
 
 
 def orders(model: Any) -> dict[str, Int[np.ndarray, " rows"]]:
@@ -270,7 +341,7 @@ def _swin(graph: Graph, model: Any) -> str:
 
 def _patches(graph: Graph, size: int, patch: int) -> str:
     graph.at("patch_embed")
-    side, images = size // patch, "images"
+    side, images = size // patch, graph.images
     if size % patch:
         ends = ([0, 0], [side * patch] * 2, [1, 2])
         images = graph.add("Slice", images, *(graph.constant(np.asarray(one, np.int64)) for one in ends))

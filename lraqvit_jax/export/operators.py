@@ -1,6 +1,7 @@
 """Operators that older opsets lack, spelled out: Attention (23), Gelu (20), the axes of a mean as an input (18)."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -37,11 +38,10 @@ def attention(
     """
     wide, out = widths
     if graph.opset >= ATTENTION:
-        fields = {"q_num_heads": heads, "kv_num_heads": heads}
-        usual = math.isclose(scale, (wide // heads) ** -0.5)
-        return graph.add(
-            "Attention", *parts, *([bias] if bias else []), **fields, **({} if usual else {"scale": scale})
-        )
+        fields: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads}
+        if not math.isclose(scale, (wide // heads) ** -0.5):
+            fields["scale"] = scale
+        return graph.add("Attention", *parts, *([bias] if bias else []), **fields)
     query, key, value = parts
     query, key, value = (
         graph.transpose(graph.shape(part, -1, count, heads, width // heads), *axes)

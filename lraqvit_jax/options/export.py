@@ -4,8 +4,13 @@ import dataclasses
 
 from lraqvit_jax.options.records import option
 
-TARGETS = ("avx2", "vnni", "arm", "qdq")
-"""Processors whose integer kernels an ONNX file suits; see `export.onnx`."""
+TARGETS = ("avx2", "vnni", "arm", "qdq", "auto")
+"""Processors whose integer kernels an ONNX file suits; `qdq` for other runtimes; `auto` is this machine's processor.
+See `export.onnx`."""
+OPSETS = (0, 17, 18, 19, 20, 21, 22, 23)
+INPUTS = ("float32", "uint8")
+WEIGHTS = ("float32", "float16", "bfloat16", "int8", "int4")
+"""How an ONNX file stores the kernels of a float model; see `export.onnx.export`."""
 LAYOUTS = ("factors", "expanded")
 """What a safetensors file holds: the layers as they are, or timm's, multiplied out; see `export.safetensors`."""
 
@@ -17,4 +22,7 @@ class ExportOptions:
     artifacts: tuple[str, ...] = ("rb_lra_kd", "int8_wads")
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")  # of the StableHLO files
     onnx_target: str = option("avx2", choices=TARGETS)  # avx2 is right everywhere
+    onnx_opset: int = option(0, choices=OPSETS)  # 0 is 20 of qdq, of others 23; older ones are for older runtimes
+    onnx_input: str = option("float32", choices=INPUTS)  # uint8: pixels, normalized by the file
+    onnx_weights: str = option("float32", choices=WEIGHTS)  # of float models alone
     safetensors: str = option("factors", choices=LAYOUTS)  # expanded: what timm loads; float models alone

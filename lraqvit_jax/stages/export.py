@@ -20,7 +20,7 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.devices import processes
 from lraqvit_jax.export import card as model_card
-from lraqvit_jax.export import onnx, safetensors, stablehlo
+from lraqvit_jax.export import onnx, safetensors, stablehlo, targets
 from lraqvit_jax.export.contract import contract
 from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
@@ -31,6 +31,8 @@ IMAGES, LABELLED, BATCH = 200, 1000, 10
 """Images of the calibration that outputs are compared on, labelled ones that answers are counted on at most, and how
 many of those at once."""
 SUFFIXES = ("stablehlo", "onnx", "safetensors")
+BEFORE = {"onnx_opset": 0, "onnx_input": "float32", "onnx_weights": "float32"}
+"""What files are as whose NAME.json does not say it."""
 MEND = "delete it to have the artefact exported anew"
 
 
@@ -42,6 +44,9 @@ def run(ws: Workspace) -> None:
         UserError: an artefact that is not there, or platforms on which no file can be checked.
     """
     stablehlo.check(ws.config.export.platforms)
+    asked = ws.config.export.onnx_target
+    if (target := targets.resolved(asked)) != asked:
+        console.say(f"export.onnx_target is {asked!r}: {target!r} for this machine's processor")
     folder = ws.directory / "export"
     for name in names(ws):
         if not ws.has(name):
@@ -85,7 +90,10 @@ def _asked(ws: Workspace, name: str) -> dict[str, Any]:
     options = ws.config.export
     return {
         "platforms": list(options.platforms),
-        "onnx_target": options.onnx_target,
+        "onnx_target": targets.resolved(options.onnx_target),
+        "onnx_opset": options.onnx_opset,
+        "onnx_input": options.onnx_input,
+        "onnx_weights": options.onnx_weights,
         "safetensors": options.safetensors,
         "class_names": ws.class_names,
         "fingerprint": ws.fingerprint(name),
@@ -97,7 +105,7 @@ def _is_current(ws: Workspace, name: str, card: pathlib.Path) -> bool:
     if not card.exists():
         return False
     written = files.json_object(card, MEND)
-    return all(written.get(field) == value for field, value in _asked(ws, name).items())
+    return all(written.get(field, BEFORE.get(field)) == value for field, value in _asked(ws, name).items())
 
 
 def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
@@ -133,9 +141,11 @@ def _checked(ws: Workspace, artifact: Artifact, paths: Mapping[str, pathlib.Path
     }
     counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix == "onnx"}
     top1, labelled = _top1(ws, artifact, counted)
+    pixels = ws.config.export.onnx_input
     return {
         "name": artifact.name,
         **contract(artifact),
+        **({"onnx_contract": contract(artifact, pixels)} if pixels != "float32" else {}),
         **_asked(ws, artifact.name),
         "bytes": {suffix: path.stat().st_size for suffix, path in paths.items()},
         "checked_images": len(images),
@@ -150,7 +160,9 @@ def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dic
     options, name = ws.config.export, artifact.name
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in SUFFIXES}
     obstacles = {
-        "onnx": onnx.obstacle(artifact.plan),
+        "onnx": onnx.obstacle(
+            artifact.plan, options.onnx_target, options.onnx_opset, _weights(artifact, options.onnx_weights)
+        ),
         "safetensors": safetensors.obstacle(artifact.plan, options.safetensors),
     }
     for suffix, reason in obstacles.items():
@@ -161,12 +173,24 @@ def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dic
         "stablehlo": functools.partial(
             stablehlo.export, artifact.model, artifact.params, artifact.preprocess.size, options.platforms
         ),
-        "onnx": functools.partial(onnx.export, artifact, target=options.onnx_target),
+        "onnx": functools.partial(
+            onnx.export,
+            artifact,
+            target=options.onnx_target,
+            opset=options.onnx_opset,
+            images=options.onnx_input,
+            weights=_weights(artifact, options.onnx_weights),
+        ),
         "safetensors": functools.partial(safetensors.save, artifact, layout=options.safetensors),
     }
     for suffix, path in progress(paths.items(), f"export {name}", "file"):
         writes[suffix](path)
     return paths
+
+
+def _weights(artifact: Artifact, weights: str) -> str:
+    """How the ONNX file stores the kernels of a float model; those of an integer model are what they are."""
+    return "float32" if any(layer.form == "quantized" for layer in artifact.plan.values()) else weights
 
 
 def _calibration_images(ws: Workspace) -> Float[np.ndarray, "images size size 3"]:
