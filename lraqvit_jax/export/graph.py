@@ -126,7 +126,7 @@ class Graph:
     def batch(self, *sides: int) -> str:
         """The shape (images, *sides)."""
         if sides not in self._once:
-            shape = self.add("Shape", "images", start=0, end=1)
+            shape = self.add("Shape", self.images, start=0, end=1)
             if sides:
                 shape = self.add("Concat", shape, self.constant(np.asarray(sides, np.int64)), axis=0)
             self._once[sides] = shape

@@ -139,6 +139,8 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
         products = whole.columns(parts if ending and not joins and graph.flat else 1)
         if not graph.flat:
             outputs = _split(graph, _qdq(graph, x, products, layer), parts if ending and not joins else 1)
+            if not ending and layer.basis in LATER:  # Read twice, of which once by QuantizeLinear, a MatMul of ONNX
+                outputs = [graph.shape(outputs[0], 0, 0, -1)]  # Runtime is of floats; a Reshape, which is free, is not.
         elif layer.group:
             outputs = _grouped(graph, x, products, layer, part)
         elif layer.granularity == "per_tensor":
