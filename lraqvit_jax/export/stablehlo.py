@@ -47,7 +47,7 @@ def export(
     run = jax.jit(lambda images: apply({"params": constants}, images))
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
-    with _without_locations():
+    with without_locations():
         exported = jax.export.export(run, platforms=tuple(platforms))(images)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, bytes(exported.serialize()))
@@ -55,7 +55,7 @@ def export(
 
 
 @contextlib.contextmanager
-def _without_locations() -> Iterator[None]:
+def without_locations() -> Iterator[None]:
     """Leaves out of the file where in this machine's files each operation was written."""
     field = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, field)

@@ -53,7 +53,9 @@ def quantized_product(
         inputs: which of x each head multiplies, where the kernel has k rows and its columns are those of the heads, one
             head after another; None is all.
     """
-    if grid.scale is None:
+    if grid.scale is None and arithmetic == "unrounded":
+        grid = grid._replace(scale=jnp.ones(()))
+    elif grid.scale is None:
         x, grid = _dynamic(x, grid, layer)
     scale, center, smooth = jnp.asarray(grid.scale), grid.center, grid.smooth
     step, middle = (one if one is None or smooth is None else one * smooth for one in (scale, center))

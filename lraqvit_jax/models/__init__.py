@@ -163,7 +163,7 @@ def create(
         image_size: side of the square input in pixels.
         plan: form of each linear layer; None is all dense.
         dtype: "float32" or "bfloat16", of the float products.
-        arithmetic: "integer" or "fake", of the quantized layers.
+        arithmetic: "integer", "fake" or "unrounded", of the quantized layers.
 
     Raises:
         UserError: the variant is unknown, or the image size does not fit its patches.

@@ -45,7 +45,8 @@ class LinearOptions:
         plan: pairs of layer path and `LayerPlan`, sorted (a tuple, so that models can be hashed and compared).
         dtype: of the float products; parameters stay float32.
         arithmetic: "integer" multiplies int8 by int8 into int32; "fake" is its differentiable float twin; "train"
-            holds float kernels and rounds them at every step.
+            holds float kernels and rounds them at every step; "unrounded" divides activations by their static scales
+            and leaves the rounding to the runtime of an exported file (`export.litert`).
         remat: "block" computes each encoder block again, from its input, in the backward pass; "none" keeps all.
     """
 

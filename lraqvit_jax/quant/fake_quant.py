@@ -23,9 +23,17 @@ def fake_codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8
     return round_ste(jnp.clip(x.astype(jnp.float32) * (1 / scale), -limit, limit))
 
 
+def unrounded_codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:
+    """`x / scale`, neither rounded nor clipped: for a file whose runtime does both. The barrier keeps its converter from
+    multiplying the kernel by the scale instead."""
+    del bits
+    return jax.lax.optimization_barrier(x.astype(jnp.float32) * (1 / scale))
+
+
 def codes_of(arithmetic: str) -> Callable[..., Float[Array, "..."]]:
-    """What rounds activations to the grid: `qarray.codes` on integers, else its differentiable twin `fake_codes`."""
-    return qarray.codes if arithmetic == "integer" else fake_codes
+    """What rounds activations to the grid: `qarray.codes` on integers, else its differentiable twin `fake_codes`, or,
+    where nothing here is to round them, `unrounded_codes`."""
+    return {"integer": qarray.codes, "unrounded": unrounded_codes}.get(arithmetic, fake_codes)
 
 
 def fake_quant(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:
