@@ -164,6 +164,29 @@ class Model(artifacts.Artifact):
         return path
 
     @precision.usual()
+    def export_litert(
+        self, path: str | os.PathLike, variant: str = "float32", images: Images | None = None
+    ) -> pathlib.Path:
+        """Writes a .tflite file for LiteRT; needs requirements-litert.txt.
+
+        Args:
+            path: of the file.
+            variant: "float32", "float16", "weight_only", "dynamic", "static" or "integer"; see `export.litert`.
+            images: on which a static file calibrates its outputs; 32 are enough.
+
+        Raises:
+            UserError: as `export.litert.export`, and for images that cannot be read.
+        """
+        from lraqvit_jax.export import litert
+
+        path = files.locate_file(path, "model.tflite")
+        ready = None
+        if images is not None:
+            ready = np.stack([self._prepared(item, index) for index, item in enumerate(memory.items(images))])
+        litert.export(self, path, variant, ready)
+        return path
+
+    @precision.usual()
     def save(self, directory: str | os.PathLike) -> pathlib.Path:
         """Writes the artefact into a new directory, which `load` reads; UserError where there is something already."""
         path = files.locate(directory).absolute()

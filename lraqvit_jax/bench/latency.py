@@ -32,7 +32,7 @@ from lraqvit_jax.bench import _random
 from lraqvit_jax.bench._process import Process, RuntimeFailedError
 from lraqvit_jax.bench._worker import give_back
 from lraqvit_jax.config import Config
-from lraqvit_jax.export import onnx, safetensors, stablehlo
+from lraqvit_jax.export import litert, onnx, safetensors, stablehlo
 from lraqvit_jax.options.bench import LatencyOptions
 from lraqvit_jax.report import figures
 from lraqvit_jax.run import opening
@@ -109,7 +109,7 @@ def _installed(options: LatencyOptions) -> list[str]:
 
 def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, Row]:
     """By model: its file for each suffix, what a job says of it, and its logits in JAX for one image."""
-    suffixes, rows = {runtimes.module(name).SUFFIX for name in names}, {}
+    suffixes, rows = {runtimes.suffix(name) for name in names}, {}
     for index, name in enumerate(progress(ws.config.latency.models, "files", "model")):
         artifact = _random.load(ws, name)
         size, model = artifact.preprocess.size, artifact.meta["model"]
@@ -127,6 +127,13 @@ def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, R
             safetensors.save(artifact, made["safetensors"])
         family, fields = models.architecture(model, size)
         images = np.random.default_rng(0).standard_normal((1, size, size, 3), np.float32)
+        for suffix in [one for one in made if one.endswith("tflite")]:
+            variant = suffix.removesuffix("tflite").rstrip(".") or litert.usual(artifact.plan)
+            if reason := litert.obstacle(artifact.plan, variant) or litert.missing():
+                print(f"no LiteRT file {variant}: {name} {reason}", flush=True)
+                del made[suffix]
+            else:
+                litert.export(artifact, made[suffix], variant, images)
         logits = np.asarray(jax.jit(artifact.model.apply)({"params": artifact.params}, images))[0]
         del artifact
         jax.clear_caches()
@@ -137,7 +144,7 @@ def _write(ws: Workspace, folder: pathlib.Path, names: list[str]) -> dict[str, R
 
 def _measure(files: Mapping[str, Row], names: list[str], threads: int, batch: int, rounds: int) -> list[Row]:
     """A row for every model that a runtime can run: memory, load time, and what every round took."""
-    suffixes = {name: runtimes.module(name).SUFFIX for name in names}
+    suffixes = {name: runtimes.suffix(name) for name in names}
     keys = [(name, model) for name in names for model in files if suffixes[name] in files[model]["files"]]
     processes: dict[Key, Process] = {}
     rows: dict[Key, Row] = {}

@@ -83,6 +83,14 @@ def obstacle(plan: Plan, variant: str) -> str:
     return f"has {reason} in {path}, which a LiteRT file of that kind cannot hold; take 'integer'." if path else ""
 
 
+def usual(plan: Plan) -> str:
+    """The variant that computes what the plan says, as far as LiteRT's kernels do."""
+    scales = {layer.granularity for layer in plan.values() if layer.form == "quantized"}
+    if not scales:
+        return "float32"
+    return "dynamic" if "per_token_dynamic" in scales else "static"
+
+
 def _odd(layer: LayerPlan, variant: str) -> str:
     if layer.attention != "float":
         return f"{layer.attention} attention products"
@@ -321,11 +329,15 @@ def _products(made: bytes) -> list[tuple[str, str]]:
 
 
 def _with_metadata(made: bytes, said: dict[str, Any]) -> bytes:
-    """The file with one entry more in its metadata."""
+    """The file with one entry more in its metadata. Arrays that the quantizer has put behind the flatbuffer are in it
+    again, where every runtime finds them."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     model, buffer, entry = schema.ModelT.InitFromPackedBuf(made), schema.BufferT(), schema.MetadataT()
+    for outside in (one for one in model.buffers if one.offset > 1):
+        outside.data = np.frombuffer(made, np.uint8, outside.size, outside.offset)
+        outside.offset = outside.size = 0
     buffer.data = np.frombuffer(json.dumps(said).encode(), np.uint8)
     entry.name, entry.buffer = METADATA, len(model.buffers)
     model.buffers.append(buffer)

@@ -13,6 +13,8 @@ WEIGHTS = ("float32", "float16", "bfloat16", "int8", "int4")
 """How an ONNX file stores the kernels of a float model; see `export.onnx.export`."""
 LAYOUTS = ("factors", "expanded")
 """What a safetensors file holds: the layers as they are, or timm's, multiplied out; see `export.safetensors`."""
+MLIR = ("bytecode", "text")
+"""StableHLO modules for one image, NAME.mlirbc and NAME.mlir; see `export.stablehlo`."""
 LITERT = ("float32", "float16", "weight_only", "dynamic", "static", "integer")
 """Kinds of LiteRT files; see `export.litert`."""
 
@@ -28,5 +30,6 @@ class ExportOptions:
     onnx_input: str = option("float32", choices=INPUTS)  # uint8: pixels, normalized by the file
     onnx_weights: str = option("float32", choices=WEIGHTS)  # of float models alone
     safetensors: str = option("factors", choices=LAYOUTS)  # expanded: what timm loads; float models alone
+    mlir: tuple[str, ...] = option((), choices=MLIR)  # bytecode is what lasts for years
     # LiteRT (.tflite) files, any of LITERT, such as ('float16','dynamic'); they need requirements-litert.txt.
     litert: tuple[str, ...] = option((), choices=LITERT)

@@ -24,8 +24,8 @@ def fake_codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8
 
 
 def unrounded_codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> Float[Array, "..."]:
-    """`x / scale`, neither rounded nor clipped: for a file whose runtime does both. The barrier keeps its converter from
-    multiplying the kernel by the scale instead."""
+    """`x / scale`, neither rounded nor clipped: for a file whose runtime does both. The barrier keeps the
+    file's converter from multiplying the kernel by the scale instead."""
     del bits
     return jax.lax.optimization_barrier(x.astype(jnp.float32) * (1 / scale))
 

@@ -1,7 +1,8 @@
 """Runtimes that exported files are timed in by `bench latency`, found by name. A module here offers
 
     PACKAGE   what pip installs, and with "_" for "-" what is imported
-    SUFFIX    of the file that it reads: "onnx", "stablehlo" or "safetensors"
+    SUFFIX    of the file that it reads: "onnx", "stablehlo", "safetensors" or "tflite"
+    suffix(options), where its options say which file, -> such as "dynamic.tflite"
     load(path, job) -> function from images (batch, size, size, 3) float32 to logits (batch, classes)
 
 and imports its runtime in `load` alone: so that a module can be asked for the first two where nothing is installed, and
@@ -51,6 +52,12 @@ def module(name: str) -> Any:
     if runtime not in runtimes:
         raise UserError(f"There is no runtime {runtime!r}; {nearest(runtime, runtimes)}")
     return importlib.import_module(f"{__name__}.{runtime}")
+
+
+def suffix(name: str) -> str:
+    """Of the file that a runtime reads, with its options."""
+    runtime = module(name)
+    return runtime.suffix(split(name)[1]) if hasattr(runtime, "suffix") else runtime.SUFFIX
 
 
 def imported(name: str) -> str:

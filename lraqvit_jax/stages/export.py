@@ -1,4 +1,5 @@
-"""Stage export: StableHLO and ONNX files, each compared with its model on real images, and safetensors for PyTorch.
+"""Stage export: StableHLO, ONNX and LiteRT files, each compared with its model on real images, and safetensors for
+PyTorch.
 
 Writes `export/`.
 """
@@ -20,8 +21,9 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data import pipeline
 from lraqvit_jax.devices import processes
 from lraqvit_jax.export import card as model_card
-from lraqvit_jax.export import onnx, safetensors, stablehlo, targets
+from lraqvit_jax.export import litert, onnx, safetensors, stablehlo, targets
 from lraqvit_jax.export.contract import contract
+from lraqvit_jax.options.export import LITERT
 from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
@@ -30,8 +32,11 @@ from lraqvit_jax.weights.artifacts import Artifact
 IMAGES, LABELLED, BATCH = 200, 1000, 10
 """Images of the calibration that outputs are compared on, labelled ones that answers are counted on at most, and how
 many of those at once."""
-SUFFIXES = ("stablehlo", "onnx", "safetensors")
-BEFORE = {"onnx_opset": 0, "onnx_input": "float32", "onnx_weights": "float32"}
+MLIR_SUFFIXES = {"bytecode": "mlirbc", "text": "mlir"}
+LITERT_SUFFIXES = {variant: f"{variant}.tflite" for variant in LITERT}
+SUFFIXES = ("stablehlo", "onnx", "safetensors", *MLIR_SUFFIXES.values(), *LITERT_SUFFIXES.values())
+Images = Float[np.ndarray, "images size size 3"]
+BEFORE = {"onnx_opset": 0, "onnx_input": "float32", "onnx_weights": "float32", "mlir": [], "litert": []}
 """What files are as whose NAME.json does not say it."""
 MEND = "delete it to have the artefact exported anew"
 
@@ -95,6 +100,8 @@ def _asked(ws: Workspace, name: str) -> dict[str, Any]:
         "onnx_input": options.onnx_input,
         "onnx_weights": options.onnx_weights,
         "safetensors": options.safetensors,
+        "mlir": list(options.mlir),
+        "litert": [] if litert.missing() else list(options.litert),
         "class_names": ws.class_names,
         "fingerprint": ws.fingerprint(name),
     }
@@ -117,8 +124,9 @@ def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
     unfinished = folder / f".{artifact.name}{files.UNFINISHED}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    paths = _write_files(ws, artifact, unfinished)
-    card = _checked(ws, artifact, paths)
+    images = _calibration_images(ws)
+    paths = _write_files(ws, artifact, images, unfinished)
+    card = _checked(ws, artifact, images, paths)
     written = folder / f"{artifact.name}.json"
     for path in (written, *(folder / f"{artifact.name}.{suffix}" for suffix in SUFFIXES)):
         path.unlink(missing_ok=True)
@@ -130,16 +138,18 @@ def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
         console.say(_sentence(path, card, suffix))
 
 
-def _checked(ws: Workspace, artifact: Artifact, paths: Mapping[str, pathlib.Path]) -> dict[str, Any]:
+def _checked(ws: Workspace, artifact: Artifact, images: Images, paths: Mapping[str, pathlib.Path]) -> dict[str, Any]:
     """Compares the files with their model; what NAME.json says."""
-    images = _calibration_images(ws)
     model = functools.partial(jax.jit(artifact.model.apply), {"params": artifact.params})
-    loads = {"stablehlo": stablehlo.load, "onnx": onnx.load}
+    loads: dict[str, Callable[[pathlib.Path], Any]] = {"stablehlo": stablehlo.load, "onnx": onnx.load}
+    loads |= dict.fromkeys(MLIR_SUFFIXES.values(), stablehlo.load_module)
+    loads |= dict.fromkeys(LITERT_SUFFIXES.values(), litert.load)
     runs = {suffix: loads[suffix](path) for suffix, path in paths.items() if suffix in loads}
     outputs = {
         name: np.asarray(run(images)) for name, run in progress([*runs.items(), ("model", model)], "compare", "model")
     }
-    counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix == "onnx"}
+    by_itself = {"onnx", *LITERT_SUFFIXES.values()}  # Of other runtimes than JAX's.
+    counted = {"model": model} | {suffix: run for suffix, run in runs.items() if suffix in by_itself}
     top1, labelled = _top1(ws, artifact, counted)
     pixels = ws.config.export.onnx_input
     return {
@@ -148,6 +158,9 @@ def _checked(ws: Workspace, artifact: Artifact, paths: Mapping[str, pathlib.Path
         **({"onnx_contract": contract(artifact, pixels)} if pixels != "float32" else {}),
         **_asked(ws, artifact.name),
         "bytes": {suffix: path.stat().st_size for suffix, path in paths.items()},
+        "stablehlo_version": {
+            suffix: list(stablehlo.version(path)) for suffix, path in paths.items() if suffix == "mlirbc"
+        },
         "checked_images": len(images),
         "parity": {suffix: _parity(outputs[suffix], outputs["model"]) for suffix in runs},
         "labelled_images": labelled,
@@ -155,20 +168,27 @@ def _checked(ws: Workspace, artifact: Artifact, paths: Mapping[str, pathlib.Path
     }
 
 
-def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Every file that can be made of an artefact, by its suffix."""
+def _write_files(ws: Workspace, artifact: Artifact, images: Images, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Every file that is asked for and can be made of an artefact, by its suffix."""
     options, name = ws.config.export, artifact.name
-    paths = {suffix: folder / f"{name}.{suffix}" for suffix in SUFFIXES}
+    modules, variants = [MLIR_SUFFIXES[kind] for kind in options.mlir], dict.fromkeys(options.litert)
+    suffixes = ["stablehlo", "onnx", "safetensors", *modules, *(LITERT_SUFFIXES[one] for one in variants)]
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in suffixes}
     obstacles = {
         "onnx": onnx.obstacle(
             artifact.plan, options.onnx_target, options.onnx_opset, _weights(artifact, options.onnx_weights)
         ),
         "safetensors": safetensors.obstacle(artifact.plan, options.safetensors),
     }
+    for variant in variants:
+        obstacles[LITERT_SUFFIXES[variant]] = litert.obstacle(artifact.plan, variant)
     for suffix, reason in obstacles.items():
         if reason:
             console.say(f"no {paths[suffix].name}: {name} {reason}")
             del paths[suffix]
+    for suffix in LITERT_SUFFIXES.values() if litert.missing() else ():
+        if path := paths.pop(suffix, None):
+            console.say(f"no {path.name}: {litert.missing()}")
     writes: dict[str, Callable[[pathlib.Path], Any]] = {
         "stablehlo": functools.partial(
             stablehlo.export, artifact.model, artifact.params, artifact.preprocess.size, options.platforms
@@ -183,6 +203,10 @@ def _write_files(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> dic
         ),
         "safetensors": functools.partial(safetensors.save, artifact, layout=options.safetensors),
     }
+    module = (artifact.model, artifact.params, artifact.preprocess.size, options.platforms[0])
+    writes |= dict.fromkeys(MLIR_SUFFIXES.values(), functools.partial(stablehlo.export_module, *module))
+    for variant, suffix in LITERT_SUFFIXES.items():
+        writes[suffix] = functools.partial(litert.export, artifact, variant=variant, images=images)
     for suffix, path in progress(paths.items(), f"export {name}", "file"):
         writes[suffix](path)
     return paths
@@ -193,7 +217,7 @@ def _weights(artifact: Artifact, weights: str) -> str:
     return "float32" if any(layer.form == "quantized" for layer in artifact.plan.values()) else weights
 
 
-def _calibration_images(ws: Workspace) -> Float[np.ndarray, "images size size 3"]:
+def _calibration_images(ws: Workspace) -> Images:
     """IMAGES of them at most, prepared."""
     batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))), whole=True)
     return np.concatenate([batch["image"][batch["mask"]] for batch in batches])

@@ -47,11 +47,11 @@ def test_a_runtime_says_what_it_needs_where_it_is_not_installed():
     root = pathlib.Path(__file__).parents[3]
     needed = "".join((root / name).read_text() for name in ("requirements.txt", "requirements-latency.txt"))
     names = [one.name for one in pkgutil.iter_modules(runtimes.__path__) if not one.name.startswith("_")]
-    assert {"onnxruntime", "openvino", "torch", "jax"} <= set(names)
+    assert {"onnxruntime", "openvino", "torch", "jax", "litert"} <= set(names)
     for name in names:
         module = runtimes.module(name)
         assert f"\n{module.PACKAGE}>=" in needed
-        assert module.SUFFIX in ("onnx", "stablehlo", "safetensors")
+        assert module.SUFFIX in ("onnx", "stablehlo", "safetensors", "tflite")
         assert runtimes.imported(name).isidentifier()
     assert runtimes.split("openvino?A=1&B=f32") == ("openvino", {"A": "1", "B": "f32"})
 
