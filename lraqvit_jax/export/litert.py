@@ -26,6 +26,7 @@ import io
 import json
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,12 +76,11 @@ def obstacle(plan: Plan, variant: str) -> str:
         return "is a float model and has no scales of activations; take 'dynamic', or quantize it first."
     if quantized and variant in ("float32", "float16"):
         return f"has integers, as in {next(iter(quantized))}; take 'weight_only', or the float model it was made of."
-    if variant == "integer":
-        odd = next((path for path, layer in quantized.items() if layer.asymmetric), "")
-        return f"has centres of activations in {odd}, which the converter cannot add up; take 'static'." if odd else ""
     refused = ((path, reason) for path, layer in plan.items() if (reason := _odd(layer, variant)))
     path, reason = next(refused, ("", ""))
-    return f"has {reason} in {path}, which a LiteRT file of that kind cannot hold; take 'integer'." if path else ""
+    if not path:
+        return ""
+    return f"has {reason} in {path}, which no LiteRT file of that kind holds; use its ONNX or StableHLO file."
 
 
 def usual(plan: Plan) -> str:
@@ -92,18 +92,21 @@ def usual(plan: Plan) -> str:
 
 
 def _odd(layer: LayerPlan, variant: str) -> str:
-    if layer.attention != "float":
+    """What of a layer the converter, the quantizer or the runtime cannot do."""
+    integer, dynamic = variant == "integer", layer.granularity == "per_token_dynamic"
+    if layer.attention != "float" and not integer:
         return f"{layer.attention} attention products"
     if layer.form != "quantized":
         return ""
-    if layer.kernel_bits != 8 or layer.group:
+    if layer.group or layer.kernel_bits not in ((7, 8) if integer else (8,)):
         return f"kernels of {layer.kernel_bits} bits{' in groups' if layer.group else ''}"
-    if variant != "weight_only" and layer.bits != 8:
+    if integer:
+        return "centres of activations" if layer.asymmetric else ""
+    if variant == "weight_only":
+        return ""
+    if layer.bits != 8:
         return f"activations of {layer.bits} bits"
-    dynamic = layer.granularity == "per_token_dynamic"
-    if variant == "dynamic" and not dynamic:
-        return "static scales"
-    return "dynamic scales" if variant == "static" and dynamic else ""
+    return {("dynamic", False): "static scales", ("static", True): "dynamic scales"}.get((variant, dynamic), "")
 
 
 def export(
@@ -138,9 +141,9 @@ def export(
 
 def load(path: pathlib.Path, threads: int = 1) -> Callable[[Any], np.ndarray]:
     """Reads a file into LiteRT on the CPU, as a function from images (any number) to logits."""
-    from ai_edge_litert.interpreter import Interpreter
-
     with _quiet():
+        from ai_edge_litert.interpreter import Interpreter
+
         interpreter = Interpreter(model_path=str(path), num_threads=threads)
         interpreter.allocate_tensors()
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -279,6 +282,7 @@ def _quantize(made: bytes, artifact: artifacts.Artifact, variant: str, images: A
         return made
     from litert_quantizer import algorithm_manager, qtyping, quantizer
 
+    made = _flat_biases(made) if variant == "static" else made
     work = quantizer.Quantizer(made)
     connected, where = qtyping.TFLOperationName.FULLY_CONNECTED, _scope(artifact)
     if variant == "float16":
@@ -328,10 +332,32 @@ def _products(made: bytes) -> list[tuple[str, str]]:
     ]
 
 
+def _flat_biases(made: bytes) -> bytes:
+    """The file with the biases of its products (n,), where the converter leaves some (1, n): the scales of integer ones
+    go by their first axis."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(made)
+    (graph,) = model.subgraphs
+    for operator in graph.operators:
+        connected = model.operatorCodes[operator.opcodeIndex].builtinCode == schema.BuiltinOperator.FULLY_CONNECTED
+        if connected and len(operator.inputs) > 2 and operator.inputs[2] >= 0:
+            bias = graph.tensors[operator.inputs[2]]
+            bias.shape = np.asarray([np.prod(bias.shape)], np.int32)
+    return _packed(model, len(made))
+
+
+def _packed(model: Any, size: int) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(size)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
 def _with_metadata(made: bytes, said: dict[str, Any]) -> bytes:
     """The file with one entry more in its metadata. Arrays that the quantizer has put behind the flatbuffer are in it
     again, where every runtime finds them."""
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     model, buffer, entry = schema.ModelT.InitFromPackedBuf(made), schema.BufferT(), schema.MetadataT()
@@ -342,13 +368,12 @@ def _with_metadata(made: bytes, said: dict[str, Any]) -> bytes:
     entry.name, entry.buffer = METADATA, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
-    builder = flatbuffers.Builder(len(made))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return _packed(model, len(made))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars of the quantizer."""
-    with contextlib.redirect_stderr(io.StringIO()):
+    """Without the bars of the quantizer, and what it warns of its own calls."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield
