@@ -100,11 +100,9 @@ def _odd(layer: LayerPlan, variant: str) -> str:
         return ""
     if layer.group or layer.kernel_bits not in ((7, 8) if integer else (8,)):
         return f"kernels of {layer.kernel_bits} bits{' in groups' if layer.group else ''}"
-    if integer:
-        return "centres of activations" if layer.asymmetric else ""
-    if variant == "weight_only":
-        return ""
-    if layer.bits != 8:
+    if integer and layer.asymmetric:
+        return "centres of activations"
+    if variant in ("static", "dynamic") and layer.bits != 8:
         return f"activations of {layer.bits} bits"
     return {("dynamic", False): "static scales", ("static", True): "dynamic scales"}.get((variant, dynamic), "")
 
@@ -295,7 +293,7 @@ def _quantize(made: bytes, artifact: artifacts.Artifact, variant: str, images: A
     else:
         add = work.add_weight_only_config if variant == "weight_only" else work.add_dynamic_config
         add(where, connected, num_bits=8)
-    ranges = _ranges(work, made, where, images) if variant == "static" else None
+    ranges = _ranges(made, where, images) if variant == "static" else None
     result = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model or b"")
 
@@ -309,12 +307,25 @@ def _scope(artifact: artifacts.Artifact) -> str:
     return f".*/(?:{'|'.join(patterns)})/.*" if patterns else ".*"
 
 
-def _ranges(work: Any, made: bytes, where: str, images: Any) -> dict[str, Any]:
-    """Ranges of tensors by name: of what a quantized product reads, its grid; of the others, what the images show."""
-    rows = np.asarray(images, np.float32)[:CALIBRATION]
-    ranges = work.calibrate({SIGNATURE: [{"images": row[None]} for row in rows]}, num_threads=1)
-    own = {source for source, target in _products(made) if re.search(where, target)}
-    return ranges | {name: dict(ENDS) for name in own}
+def _ranges(made: bytes, where: str, images: Any) -> dict[str, Any]:
+    """Ranges of tensors by name, of the products that the pattern takes: an input has the model's grid, an output the
+    ends of what it is on the images."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    products = [(source, target) for source, target in _products(made) if re.search(where, target)]
+    interpreter = Interpreter(model_content=made, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    (first,) = interpreter.get_input_details()
+    index = {tensor["name"]: tensor["index"] for tensor in interpreter.get_tensor_details()}
+    ends: dict[str, list[Any]] = {target: [] for _, target in products}
+    for image in np.asarray(images, np.float32)[:CALIBRATION]:
+        interpreter.set_tensor(first["index"], image[None])
+        interpreter.invoke()
+        for name, seen in ends.items():
+            values = interpreter.get_tensor(index[name])
+            seen += [values.min(), values.max()]
+    ranges = {name: {"min": min(seen), "max": max(seen)} for name, seen in ends.items()}
+    return ranges | {source: dict(ENDS) for source, _ in products}
 
 
 def _products(made: bytes) -> list[tuple[str, str]]:

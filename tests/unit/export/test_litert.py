@@ -1,4 +1,4 @@
-"""LiteRT files against the JAX model, and what is refused. Skipped, but for the refusals, without requirements-litert.txt."""
+"""LiteRT files against the JAX model, and what is refused; but for that skipped without requirements-litert.txt."""
 
 import dataclasses
 import importlib.util
@@ -159,7 +159,7 @@ def test_blocks_by_head_and_identity_blocks(name, rng, tmp_path):
 
 @needed
 def test_a_file_says_what_it_is(rng, tmp_path):
-    one, images = artifact(rng, "vit_pico", 8)
+    one, _ = artifact(rng, "vit_pico", 8)
     one = dataclasses.replace(one, meta={**one.meta, "class_names": [f"bird {index}" for index in range(10)]})
     for variant in ("float32", "float16", "dynamic"):
         litert.export(one, tmp_path / "one.tflite", variant)
@@ -173,7 +173,7 @@ def test_a_file_says_what_it_is(rng, tmp_path):
         assert str(tmp_path).encode() not in (tmp_path / "one.tflite").read_bytes()
         assert b"site-packages" not in (tmp_path / "one.tflite").read_bytes()
     (tmp_path / "other.tflite").write_bytes(b"something else")
-    with pytest.raises(UserError, match="other.tflite does not say what it is"):
+    with pytest.raises(UserError, match=r"other\.tflite does not say what it is"):
         litert.metadata(tmp_path / "other.tflite")
 
 
@@ -221,7 +221,7 @@ def test_what_has_no_file_says_why():
         "static",
         "dynamic",
     ]
-    with pytest.raises(UserError, match=r"no LiteRT variant 'int8'; .*'integer'"):
+    with pytest.raises(UserError, match=r"no LiteRT variant 'int8'; .*integer"):
         litert.obstacle(floats, "int8")
 
 
