@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -12,16 +13,18 @@ import jax
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import sklearn.datasets
 from PIL import Image
 
+from lraqvit_jax.export import litert, stablehlo
 from lraqvit_jax.export import onnx as export
-from lraqvit_jax.export import stablehlo
 from tests.unit.export.test_onnx import artifact
 
 ROOT = pathlib.Path(__file__).parents[3]
 PHOTO = pathlib.Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
 ONNXRUNTIME = ("numpy", "PIL", "onnxruntime")
+LITERT = ("numpy", "PIL", "ai_edge_litert", "flatbuffers", "ml_dtypes", "google", "backports")
 JAX = ("numpy", "flatbuffers", "jax", "jaxlib", "ml_dtypes", "opt_einsum", "scipy")
 
 
@@ -63,6 +66,31 @@ def test_classify(rng, tmp_path):
         assert done.stdout.splitlines() == [*want, str(turned), *answers(each, tmp_path / "one.onnx", upright)]
 
 
+def test_classify_runs_stablehlo_with_jax_and_flatbuffers(rng, tmp_path):
+    one, _ = artifact(rng, "vit_pico", 8)
+    (tmp_path / "one.json").write_text(json.dumps({"preprocess": one.preprocess.to_json(), "class_names": None}))
+    stablehlo.export(one.model, one.params, 8, ["cpu"], tmp_path / "one.stablehlo")
+    for name in ("one.mlirbc", "one.mlir"):
+        stablehlo.export_module(one.model, one.params, 8, "cpu", tmp_path / name)
+    export.export(one, tmp_path / "one.onnx")
+    want = [str(PHOTO), *answers(one, tmp_path / "one.onnx", Image.open(PHOTO))]
+    for name in ("one.stablehlo", "one.mlirbc", "one.mlir"):
+        done = alone((*JAX, "PIL"), tmp_path, ROOT / "examples" / "classify.py", tmp_path / name, PHOTO)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == want
+
+
+@pytest.mark.skipif(bool(litert.missing()), reason=litert.missing())
+def test_classify_runs_a_litert_file(rng, tmp_path):
+    one, _ = artifact(rng, "vit_pico", 8)
+    export.export(one, tmp_path / "one.onnx")
+    litert.export(one, tmp_path / "one.tflite")
+    want = [str(PHOTO), *answers(one, tmp_path / "one.onnx", Image.open(PHOTO))]
+    done = alone(LITERT, tmp_path, ROOT / "examples" / "classify.py", tmp_path / "one.tflite", PHOTO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == want
+
+
 def test_mistakes_are_one_sentence(rng, tmp_path):
     one, _ = artifact(rng, "vit_pico", 8)
     made = export.export(one, tmp_path / "one.onnx")
@@ -72,6 +100,7 @@ def test_mistakes_are_one_sentence(rng, tmp_path):
     for arguments, said in [
         ([tmp_path / "one.onnx"], "name a model and a photo"),
         ([tmp_path / "none.onnx", PHOTO], "none.onnx cannot be read as an ONNX model"),
+        ([tmp_path / "one.tflite", PHOTO], "one.tflite needs a package that is not here"),
         ([PHOTO, PHOTO], "china.jpg cannot be read as an ONNX model"),
         ([tmp_path / "other.onnx", PHOTO], "other.onnx does not say how to prepare an image"),
         ([tmp_path / "one.onnx", tmp_path / "one.onnx"], "one.onnx cannot be read as an image"),
