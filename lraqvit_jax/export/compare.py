@@ -137,7 +137,9 @@ def of_file(
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     if session.get_inputs()[0].type != "tensor(float)":
-        raise UserError("The ONNX file reads pixels, and layers are compared on normalized images; export it without.")
+        raise UserError(
+            "The ONNX file reads pixels, and layers are compared on normalized images; export it with images='float32'."
+        )
     runs = zip(outputs, session.run(outputs, {"images": np.asarray(images)}), strict=True)
     values = {name: value.reshape(-1, value.shape[-1]) for name, value in runs}
     inputs = {path: values[first] for path, (first, *_) in names.items()}

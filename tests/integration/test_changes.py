@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 
 from lraqvit_jax.config import parse
+from lraqvit_jax.export import targets
 from lraqvit_jax.run import opening
 from lraqvit_jax.weights import artifacts
 from tests.integration import command
@@ -36,8 +37,13 @@ def test_files_are_exported_again_only_where_what_was_asked_for_changed(made, tm
     before = {path.name: path.stat().st_mtime_ns for path in (made / "export").iterdir()}
     command.digits(made, *FIELDS, CPU, "--stages=export", check=True)
     assert {path.name: path.stat().st_mtime_ns for path in (made / "export").iterdir()} == before
-    command.digits(made, *FIELDS, CPU, "--config.export.onnx_target=vnni", "--stages=export", check=True)
-    assert card(made)["onnx_target"] == "vnni"
+    fields = ("--config.export.onnx_target=auto", "--config.export.onnx_input=uint8", "--config.export.onnx_opset=20")
+    done = command.digits(made, *FIELDS, CPU, *fields, "--stages=export", check=True)
+    target = targets.resolved("auto")
+    assert f"export.onnx_target is 'auto': {target!r}" in done.stdout + done.stderr
+    assert (card(made)["onnx_target"], card(made)["onnx_opset"]) == (target, 20)
+    assert card(made)["onnx_contract"]["input"]["dtype"] == "uint8"
+    assert card(made)["parity"]["onnx"]["max_relative_difference"] < 1e-4
     assert (made / "export" / "lra.stablehlo").stat().st_mtime_ns > before["lra.stablehlo"]
     more = ("--config.export.platforms=('cpu','tpu')", "--config.export.safetensors=expanded")
     command.digits(made, *FIELDS, *more, "--stages=export", check=True)
