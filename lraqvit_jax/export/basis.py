@@ -48,11 +48,12 @@ def copied(graph: Graph, x: str, weights: Mapping[str, Any]) -> str:
 
 
 def _columns(graph: Graph, x: str, channels: Int[np.ndarray, " n"]) -> str:
-    """Channels of rows, in this order: (..., n). As rows of the transposed, since runtimes copy a row at once and a
-    column number by number."""
-    there, back = ((1, 0), (1, 0)) if graph.flat else ((2, 0, 1), (1, 2, 0))
-    across = graph.add("Gather", graph.transpose(x, *there), graph.constant(channels.astype(np.int64)), axis=0)
-    return graph.transpose(across, *back)
+    """Channels of rows, in this order: (..., n). Of flat rows, as rows of the transposed, since runtimes copy a row at
+    once and a column number by number."""
+    order = graph.constant(channels.astype(np.int64))
+    if not graph.flat:
+        return graph.add("Gather", x, order, axis=2)
+    return graph.transpose(graph.add("Gather", graph.transpose(x, 1, 0), order, axis=0), 1, 0)
 
 
 def joined(
