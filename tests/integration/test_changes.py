@@ -6,7 +6,7 @@ import pytest
 import safetensors.numpy
 
 from lraqvit_jax.config import parse
-from lraqvit_jax.export import targets
+from lraqvit_jax.export import litert, targets
 from lraqvit_jax.run import opening
 from lraqvit_jax.weights import artifacts
 from tests.integration import command
@@ -50,6 +50,34 @@ def test_files_are_exported_again_only_where_what_was_asked_for_changed(made, tm
     assert card(made)["platforms"] == ["cpu", "tpu"]
     stored = safetensors.numpy.load_file(made / "export" / "lra.safetensors")
     assert stored["blocks.0.attn.qkv.weight"].shape[0] == 3 * stored["blocks.0.attn.qkv.weight"].shape[1]
+
+
+def test_modules_are_written_and_checked_where_they_are_asked_for(made):
+    """And LiteRT files, or a line with the file of requirements that they need; another call leaves what is there."""
+    fields = (*FIELDS, CPU, "--config.export.mlir=('bytecode','text')", "--config.export.litert=('float32','static')")
+    done = command.digits(made, *fields, "--stages=export", check=True)
+    written = card(made)
+    assert written["mlir"] == ["bytecode", "text"]
+    assert written["stablehlo_version"]["mlirbc"][0] >= 1
+    for suffix in ("mlirbc", "mlir"):
+        assert written["parity"][suffix]["max_relative_difference"] < 1e-5
+        assert (made / "export" / f"lra.{suffix}").stat().st_size == written["bytes"][suffix]
+    absent = litert.missing()
+    assert "no lra.static.tflite: lra is a float model" in done.stdout
+    assert written["litert"] == ([] if absent else ["float32", "static"])
+    if absent:
+        assert f"no lra.float32.tflite: {absent}" in done.stdout
+    else:
+        assert written["parity"]["float32.tflite"]["max_relative_difference"] < 1e-5
+        assert "float32.tflite" in written["top1"]
+    before = {path.name: path.stat().st_mtime_ns for path in (made / "export").iterdir()}
+    command.digits(made, *fields, "--stages=export", check=True)
+    assert {path.name: path.stat().st_mtime_ns for path in (made / "export").iterdir()} == before
+    command.digits(made, *FIELDS, CPU, "--stages=export", check=True)
+    assert not [path for path in (made / "export").iterdir() if path.suffix in (".mlir", ".mlirbc", ".tflite")]
+    refused = command.digits(made, *FIELDS, CPU, "--config.export.litert=('int8',)", "--stages=export")
+    assert refused.returncode == 2
+    assert "export.litert is 'int8'" in refused.stderr
 
 
 @pytest.mark.parametrize("platforms", ["('cuda',)", "('gpu', 'cpu')", "()"])
