@@ -9,9 +9,11 @@ no multiplication: the products are those of the cost, `r (m + n - r)` for a pai
     by head    y_h = x[basis_h] + x[rest_h] kernel_h      kernel (m - width, heads width), basis (heads, width)
 """
 
+import contextlib
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -20,20 +22,28 @@ from lraqvit_jax.forms import Params
 Rows = Float[Array, "rows m"]
 
 
+def _at_once(basis: Array) -> contextlib.AbstractContextManager[None]:
+    """What follows from a basis that is known while a model is traced, as for a LiteRT file, is computed then and there:
+    a runtime that folds no constants would do it for every image."""
+    return contextlib.nullcontext() if isinstance(basis, jax.core.Tracer) else jax.ensure_compile_time_eval()
+
+
 def rest_of(basis: Int[Array, "... r"], count: int) -> Int[Array, "... rest"]:
     """The numbers below `count` that are not in the basis, rising. (No sort: the i-th of them is i plus how many of the
     basis come before it.)"""
     r = basis.shape[-1]
-    index, gaps = jnp.arange(count - r), basis.astype(jnp.int32) - jnp.arange(r)
-    return index + jnp.sum(gaps[..., None, :] <= index[:, None], -1, dtype=jnp.int32)
+    with _at_once(basis):
+        index, gaps = jnp.arange(count - r), basis.astype(jnp.int32) - jnp.arange(r)
+        return index + jnp.sum(gaps[..., None, :] <= index[:, None], -1, dtype=jnp.int32)
 
 
 def places_of(basis: Int[Array, " r"], count: int) -> Int[Array, " count"]:
     """Where each of `count` channels is among [basis, rest]."""
-    r, index = basis.shape[-1], jnp.arange(count)
-    before = jnp.sum(basis < index[:, None], -1, dtype=jnp.int32)
-    inside = jnp.any(basis == index[:, None], -1)
-    return jnp.where(inside, before, r + index - before)
+    with _at_once(basis):
+        r, index = basis.shape[-1], jnp.arange(count)
+        before = jnp.sum(basis < index[:, None], -1, dtype=jnp.int32)
+        inside = jnp.any(basis == index[:, None], -1)
+        return jnp.where(inside, before, r + index - before)
 
 
 def take(rows: Rows, channels: Int[Array, " k"]) -> Float[Array, "rows k"]:
@@ -44,7 +54,7 @@ def take(rows: Rows, channels: Int[Array, " k"]) -> Float[Array, "rows k"]:
 
 def copied(x: Array, basis: Any, multiply: Any) -> Array:
     """`x[basis] + multiply(x, the others)`, of one basis (r,) or one for each head (heads, width): x (..., m)."""
-    bases = jnp.atleast_2d(basis)
+    bases = basis if basis.ndim > 1 else basis[None]
     rows = x.reshape(-1, x.shape[-1])
     same = take(rows, bases.reshape(-1))
     return same.reshape(*x.shape[:-1], -1) + multiply(x, inputs=rest_of(bases, x.shape[-1]))
