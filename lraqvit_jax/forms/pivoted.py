@@ -23,8 +23,8 @@ Rows = Float[Array, "rows m"]
 
 
 def _at_once(basis: Array) -> contextlib.AbstractContextManager[None]:
-    """What follows from a basis that is known while a model is traced, as for a LiteRT file, is computed then and there:
-    a runtime that folds no constants would do it for every image."""
+    """What follows from a basis that is known while a model is traced, as for a LiteRT file, is computed then: a
+    runtime that folds no constants would do it for every image."""
     return contextlib.nullcontext() if isinstance(basis, jax.core.Tracer) else jax.ensure_compile_time_eval()
 
 

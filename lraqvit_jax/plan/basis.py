@@ -34,15 +34,22 @@ def dense_kernel(layer: Mapping[str, Any], basis: str, m: int) -> Float[np.ndarr
         basis: of the plan.
         m: inputs.
     """
+    whole = plain(layer, basis, m)
+    return whole["kernel"] if "kernel" in whole else whole["u"] @ whole["v"]
+
+
+def plain(layer: Mapping[str, Any], basis: str, m: int) -> dict[str, np.ndarray]:
+    """The kernel (m, n), or u (m, r) and v (r, n), with the identity block in its place; arguments as above."""
     if "kernel" in layer:
-        return np.asarray(layer["kernel"]) if not basis else _with_block(layer["kernel"], layer["basis"], m)
+        kernel = layer["kernel"]
+        return {"kernel": _with_block(kernel, layer["basis"], m) if basis else np.asarray(kernel)}
     u, v = (np.asarray(layer[name]) + np.asarray(layer.get(f"d{name}", np.float32(0))) for name in ("u", "v"))
-    if not basis:
-        return u @ v
     if basis == "input":
-        return _with_block(u, layer["basis"], m) @ v
-    chosen = layer["basis"] if basis == "output" else np.arange(v.shape[0])
-    return u @ _with_block(v.T, chosen, v.shape[0] + v.shape[1]).T
+        u = _with_block(u, layer["basis"], m)
+    elif basis:
+        chosen = layer["basis"] if basis == "output" else np.arange(v.shape[0])
+        v = _with_block(v.T, chosen, v.shape[0] + v.shape[1]).T
+    return {"u": u, "v": v}
 
 
 def _with_block(coefficients: Any, basis: Any, count: int) -> np.ndarray:
