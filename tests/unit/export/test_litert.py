@@ -3,17 +3,20 @@
 import dataclasses
 import importlib.util
 import json
+import os
 
 import jax
 import numpy as np
 import pytest
 
 import lraqvit_jax
+from lraqvit_jax import models, weights
 from lraqvit_jax.base import trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.export import litert
 from lraqvit_jax.export.contract import contract
 from lraqvit_jax.options.export import LITERT
+from lraqvit_jax.plan import files
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.weights import artifacts
 from tests.unit import small
@@ -155,6 +158,21 @@ def test_blocks_by_head_and_identity_blocks(name, rng, tmp_path):
         litert.export(one, tmp_path / "one.tflite", variant)
         difference = np.abs(litert.load(tmp_path / "one.tflite")(images) - want)
         assert difference.max() < bound * np.abs(want).max()
+
+
+@needed
+@pytest.mark.slow
+@pytest.mark.skipif("TESTS_VIT_TINY" not in os.environ, reason="TESTS_VIT_TINY names no timm file of vit_tiny")
+def test_real_weights(rng, tmp_path):
+    """All twelve blocks, activations as loud as they are."""
+    model, params, preprocess = weights.load(f"timm:{os.environ['TESTS_VIT_TINY']}")
+    plan = {info.path: LayerPlan() for info in models.spec("vit_tiny", num_classes=1000, image_size=224).layers}
+    meta = {"name": "real", "model": "vit_tiny", "num_classes": 1000, "class_names": [], "plan": files.to_json(plan)}
+    one = artifacts.Artifact(model, params, preprocess, meta | {"preprocess": preprocess.to_json()})
+    images = rng.standard_normal((3, 224, 224, 3)).astype(np.float32)
+    assert max(errors(one, images, tmp_path / "one.tflite", "float32")) < 1e-5
+    assert max(errors(one, images, tmp_path / "one.tflite", "float16")) < 5e-3
+    assert max(errors(one, images, tmp_path / "one.tflite", "dynamic")) < 0.2
 
 
 @needed
