@@ -10,6 +10,14 @@ import pytest
 from lraqvit_jax.base import early
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Commands are, though the tests run in the background of a script, where Ctrl-C is ignored and so by all below."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("argv", "ours"),
     [
