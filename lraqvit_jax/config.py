@@ -211,6 +211,9 @@ def parse(fields: Mapping[str, Any]) -> Config:
         raise UserError(f"quant.source is {config.quant.source!r}, which is not a run; {hint}")
     if config.plan.unit == "latency" and not config.plan.latency:
         raise UserError("plan.unit is latency; set plan.latency to the latency.json that bench layers wrote.")
+    joint = (config.plan.method, config.plan.unit) == ("products", "bytes") and bool(config.quant.methods)
+    if config.plan.widths and not joint:
+        raise UserError("plan.widths wants plan.method=products, plan.unit=bytes and a quantizer in quant.methods.")
     config.data.source("train")
     check_names(config)
     # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.

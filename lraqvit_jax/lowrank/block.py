@@ -190,7 +190,7 @@ class Solved:
         """The dense layers with one part of the block at that size and all else whole, pairs by `weighted_kfac`."""
         whole = full(self.block)
         if part in ("score", "value") and self.attention:
-            sizes = whole._replace(**{part: size})
+            sizes = whole._replace(**dict[str, Any]({part: size}))
             return self.padded(self.attention.layers(sizes.score, sizes.value))
         assert self.units is not None
         if part == "width":

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lraqvit_jax.options.quant import BITS
 from lraqvit_jax.options.records import option
 
 UNITS = ("params", "macs", "bytes", "latency")
@@ -21,6 +22,8 @@ class PlanOptions:
     head_multiple: int = option(4, above=0)  # of which the channels of a head are, where they are chosen
     measured_images: int = option(48, above=0)  # of products: on which predictions are measured
     rounds: int = option(3, low=0)  # of products: how often they are measured and the sizes chosen anew
+    # Of products, in bytes: bits of which each kernel's are chosen with the sizes, such as (8,6,4); () leaves that.
+    widths: tuple[int, ...] = option((), choices=BITS)
     attention_rank: int = option(0, low=0)
     mlp_rank: int = option(0, low=0)
     pivot: bool = False  # pairs with an identity block, r (m + n - r) numbers: every rank below the full one saves

@@ -6,11 +6,12 @@ are scaled by what was measured. The choices of least loss within the budget are
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lraqvit_jax.base import console
 from lraqvit_jax.plan.budget import Choice, Curve, cheapest
@@ -47,6 +48,7 @@ class Sizes(NamedTuple):
         width: hidden units.
         fc1: its rank, 0 for a whole kernel.
         fc2: likewise.
+        bits: of kernels, by the name of their layer, where they are chosen with the sizes.
     """
 
     score: int = 0
@@ -54,6 +56,7 @@ class Sizes(NamedTuple):
     width: int = 0
     fc1: int = 0
     fc2: int = 0
+    bits: tuple[tuple[str, int], ...] = ()
 
 
 def blocks(layers: Iterable[LinearInfo]) -> list[Block]:
@@ -102,9 +105,13 @@ def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:
         made[proj.path] = LayerPlan(width=value)
     if block.mlp:
         width = sizes.width if sizes.width < whole.width else 0
-        for info, rank in zip(block.mlp, sizes[3:], strict=True):
+        for info, rank in zip(block.mlp, (sizes.fc1, sizes.fc2), strict=True):
             made[info.path] = pivoted(info, rank, width) if rank else LayerPlan(width=width)
-    return made
+    bits = dict(sizes.bits)
+    return {
+        path: dataclasses.replace(layer, weight_bits=bits.get(path.rpartition("/")[2], 0))
+        for path, layer in made.items()
+    }
 
 
 def sizes_of(block: Block, plan: Plan) -> Sizes:
@@ -187,6 +194,7 @@ class Problem:
         limit: of the sum of all costs.
         multiple: of which hidden widths and ranks are.
         head_multiple: of which channels of a head are.
+        widths: what each layer loses with its kernels in so many bits, by its path, where bits are chosen, too.
         costs: of layers at sizes, as they were asked for.
     """
 
@@ -196,6 +204,7 @@ class Problem:
     limit: float
     multiple: int
     head_multiple: int
+    widths: Mapping[str, Mapping[int, float]] = dataclasses.field(default_factory=dict)
     costs: dict[Any, float] = dataclasses.field(default_factory=dict)
 
     def solve(self, scales: Scales) -> dict[str, Sizes]:
@@ -210,7 +219,7 @@ class Problem:
             sizes = full(block)
             for name in ("score", "value", "mlp"):
                 if choice := chosen.get(f"{block.path}:{name}"):
-                    sizes = sizes._replace(**choice.size)
+                    sizes = sizes._replace(**{**choice.size, "bits": sizes.bits + choice.size.get("bits", ())})
             made[block.path] = sizes
         return made
 
@@ -220,8 +229,12 @@ class Problem:
             for part, layers in (("score", ("query", "key")), ("value", ("value", "proj"))):
                 sizes = steps(whole.score, self.head_multiple, whole.score)
                 losses = scales[block.path, part](getattr(curves, part)[sizes])
-                costs = [self._cost(block, whole._replace(**{part: size}), layers) for size in sizes]
-                yield part, undominated(np.array(costs), losses, [{part: size} for size in sizes])
+                made = [
+                    Choice(self._cost(block, whole._replace(**size), layers), loss + lost, size)
+                    for channels, loss in zip(sizes, losses, strict=True)
+                    for lost, size in self._in_bits(block, {part: channels}, layers)
+                ]
+                yield part, undominated(made)
         if block.mlp:
             yield "mlp", self._mlp(block, curves, scales)
 
@@ -231,13 +244,34 @@ class Problem:
         def lost(width: int) -> float:
             return float(scales[block.path, "width"](curves.width[width]))
 
-        def side(part: str, width: int, ranks: Sequence[int]) -> Side:
-            tried = [whole._replace(width=width, **{part: rank}) for rank in ranks]
-            predicted = np.array([curves.loss(part, one) for one in tried])
-            return np.array([self._cost(block, one, (part,)) for one in tried]), scales[block.path, part](predicted)
+        def side(part: str, width: int, ranks: Sequence[int]) -> list[Choice]:
+            tried = [whole._replace(width=width, **dict[str, Any]({part: rank})) for rank in ranks]
+            losses = scales[block.path, part](np.array([curves.loss(part, one) for one in tried]))
+            return [
+                Choice(self._cost(block, one._replace(**size), (part,)), loss + rounding, size)
+                for one, loss, rank in zip(tried, losses, ranks, strict=True)
+                for rounding, size in self._in_bits(block, {part: rank}, (part,), pair=bool(rank))
+            ]
 
         smaller = min(block.mlp[0].features_in, block.mlp[1].features_out)
         return mlp_choices(whole.width, smaller, self.multiple, lost, side)
+
+    def _in_bits(
+        self, block: Block, size: dict[str, int], layers: Sequence[str], pair: bool = False
+    ) -> Iterator[tuple[float, dict[str, Any]]]:
+        """A size in all widths of these layers' kernels, with what rounding loses; as it is where no width is chosen.
+
+        Two factors are rounded each, so a pair loses twice what its kernel would."""
+        if not self.widths:
+            yield 0.0, size
+            return
+        infos = {info.path.rpartition("/")[2]: info for info in (*block.attention, *block.mlp)}
+        of_layers = [
+            self.widths[infos[name].path if name in infos else sibling(infos["qkv"].path, name)] for name in layers
+        ]
+        for bits in itertools.product(*of_layers):
+            lost = sum(losses[width] for losses, width in zip(of_layers, bits, strict=True))
+            yield (1 + pair) * lost, {**size, "bits": tuple(zip(layers, bits, strict=True))}
 
     def _cost(self, block: Block, sizes: Sizes, layers: tuple[str, ...]) -> float:
         """What some layers of a block cost; blocks of the same shapes share it."""
@@ -251,34 +285,38 @@ class Problem:
         return self.costs[key]
 
 
-Side = tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]
-"""Costs and losses of one of an MLP's layers."""
-
-
 def mlp_choices(
     units: int,
     smaller: int,
     multiple: int,
     lost: Callable[[int], float],
-    side: Callable[[str, int, Sequence[int]], Side],
+    side: Callable[[str, int, Sequence[int]], list[Choice]],
 ) -> list[Choice]:
-    """Every number of hidden units with every two ranks, of sizes {"width", "fc1", "fc2"}.
+    """Every number of hidden units with every two ranks, of sizes {"width", "fc1", "fc2"}, and "bits" where these are
+    chosen, too.
 
     Args:
         units: all of them.
         smaller: the smaller of the features that fc1 reads and fc2 gives.
         multiple: of which widths and ranks are.
         lost: with so many units.
-        side: of "fc1" or "fc2" with so many units at these ranks, 0 for a whole kernel.
+        side: what "fc1" or "fc2" can be with so many units, of these ranks, 0 for a whole kernel.
     """
-    costs, losses, sizes = [], [], []
+    costs, losses, sizes = [], [], list[tuple[int, Choice, Choice]]()
     for width in steps(units, multiple, UNITS):
         ranks = [0, *(rank for rank in steps(smaller, multiple, RANKS) if rank < min(smaller, width))]
-        (cost1, loss1), (cost2, loss2) = (side(part, width, ranks) for part in ("fc1", "fc2"))
+        firsts, seconds = (undominated(side(part, width, ranks)) for part in ("fc1", "fc2"))
+        (cost1, loss1), (cost2, loss2) = (np.array([one[:2] for one in of_one]).T for of_one in (firsts, seconds))
         costs.append((cost1[:, None] + cost2).reshape(-1))
         losses.append((lost(width) + loss1[:, None] + loss2).reshape(-1))
-        sizes += [{"width": width, "fc1": r1, "fc2": r2} for r1 in ranks for r2 in ranks]
-    return undominated(np.concatenate(costs), np.concatenate(losses), sizes)
+        sizes += [(width, first, second) for first in firsts for second in seconds]
+    cost, loss = np.concatenate(costs), np.concatenate(losses)
+    return [Choice(float(cost[i]), float(loss[i]), _joined(*sizes[i])) for i in _best(cost, loss)]
+
+
+def _joined(width: int, first: Choice, second: Choice) -> dict[str, Any]:
+    bits = first.size.get("bits", ()) + second.size.get("bits", ())
+    return {**first.size, **second.size, "width": width, **({"bits": bits} if bits else {})}
 
 
 def settle(
@@ -325,13 +363,17 @@ def steps(whole: int, multiple: int, count: int) -> list[int]:
     return [*range(step, whole, step), whole]
 
 
-def undominated(cost: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"], sizes: Sequence[Any]) -> list[Choice]:
+def undominated(choices: Sequence[Choice]) -> list[Choice]:
     """The choices, by rising cost, that lose less than all that cost less or as much. (A latency need not rise with
     sizes.)"""
+    cost, loss = (np.array([choice[field] for choice in choices], float) for field in (0, 1))
+    return [choices[index] for index in _best(cost, loss)]
+
+
+def _best(cost: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
     order = np.lexsort((loss, cost))
     least = np.minimum.accumulate(loss[order])
-    kept = order[np.flatnonzero(np.append(True, least[1:] < least[:-1]))]
-    return [Choice(float(cost[i]), float(loss[i]), sizes[i]) for i in kept]
+    return order[np.flatnonzero(np.append(True, least[1:] < least[:-1]))]
 
 
 def plan_of(layers: Iterable[LinearInfo], chosen: Mapping[str, Sizes]) -> dict[str, LayerPlan]:

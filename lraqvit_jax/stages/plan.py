@@ -51,13 +51,16 @@ class Planner:
     solved: Mapping[str, block.Solved]
     changes: Changes
     scales: blocks.Scales
+    widths: Mapping[str, Mapping[int, float]]
 
     @classmethod
     def of(cls, ws: Workspace, dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments]) -> "Planner":
         """Solves every block; arguments as of `choose`, the moments with gradients."""
         solved = block.solve(blocks.blocks(layers), artifacts.host(dense.params), moments)
         batches = ws.others(ws.config.factorize.calibration_images, ws.config.plan.measured_images)
-        return cls(solved, Changes(dense.model, dense.params, batches, ws.mesh), sizes.scales(solved))
+        changes = Changes(dense.model, dense.params, batches, ws.mesh)
+        widths = sizes.widths(solved, artifacts.host(dense.params), changes, ws.config.plan.widths)
+        return cls(solved, changes, sizes.scales(solved), widths)
 
     def plan(self, ws: Workspace, options: PlanOptions) -> dict[str, LayerPlan]:
         """The float plan for the options' budget."""
@@ -67,7 +70,7 @@ class Planner:
         form_cost = cost.form_cost(options.unit, deployed, _table_of(options))
         curves = {path: one.curves for path, one in self.solved.items()}
         limit = cost.limit(layers, options.budget, form_cost, options.unit)
-        problem = blocks.Problem(parts, curves, form_cost, limit, options.multiple, options.head_multiple)
+        problem = blocks.Problem(parts, curves, form_cost, limit, options.multiple, options.head_multiple, self.widths)
         chosen = sizes.choose(self.solved, problem, self.changes, self.scales, options)
         return blocks.plan_of(ws.spec.layers, chosen)
 

@@ -109,10 +109,9 @@ class _Heads:
 
     def choices(self, scales: Scales, multiple: int) -> list[Choice]:
         sizes = blocks.steps(self.whole, multiple, self.whole)
-        costs = np.array([self.params(size) for size in sizes], float)
-        return blocks.undominated(
-            costs, scales[self.name, self.part](self.curve[sizes]), [{self.part: size} for size in sizes]
-        )
+        losses = scales[self.name, self.part](self.curve[sizes])
+        made = [Choice(self.params(size), loss, {self.part: size}) for size, loss in zip(sizes, losses, strict=True)]
+        return blocks.undominated(made)
 
     def params(self, size: int) -> int:
         raise NotImplementedError
@@ -313,7 +312,7 @@ class Mlp:
         return smaller, moments.narrowed(kept), shift
 
     def loss(self, part: str, sizes: Sizes) -> float:
-        return self.ranks.loss(part, blocks.Sizes(**sizes))
+        return self.ranks.loss(part, blocks.Sizes(width=sizes["width"], fc1=sizes["fc1"], fc2=sizes["fc2"]))
 
     def choices(self, scales: Scales, multiple: int) -> list[Choice]:
         n = self.second.kernel.shape[1]
@@ -321,11 +320,12 @@ class Mlp:
         def lost(width: int) -> float:
             return float(scales[self.name, "width"](self.removal.losses[width]))
 
-        def side(part: str, width: int, ranks: Sequence[int]) -> blocks.Side:
+        def side(part: str, width: int, ranks: Sequence[int]) -> list[Choice]:
             kernels = [(layer.kernel.shape[0], width) for layer in self.first] if part == "fc1" else [(width, n)]
             costs = [sum(rank * (m + k - rank) if rank else m * k for m, k in kernels) for rank in ranks]
-            losses = np.array([self.loss(part, {**self.sizes, "width": width, part: rank}) for rank in ranks])
-            return np.array(costs, float), scales[self.name, part](losses)
+            predicted = np.array([self.loss(part, {**self.sizes, "width": width, part: rank}) for rank in ranks])
+            losses = scales[self.name, part](predicted)
+            return [Choice(cost, loss, {part: rank}) for cost, loss, rank in zip(costs, losses, ranks, strict=True)]
 
         smaller = min(n, *(layer.kernel.shape[0] for layer in self.first))
         return blocks.mlp_choices(self.units, smaller, multiple, lost, side)

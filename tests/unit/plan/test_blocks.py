@@ -175,7 +175,7 @@ def test_the_sizes_are_those_of_an_integer_program_up_to_one_step(unit, data, sh
     chosen, spent, lost = instance.solve(limit), 0.0, 0.0
     for name, of_part in choices.items():
         path, _, part = name.rpartition(":")
-        sizes = chosen[path][2:] if part == "mlp" else (getattr(chosen[path], part),)
+        sizes = chosen[path][2:5] if part == "mlp" else (getattr(chosen[path], part),)
         assert sizes in of_part
         spent, lost = spent + of_part[sizes][0], lost + of_part[sizes][1]
     assert spent <= limit
