@@ -232,7 +232,7 @@ class Problem:
                 made = [
                     Choice(self._cost(block, whole._replace(**size), layers), loss + lost, size)
                     for channels, loss in zip(sizes, losses, strict=True)
-                    for lost, size in self._in_bits(block, {part: channels}, layers)
+                    for lost, size in self._in_bits(block.attention[0].path, {part: channels}, layers)
                 ]
                 yield part, undominated(made)
         if block.mlp:
@@ -250,25 +250,23 @@ class Problem:
             return [
                 Choice(self._cost(block, one._replace(**size), (part,)), loss + rounding, size)
                 for one, loss, rank in zip(tried, losses, ranks, strict=True)
-                for rounding, size in self._in_bits(block, {part: rank}, (part,), pair=bool(rank))
+                for rounding, size in self._in_bits(block.mlp[0].path, {part: rank}, (part,), pair=bool(rank))
             ]
 
         smaller = min(block.mlp[0].features_in, block.mlp[1].features_out)
         return mlp_choices(whole.width, smaller, self.multiple, lost, side)
 
     def _in_bits(
-        self, block: Block, size: dict[str, int], layers: Sequence[str], pair: bool = False
+        self, near: str, size: dict[str, int], layers: Sequence[str], pair: bool = False
     ) -> Iterator[tuple[float, dict[str, Any]]]:
-        """A size in all widths of these layers' kernels, with what rounding loses; as it is where no width is chosen.
+        """A size in all widths of the kernels of these layers, siblings of the layer `near`, with what rounding loses;
+        as it is where no width is chosen.
 
         Two factors are rounded each, so a pair loses twice what its kernel would."""
         if not self.widths:
             yield 0.0, size
             return
-        infos = {info.path.rpartition("/")[2]: info for info in (*block.attention, *block.mlp)}
-        of_layers = [
-            self.widths[infos[name].path if name in infos else sibling(infos["qkv"].path, name)] for name in layers
-        ]
+        of_layers = [self.widths[sibling(near, name)] for name in layers]
         for bits in itertools.product(*of_layers):
             lost = sum(losses[width] for losses, width in zip(of_layers, bits, strict=True))
             yield (1 + pair) * lost, {**size, "bits": tuple(zip(layers, bits, strict=True))}

@@ -14,6 +14,7 @@ from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan import blocks as plan_blocks
 from lraqvit_jax.plan.blocks import PARTS, Problem, Scale, Sizes
 from lraqvit_jax.plan.budget import too_small
+from lraqvit_jax.plan.records import sibling
 from lraqvit_jax.quant import qarray
 
 
@@ -35,12 +36,10 @@ def widths(
         bits: none, or some.
     """
     losses: dict[str, dict[int, float]] = {}
-    for path, layers in progress(
-        [(path, _layers(one)) for path, one in solved.items()] if bits else [], "widths", "block"
-    ):
-        for whole, name, columns in layers:
+    for path in progress(solved if bits else (), "widths", "block"):
+        for whole, name, columns in _layers(solved[path]):
             layer = trees.get(params, whole)
-            of_layer = losses[f"{whole.rpartition('/')[0]}/{name}"] = {max(bits): 0.0}
+            of_layer = losses[sibling(whole, name)] = {max(bits): 0.0}
             for width in sorted(set(bits) - {max(bits)}, reverse=True):
                 kernel = np.array(layer["kernel"])
                 kernel[:, columns] = qarray.quantize_kernel(jnp.asarray(kernel[:, columns]), width).dequantize()
