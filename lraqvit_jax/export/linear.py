@@ -164,32 +164,33 @@ class StaticGrid(NamedTuple):
 
     Attributes:
         step: between two numbers.
-        zero: the zero point of int8.
-        moved: what is taken from the input before, since its zero point would leave int8.
+        zero: the zero point, in the type of the codes.
+        moved: what is taken from the input before, since its zero point would leave that type.
         ends: of what the model rounds.
     """
 
     step: np.float32
-    zero: int
+    zero: np.generic
     moved: np.float32
     ends: tuple[np.float32, np.float32]
 
 
-def _grid(product: Product, layer: LayerPlan) -> StaticGrid:
+def _grid(product: Product, layer: LayerPlan, codes: type[np.int8 | np.uint8]) -> StaticGrid:
     step, limit = np.float32(product.x_scale), qarray.qmax(layer.bits)
     center = np.float32(0 if product.x_center is None else product.x_center)
-    zero, moved, top = -round(float(center / step)), np.float32(0), 2 ** (layer.bits - 1)
-    if not -top <= zero <= 255 - top:
-        zero, moved, center = 0, center, np.float32(0)
-    return StaticGrid(step, zero, moved, (np.float32(center - limit * step), np.float32(center + limit * step)))
+    middle, kept = _zero(layer.bits) if codes is np.uint8 else 0, np.iinfo(codes)
+    zero, moved = middle - round(float(center / step)), np.float32(0)
+    if not kept.min <= zero <= kept.max:
+        zero, moved, center = middle, center, np.float32(0)
+    return StaticGrid(step, codes(zero), moved, (np.float32(center - limit * step), np.float32(center + limit * step)))
 
 
-def _rounded(graph: Graph, x: str, grid: StaticGrid, layer: LayerPlan, zero: np.generic) -> tuple[str, list[str]]:
+def _rounded(graph: Graph, x: str, grid: StaticGrid, layer: LayerPlan) -> tuple[str, list[str]]:
     """Codes of the input; scale and zero point."""
     x = graph.add("Sub", x, graph.constant(grid.moved)) if grid.moved else x
     if graph.exact or layer.bits < 8:
         x = graph.add("Clip", x, *map(graph.constant, grid.ends))
-    names = [graph.constant(grid.step), graph.constant(zero)]
+    names = [graph.constant(grid.step), graph.constant(grid.zero)]
     return graph.add("QuantizeLinear", x, *names), names
 
 
@@ -204,8 +205,8 @@ def _moved_bias(product: Product, grid: StaticGrid) -> np.ndarray | None:
 def _qdq(graph: Graph, x: str, products: list[Product], layer: LayerPlan) -> list[str]:
     """QuantizeLinear and DequantizeLinear, MatMul with a kernel behind DequantizeLinear, Add of a float bias, all in
     int8. The bias has three dimensions: of a MatMul and an Add of a vector ONNX Runtime makes a Gemm of floats."""
-    grid = _grid(products[0], layer)
-    codes, names = _rounded(graph, x, grid, layer, np.int8(grid.zero))
+    grid = _grid(products[0], layer, np.int8)
+    codes, names = _rounded(graph, x, grid, layer)
     rows, outputs = graph.add("DequantizeLinear", codes, *names), []
     for product in products:
         stored, scale = graph.constant(product.whole(), product.name), graph.constant(product.scale)
@@ -220,8 +221,8 @@ def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, end
     as what it gives is rounded at once and has no other reader (if it had, a product of floats); else MatMulInteger,
     whose bias a runtime adds as it multiplies by the scale. A centre becomes the zero point; where that leaves uint8,
     it is subtracted, and made good in the bias."""
-    grid = _grid(products[0], layer)
-    codes, names = _rounded(graph, x, grid, layer, np.uint8(grid.zero + _zero(layer.bits)))
+    grid = _grid(products[0], layer, np.uint8)
+    codes, names = _rounded(graph, x, grid, layer)
     outputs = []
     for product in products:
         bias = _moved_bias(product, grid)
