@@ -17,9 +17,9 @@ from lraqvit_jax.devices import sharding
 from lraqvit_jax.plan import blocks
 from lraqvit_jax.plan.check import check
 from lraqvit_jax.plan.cost import form_cost
-from lraqvit_jax.plan.records import LayerPlan, LinearInfo, resolved
+from lraqvit_jax.plan.records import LayerPlan, resolved
 from tests.unit import small
-from tests.unit.plan import knapsack
+from tests.unit.plan import knapsack, layers
 
 UNITS = ("params", "macs", "bytes", "measured")
 ROUNDING = 1e-6
@@ -139,14 +139,7 @@ def instances(draw, unit):
     made, curves = [], {}
     for index, (heads, k, hidden, tokens) in enumerate(shapes):
         path, m = f"blocks_{index}", heads * k
-        attention = (
-            LinearInfo(f"{path}/attn/qkv", m, 3 * m, tokens, "attention", heads=heads),
-            LinearInfo(f"{path}/attn/proj", m, m, tokens, "attention", heads=heads),
-        )
-        mlp = (
-            LinearInfo(f"{path}/mlp/fc1", m, hidden, tokens, "mlp"),
-            LinearInfo(f"{path}/mlp/fc2", hidden, m, tokens, "mlp"),
-        )
+        attention, mlp = layers.attention(path, m, tokens, heads), layers.mlp(path, m, hidden, tokens)
         parts = draw(st.sampled_from([(attention, mlp), (attention, mlp), (attention, ()), ((), mlp)]))
         made.append(blocks.Block(path, *parts))
         known = {1, hidden, *draw(st.lists(st.integers(1, hidden), max_size=2))}

@@ -8,8 +8,8 @@ import pytest
 
 from lraqvit_jax.plan import blocks
 from lraqvit_jax.plan.cost import form_cost, layer_cost
-from lraqvit_jax.plan.records import LinearInfo, resolved
-from tests.unit.plan import knapsack
+from lraqvit_jax.plan.records import resolved
+from tests.unit.plan import knapsack, layers
 
 BITS = (8, 6, 4)
 M, HIDDEN, HEADS, TOKENS = 8, 16, 2, 5
@@ -29,15 +29,7 @@ def problem(rng):
     made, curves, widths = [], {}, {}
     for index in range(2):
         path = f"blocks_{index}"
-        attention = (
-            LinearInfo(f"{path}/attn/qkv", M, 3 * M, TOKENS, "attention", heads=HEADS),
-            LinearInfo(f"{path}/attn/proj", M, M, TOKENS, "attention", heads=HEADS),
-        )
-        mlp = (
-            LinearInfo(f"{path}/mlp/fc1", M, HIDDEN, TOKENS, "mlp"),
-            LinearInfo(f"{path}/mlp/fc2", HIDDEN, M, TOKENS, "mlp"),
-        )
-        made.append(blocks.Block(path, attention, mlp))
+        made.append(blocks.Block(path, layers.attention(path, M, TOKENS, HEADS), layers.mlp(path, M, HIDDEN, TOKENS)))
         ranks = {HIDDEN: tuple(falling(rng, M) for _ in range(2)), 4: tuple(falling(rng, 4) for _ in range(2))}
         curves[path] = blocks.Curves(falling(rng, 4), falling(rng, 4), falling(rng, HIDDEN), ranks)
         for name in ("attn/query", "attn/key", "attn/value", "attn/proj", "mlp/fc1", "mlp/fc2"):
