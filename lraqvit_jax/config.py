@@ -15,6 +15,7 @@ from lraqvit_jax.options.data import DataOptions, PreprocessOptions
 from lraqvit_jax.options.devices import MeshSizes, ShardingRules
 from lraqvit_jax.options.export import ExportOptions
 from lraqvit_jax.options.function import PREFIX, FunctionOptions
+from lraqvit_jax.options.goal import GoalOptions
 from lraqvit_jax.options.plan import FactorizeOptions, PlanOptions
 from lraqvit_jax.options.quant import QUANTIZERS, Quantization, Quantizer
 from lraqvit_jax.options.records import named, option
@@ -70,6 +71,7 @@ class Config:
     teacher: Teacher = Teacher()
     plan: PlanOptions = PlanOptions()
     factorize: FactorizeOptions = FactorizeOptions()
+    goal: GoalOptions = GoalOptions()
     optimizer: Optimizer = Optimizer()
     runs: dict[str, Run] = named(Run, {"rb_lra_kd": Run()})
     quant: Quantization = Quantization()
@@ -214,11 +216,35 @@ def parse(fields: Mapping[str, Any]) -> Config:
     joint = (config.plan.method, config.plan.unit) == ("products", "bytes") and bool(config.quant.methods)
     if config.plan.widths and not joint:
         raise UserError("plan.widths wants plan.method=products, plan.unit=bytes and a quantizer in quant.methods.")
+    _check_goal(config)
     config.data.source("train")
     check_names(config)
     # A ConfigDict sorts its keys; the run that is quantized is the top of the ladder and comes last.
     runs = dict(sorted(config.runs.items(), key=lambda item: item[0] == config.quant.source))
     return dataclasses.replace(config, runs=runs)
+
+
+SMALLEST = "smallest"
+"""The name of the row that a goal asks for."""
+
+
+def _check_goal(config: Config) -> None:
+    """Raises UserError for a goal that the rest of the configuration does not search."""
+    goal = config.goal
+    if not goal.is_set:
+        return
+    if config.plan.method != "products":
+        raise UserError(
+            f"goal wants plan.method=products, and it is {config.plan.method!r}; start from configs/smallest.py."
+        )
+    if SMALLEST not in (config.quant.methods or config.runs):
+        raise UserError(f"goal makes the row {SMALLEST!r}; give a quantizer that name, or a run where there is none.")
+    if len(config.runs) != 1 or len(config.quant.methods) > 1:
+        raise UserError("goal searches for one model; leave one entry in runs, and one at most in quant.methods.")
+    if goal.max_ms and not config.plan.latency:
+        raise UserError("goal.max_ms wants plan.latency: the latency.json that bench layers wrote on the device.")
+    if goal.lowest > 1 or any(budget > 1 for budget in goal.budgets):
+        raise UserError("goal.lowest and goal.budgets are shares; give numbers up to 1.")
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]*")

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from lraqvit_jax import config
 from lraqvit_jax.base import console, files, trees
@@ -13,7 +14,7 @@ from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.cost import total_cost
 from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.tasks import classification
+from lraqvit_jax.tasks import classification, paired, search
 from lraqvit_jax.weights.artifacts import Artifact
 
 
@@ -50,8 +51,34 @@ def add_rows(ws: Workspace) -> None:
         notes = "; ".join(filter(None, (artifact.meta["notes"], skipped)))
         row |= {"seconds": round(score.seconds, 3), "notes": notes, **of}
         processes.once(functools.partial(_keep, ws, name, score.answers))
-        processes.once(functools.partial(results.add, ws.directory, ws.model, row, order))
+        processes.once(functools.partial(_add, ws, row, order))
         console.say(f"{name}: top-1 {score.top1:.2f} % on {score.images:,} images, {row['size_mb']:.3f} MB")
+
+
+def _add(ws: Workspace, row: dict[str, Any], order: list[str]) -> None:
+    """Adds a row to results.json, that of a goal with what it lost."""
+    if ws.config.goal.is_set and row["name"] == config.SMALLEST:
+        row |= _drops(ws, row["name"])
+    results.add(ws.directory, ws.model, row, order)
+
+
+def _drops(ws: Workspace, name: str) -> dict[str, Any]:
+    """Points of top-1 below the dense model, each with its interval: of all images, and of those that the search never
+    saw, `held_out`. {} where none is known of the dense model."""
+    path = ws.directory / "report"
+    if not (path / "answers-dense.npz").exists():
+        return {}
+    dense, small = (np.load(path / f"answers-{one}.npz") for one in ("dense", name))
+    right = [of_one["answer"] == of_one["label"] for of_one in (dense, small)]
+    _, held_out = search.split(len(ws.source("eval")), ws.config.goal.held_out, ws.config.seed)
+    fields: dict[str, Any] = {}
+    for suffix, chosen in (("", np.ones(len(right[0]), bool)), ("_held_out", np.isin(dense["image"], held_out))):
+        if chosen.any():
+            before, after = (of_one[chosen] for of_one in right)
+            drop = paired.drop(before, after, ws.config.goal.confidence)
+            names = (f"drop{suffix}", f"drop{suffix}_low", f"drop{suffix}_high", f"n_images{suffix}")
+            fields |= dict(zip(names, drop, strict=True))
+    return fields
 
 
 def _of(ws: Workspace, name: str) -> dict[str, str]:

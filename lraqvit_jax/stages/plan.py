@@ -19,7 +19,7 @@ from lraqvit_jax.plan import blocks, budget, cost, ranks
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.stages import sizes
+from lraqvit_jax.stages import search, sizes
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
 
@@ -29,14 +29,17 @@ def run(ws: Workspace) -> Workspace:
     if not ws.provisional:
         return ws
     dense = ws.load("dense", "teacher")
-    options = ws.config.plan
+    options, goal = ws.config.plan, ws.config.goal
     layers = ranks.factorized(ws.spec.layers, options.keep_dense, options.pivot)
     batches, _ = ws.calibration(ws.config.factorize.calibration_images)
     gradients = options.method in ("logits", "products")
     seed = ws.config.seed
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     if options.method == "products":
-        planned = Planner.of(ws, dense, layers, moments).plan(ws, options)
+        planner = Planner.of(ws, dense, layers, moments, search.widths(ws.directory) if goal.is_set else {})
+        pairs = functools.partial(_pairs, ws, dense, layers, moments)
+        ws = dataclasses.replace(ws, moments=moments)
+        planned = search.Search(ws, dense, planner, pairs).run() if goal.is_set else planner.plan(ws, options)
     else:
         chosen = choose(ws, dense, layers, moments, options)
         planned = ranks.of_ranks(ws.spec.layers, chosen, options.pivot)
@@ -54,12 +57,20 @@ class Planner:
     widths: Mapping[str, Mapping[int, float]]
 
     @classmethod
-    def of(cls, ws: Workspace, dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments]) -> "Planner":
-        """Solves every block; arguments as of `choose`, the moments with gradients."""
+    def of(
+        cls,
+        ws: Workspace,
+        dense: Artifact,
+        layers: list[LinearInfo],
+        moments: Mapping[str, Moments],
+        widths: Mapping[str, Mapping[int, float]] | None = None,
+    ) -> "Planner":
+        """Solves every block; arguments as of `choose`, the moments with gradients, and the `widths` where they were
+        measured before."""
         solved = block.solve(blocks.blocks(layers), artifacts.host(dense.params), moments)
         batches = ws.others(ws.config.factorize.calibration_images, ws.config.plan.measured_images)
         changes = Changes(dense.model, dense.params, batches, ws.mesh)
-        widths = sizes.widths(solved, artifacts.host(dense.params), changes, ws.config.plan.widths)
+        widths = widths or sizes.widths(solved, artifacts.host(dense.params), changes, ws.config.plan.widths)
         return cls(solved, changes, sizes.scales(solved), widths)
 
     def plan(self, ws: Workspace, options: PlanOptions) -> dict[str, LayerPlan]:
@@ -70,9 +81,19 @@ class Planner:
         form_cost = cost.form_cost(options.unit, deployed, _table_of(options))
         curves = {path: one.curves for path, one in self.solved.items()}
         limit = cost.limit(layers, options.budget, form_cost, options.unit)
-        problem = blocks.Problem(parts, curves, form_cost, limit, options.multiple, options.head_multiple, self.widths)
+        widths = self.widths if options.unit == "bytes" else {}
+        problem = blocks.Problem(parts, curves, form_cost, limit, options.multiple, options.head_multiple, widths)
         chosen = sizes.choose(self.solved, problem, self.changes, self.scales, options)
         return blocks.plan_of(ws.spec.layers, chosen)
+
+
+def _pairs(
+    ws: Workspace, dense: Artifact, layers: list[LinearInfo], moments: Mapping[str, Moments], budget: float
+) -> dict[str, LayerPlan]:
+    """Plain pairs at a share of the encoder's parameters, where the logits change least."""
+    plain = [dataclasses.replace(info, pivoted=False) for info in layers]
+    options = dataclasses.replace(ws.config.plan, method="logits", budget=budget, unit="params", pivot=False)
+    return ranks.of_ranks(ws.spec.layers, choose(ws, dense, plain, moments, options), False)
 
 
 def choose(

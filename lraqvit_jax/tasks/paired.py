@@ -7,7 +7,7 @@ right and the other wrong, and its interval is far narrower than that of two sep
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from lraqvit_jax.base.errors import UserError
@@ -53,3 +53,17 @@ def drop(dense: Bool[np.ndarray, " n"], small: Bool[np.ndarray, " n"], confidenc
     p, q = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
     half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt((p + q - (p - q) ** 2) / (n + 2))
     return Drop(100 * (lost - gained) / n, 100 * max(-1, p - q - half), 100 * min(1, p - q + half), n)
+
+
+def mean(values: Float[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Drop:
+    """The mean of the same quantity of every image, in points, with the interval of Student's t.
+
+    Args:
+        values: of each image.
+        confidence: of the interval, both ends together.
+    """
+    n, middle = len(values), float(np.mean(values))
+    half = (
+        float(stats.t.ppf((1 + confidence) / 2, max(1, n - 1)) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 100
+    )
+    return Drop(middle, middle - half, middle + half, n)

@@ -69,26 +69,23 @@ class Unlabelled:
         return {"image": self._source[index]["image"], "label": -1}
 
 
-class Spread:
-    """So many examples of a source, evenly spread over it."""
+class Chosen:
+    """These examples of a source, in this order."""
 
-    def __init__(self, source: Source, count: int) -> None:
-        self._source, self._count = source, count
+    def __init__(self, source: Source, places: Sequence[int]) -> None:
+        self._source, self._places = source, [int(place) for place in places]
         self.class_names, self.numbered = source.class_names, source.numbered
 
     @property
     def labels(self) -> list[int] | None:
         labels = self._source.labels
-        return None if labels is None else [labels[self._place(index)] for index in range(self._count)]
-
-    def _place(self, index: int) -> int:
-        return index * len(self._source) // self._count
+        return None if labels is None else [labels[place] for place in self._places]
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Example:
-        return self._source[self._place(index)]
+        return self._source[self._places[index]]
 
 
 class Joined:
@@ -217,5 +214,6 @@ def _load_one(source: str, role: str, data_dir: str, state: int) -> Source:
     opened: Source = importlib.import_module(f"{__name__}.{kind}").load(name, role, data_dir)
     if count is not None and not 0 < int(count) <= len(opened):
         raise UserError(f"data.{role} asks for {int(count):,} images of {plain}, which has {len(opened):,}.")
-    opened = opened if count is None else Spread(opened, int(count))
+    if count is not None:
+        opened = Chosen(opened, [index * len(opened) // int(count) for index in range(int(count))])
     return Unlabelled(opened) if options else opened
