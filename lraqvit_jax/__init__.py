@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from lraqvit_jax import weights
     from lraqvit_jax.api.compress import compress
     from lraqvit_jax.api.model import Model, load
+    from lraqvit_jax.api.search import smallest
     from lraqvit_jax.trace.compress import Function
     from lraqvit_jax.trace.products import find
     from lraqvit_jax.trace.rewrite import rewrite
     from lraqvit_jax.trace.task import Task
 
-__all__ = ["Function", "Model", "Task", "__version__", "compress", "find", "load", "rewrite", "weights"]
+__all__ = ["Function", "Model", "Task", "__version__", "compress", "find", "load", "rewrite", "smallest", "weights"]
 __version__ = VERSION
 
 _PLACES = {
@@ -44,6 +45,7 @@ _PLACES = {
     "find": "trace.products",
     "load": "api.model",
     "rewrite": "trace.rewrite",
+    "smallest": "api.search",
 }
 
 

@@ -17,6 +17,7 @@ from lraqvit_jax import models, stages
 from lraqvit_jax.api import model as inference
 from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest, short, whole_number
+from lraqvit_jax.config import Config
 from lraqvit_jax.data import sources
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
@@ -101,8 +102,8 @@ def compress(
             )
         if unknown := {*(fields or {})} - {*FUNCTION_FIELDS}:
             raise UserError(f"fields has {min(unknown)!r}; of a function it takes {', '.join(FUNCTION_FIELDS)}.")
-        options: dict[str, Any] = {"budget": budget, "bits": bits, "quantizer": quantizer, "steps": steps}
-        return function.compress(model, params, images, **options, metric=metric, **(fields or {}))
+        given: dict[str, Any] = {"budget": budget, "bits": bits, "quantizer": quantizer, "steps": steps}
+        return function.compress(model, params, images, **given, metric=metric, **(fields or {}))
     if metric != "logits":
         raise UserError(f"metric is {short(repr(metric))}, and a model here is a classifier; give its apply instead.")
     function.check(budget, bits, quantizer)
@@ -114,21 +115,48 @@ def compress(
     steps = whole_number(steps, "steps", low=0)
     data = images if isinstance(images, str) else memory.Images(images)  # which `put` does not keep alive
     source = data if isinstance(data, str) else memory.put(data)
-    chosen = _fields(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
-    _set(chosen, fields or {})
+    chosen = options(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
+    set_fields(chosen, fields or {})
     config = config_lib.parse(chosen)
     with contextlib.ExitStack() as stack:
         folder = kept or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(lock.alone(folder))
-        ws = opening.open_workspace(config, folder, make_mesh=(lambda _: mesh) if mesh else None, evaluates=False)
-        ws = dataclasses.replace(ws, class_names=_names(class_names, ws.num_classes))
-        _teacher(ws, params)
-        for name in STAGES:
-            ws = stages.run(ws, name)
+        run(config, folder, params, mesh, class_names, STAGES, evaluates=False)
         return inference.load(folder, f"int{bits}" if bits else RUN)
 
 
-def _fields(
+def run(
+    config: Config,
+    folder: pathlib.Path,
+    params: Mapping[str, Any],
+    mesh: Mesh | None,
+    class_names: Sequence[str],
+    names: Sequence[str],
+    evaluates: bool = True,
+) -> None:
+    """Runs stages in a work directory, of a teacher that is given.
+
+    Args:
+        config: of the run.
+        folder: the work directory.
+        params: of the teacher.
+        mesh: where it is computed; None is all devices.
+        class_names: of the classes, or ().
+        names: of the stages.
+        evaluates: whether there are labelled images.
+
+    Raises:
+        UserError: as of `compress`.
+    """
+    with lock.alone(folder):
+        make_mesh = (lambda _: mesh) if mesh else None
+        ws = opening.open_workspace(config, folder, make_mesh=make_mesh, evaluates=evaluates)
+        ws = dataclasses.replace(ws, class_names=_names(class_names, ws.num_classes))
+        _teacher(ws, params)
+        for name in names:
+            ws = stages.run(ws, name)
+
+
+def options(
     model: Any, preprocess: Preprocess, source: str, budget: float, quantizers: Mapping[int, str], steps: int
 ) -> dict[str, Any]:
     """The configuration of a run that does what `compress` says."""
@@ -151,7 +179,7 @@ def _fields(
     return config.to_dict()
 
 
-def _set(config: dict[str, Any], fields: Mapping[str, Any]) -> None:
+def set_fields(config: dict[str, Any], fields: Mapping[str, Any]) -> None:
     """Sets fields by their dotted names; UserError for one that does not exist."""
     leaves = config_lib.leaves(config)
     for name, value in fields.items():

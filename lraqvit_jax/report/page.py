@@ -11,7 +11,7 @@ import markupsafe
 from lraqvit_jax import config as config_lib
 from lraqvit_jax.config import Config
 from lraqvit_jax.options import records
-from lraqvit_jax.report import activations, frontier, panels, sizes, spectra, table, theme, training, words
+from lraqvit_jax.report import activations, frontier, panels, search, sizes, spectra, table, theme, training, words
 from lraqvit_jax.report.blocks import FigureBlock
 from lraqvit_jax.report.figures import SERIES
 from lraqvit_jax.report.read import Run
@@ -43,7 +43,7 @@ def one(run: Run) -> str:
         bodies=bodies([run], rows),
         rows=rows,
         costs=tradeoffs(rows),
-        grids=frontier.frontier(run, rows),
+        grids=[*search.search(run), *frontier.frontier(run, rows)],
         latency=words.latency(run),
         measure=words.measure(run),
         maps=[sizes.size_map(run)],

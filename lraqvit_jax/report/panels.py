@@ -234,6 +234,31 @@ def frontier(
     return _panel(name, draw, 2.9)
 
 
+def search(
+    name: str, lines: Mapping[str, Sequence[tuple[float, float]]], label: str, chosen: tuple[float, float] | None
+) -> str:
+    """Points of top-1 lost against a cost, less lost above: a line for each family, a ring around what was chosen.
+
+    Args:
+        name: of the figure.
+        lines: by family, (cost, points lost) by cost.
+        label: of the cost.
+        chosen: one of the points, or None.
+    """
+    lost = [loss for points in lines.values() for _, loss in points]
+
+    def draw(axes: Any) -> None:
+        for index, points in enumerate(lines.values()):
+            color, dashes = line_style(index)
+            axes.plot(*zip(*points, strict=True), color=color, linestyle=dashes, marker=".", linewidth=1.2)
+        if chosen:
+            axes.plot(*chosen, "o", color=INK, markersize=10, fillstyle="none")
+        axes.set(xlabel=label, ylabel="points lost", ylim=(min(12, max(lost) + 0.5), min(-0.5, min(lost) - 0.5)))
+        _cost_axis(axes, [cost for points in lines.values() for cost, _ in points])
+
+    return _panel(name, draw, 2.9)
+
+
 def _cost_axis(axes: Any, costs: Sequence[float]) -> None:
     """Logarithmic where costs differ by more than 1.5, with plain numbers at the ticks, and room for labels."""
     low, high = min(costs), max(costs)

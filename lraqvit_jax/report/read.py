@@ -25,6 +25,11 @@ LOW_RANK = "lowrank.json"
 """What `bench lowrank` writes."""
 LOW_RANK_ROW = {"name": str, "method": str, "budget": float, "params": int, "top1": float}
 LATENCY_ROW = {"runtime": str, "model": str, "threads": int, "batch": int, "wall": dict}
+SEARCH = "search/search.json"
+"""What a search of `goal` writes."""
+POINT = {"name": str, "family": str, "steps": int} | dict.fromkeys(
+    ("size_mb", "macs", "drop", "drop_low", "drop_high", "expected", "images"), float
+)
 ANSWERS = ("image", "label", "answer", "probability")
 
 
@@ -47,6 +52,7 @@ class Run(NamedTuple):
         latency: of `bench latency`; {} where nothing is measured.
         lowrank: of `bench lowrank`, likewise.
         exports: what export/NAME.json says of the files of each artefact, by name.
+        search: search/search.json of a run with a goal; {} where there is none.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Run(NamedTuple):
     latency: Mapping[str, Any]
     lowrank: Mapping[str, Any]
     exports: Mapping[str, Mapping[str, Any]]
+    search: Mapping[str, Any]
 
     def row(self, name: str) -> Mapping[str, Any] | None:
         return next((row for row in self.rows if row["name"] == name), None)
@@ -110,6 +117,7 @@ def run(directory: pathlib.Path) -> Run:
         _listing(directory / LATENCY, "rows", LATENCY_ROW),
         _listing(directory / LOW_RANK, "rows", LOW_RANK_ROW),
         {name: card for name in metas if (card := results.card(directory, name))},
+        _listing(directory / SEARCH, "points", POINT),
     )
 
 

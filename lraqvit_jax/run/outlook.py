@@ -4,6 +4,7 @@ Seconds follow from FLOPs, and from how fast this machine multiplies matrices of
 from hours, no more: what compiles, loads and writes is not in them.
 """
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -35,10 +36,11 @@ def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
     dense = total_cost(plan_lib.dense(ws.spec.layers), ws.spec.layers).flops
     small = total_cost(ws.plan, ws.spec.layers).flops
     calibration = config.factorize.calibration_images * BACKWARD * dense
+    searched = _searched(ws, sources, small) if config.goal.is_set and ws.provisional else 0.0
     size, dense_integers = ws.preprocess.size, config_lib.DENSE_INTEGERS in config_lib.rows(config)
     flops = {
         "teacher": config.teacher.steps * config.batch_size * BACKWARD * dense,
-        "plan": calibration * (CHOOSING if config.plan.method == "products" else 2) * ws.provisional,
+        "plan": calibration * (CHOOSING if config.plan.method == "products" else 2) * ws.provisional + searched,
         "factorize": calibration,
         "distill": sum(
             _steps(ws, run.steps, sources)
@@ -55,6 +57,17 @@ def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
         flops["evaluate"] = len(sources["eval"]) * rows
     speed = SHARE * rate(ws) * max(1, ws.mesh.size(tuple(ws.mesh.shape)))
     return {stage: amount / speed for stage, amount in flops.items()}
+
+
+def _searched(ws: Workspace, sources: Mapping[str, Source], small: int) -> float:
+    """FLOPs of making and asking the models of a search, and of distilling some."""
+    config, goal = ws.config, ws.config.goal
+    tried = goal.accuracy * math.ceil(math.log2(max(2.0, (1 - goal.lowest) / goal.resolution)))
+    models = 1 + tried + len(goal.families) * len(goal.budgets)
+    images = len(sources["eval"]) * (1 - goal.held_out) if "eval" in sources else 0
+    asked = images * 2 + config.quant.calibration_images + config.factorize.calibration_images
+    distilled = goal.trained * config.steps * config.batch_size * (BACKWARD + 1) if goal.accuracy else 0
+    return (models * asked + distilled) * small
 
 
 def _steps(ws: Workspace, steps: int, sources: Mapping[str, Source]) -> int:
@@ -86,13 +99,24 @@ def sentences(ws: Workspace, sources: Mapping[str, Source]) -> list[str]:
     by_stage = {stage: took for stage, took in seconds(ws, sources).items() if took >= 1}
     parts = ", ".join(f"{stage} {_time(took)}" for stage, took in by_stage.items())
     whole = f"{_time(sum(by_stage.values()))} ({parts})" if parts else "seconds"
-    lines = [f"Estimated time on this machine: {whole}, and what compiling and exports take."]
+    goal = ws.config.goal
+    if goal.is_set and ws.provisional:
+        what = "budgets until the smallest that keeps within the goal" if goal.accuracy else "the budget of the goal"
+        lines = [f"The stage plan makes and asks models of {what}, and {_others(ws)} to compare with."]
+    else:
+        lines = []
+    lines += [f"Estimated time on this machine: {whole}, and what compiling and exports take."]
     if "eval" not in sources:
         lines.append("Without the evaluation, whose data are not here yet.")
     exported = ", ".join(f"export/{name}.*" for name in ws.config.export.artifacts)
     folder = ", ".join(f"checkpoints/{name}" for name in config_lib.rows(ws.config))
     lines.append(f"Files in {ws.directory}: plan.json, {folder}, results.json, {exported}, report.html.")
     return lines
+
+
+def _others(ws: Workspace) -> str:
+    count = len(ws.config.goal.families) * len(ws.config.goal.budgets)
+    return f"{count} others" if count else "none"
 
 
 def _time(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, short
+from lraqvit_jax.config import SMALLEST
 
 SCHEMA = 1
 ROW = {"name": str, "notes": str} | dict.fromkeys(
@@ -52,9 +53,11 @@ BOUND = 1.0
 
 
 def pick(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The row to take: the smallest model that loses at most BOUND points of top-1; where all lose more, the smallest
-    that is at most BOUND points below the best of them. Of those within 5 % of its size, the most accurate. None where
-    there is nothing to compare."""
+    """The row to take: what a goal asked for; else the smallest model that loses at most BOUND points of top-1; where
+    all lose more, the smallest that is at most BOUND points below the best of them. Of those within 5 % of its size,
+    the most accurate. None where there is nothing to compare."""
+    if asked := next((row for row in rows if row["name"] == SMALLEST), None):
+        return asked
     dense = next((row for row in rows if row["name"] == "dense"), None)
     others = [row for row in rows if row["name"] != "dense"]
     if dense is None or not others:

@@ -168,6 +168,7 @@ class Search:
             UserError: no labelled image; a goal that the dense model does not reach.
         """
         self._ws, self._dense, self._goal, self._pairs = ws, dense, ws.config.goal, pairs
+        processes.once(functools.partial((ws.directory / FOLDER).mkdir, exist_ok=True))
         self._plans = Plans(ws, planner)
         self._images = images(ws, dense)
         self._rule = rule(self._goal, self._images.teacher)

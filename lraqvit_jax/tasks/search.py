@@ -91,7 +91,7 @@ class Rule(NamedTuple):
         drop, expected = _drops(teacher, answer, self.confidence)
         counted = drop.high if self.by == "bound" else drop.drop
         values = [counted, expected.high] if self.by == "expected" else [counted]
-        return Judged(drop, expected, max(values) <= self.limit + 1e-9)
+        return Judged(drop, expected, bool(max(values) <= self.limit + 1e-9))
 
     def refuses(self, teacher: Teacher, answer: Int[np.ndarray, " images"]) -> Judged | None:
         """What a part of the images says where that is enough to refuse the model, whatever the others say."""

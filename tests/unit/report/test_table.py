@@ -10,7 +10,7 @@ def some(**rows):
     """A run of models, (MB, top-1) by name."""
     listed = [{"name": name, "size_mb": size, "top1": top1} for name, (size, top1) in rows.items()]
     config = {"runs": {"kd": {}}, "quant": {"methods": {"int8": {}, "int4": {}}}}
-    return read.Run("run", "vit", listed, config, {}, (), {}, (), {}, {}, {}, {}, {}, {}, {})
+    return read.Run("run", "vit", listed, config, {}, (), {}, (), {}, {}, {}, {}, {}, {}, {}, {})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,195 @@
+"""The search for the smallest model that is good enough, through the command, on digits."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+import lraqvit_jax
+from lraqvit_jax.plan.files import read_plan
+from lraqvit_jax.tasks import paired, search
+from tests.integration import command
+from tests.integration.test_resume import parameters
+
+DIGITS = (
+    *("--config.model=vit_pico", "--config.weights=", "--config.augment=", "--config.teacher.steps=40"),
+    *("--config.data.train=embedded:digits", "--config.data.eval=embedded:digits", "--config.batch_size=32"),
+    *("--config.preprocess.size=8", "--config.preprocess.crop_pct=1.0", "--config.preprocess.interpolation=bilinear"),
+    *("--config.teacher.learning_rate=3e-3", "--config.eval_batch_size=100", "--config.plan.multiple=4"),
+    *("--config.factorize.calibration_images=64", "--config.plan.measured_images=16", "--config.plan.rounds=1"),
+    "--config.goal.resolution=0.05",
+)
+GOAL = ("--config.goal.max_drop=2.0", "--config.goal.by=mean", "--config.goal.budgets=(0.6,)")
+ARRAYS = ("dense", "low_rank", "smallest")
+
+
+def smallest(workdir, *arguments, config="configs/smallest.py", **options):
+    rounding = () if config.endswith(":float") else ("--config.quant.methods.smallest.rounding=nearest",)
+    return command.run(f"--config={config}", f"--workdir={workdir}", *DIGITS, *rounding, *arguments, **options)
+
+
+def points(workdir):
+    return json.loads((workdir / "search" / "search.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("searched")
+    return workdir, smallest(workdir, *GOAL, check=True)
+
+
+def test_the_row_says_what_was_lost_on_all_images_and_on_those_never_seen(searched):
+    workdir, _ = searched
+    row = command.rows(workdir)["smallest"]
+    dense, small = (np.load(workdir / "report" / f"answers-{name}.npz") for name in ("dense", "smallest"))
+    right = [of_one["answer"] == of_one["label"] for of_one in (dense, small)]
+    drop = paired.drop(*right)
+    assert (row["drop"], row["drop_low"], row["drop_high"]) == drop[:3]
+    assert row["drop"] == pytest.approx(command.rows(workdir)["dense"]["top1"] - row["top1"])
+    _, held_out = search.split(row["n_images"], 0.5, 0)
+    drop = paired.drop(right[0][held_out], right[1][held_out])
+    assert (row["drop_held_out"], row["drop_held_out_low"], row["drop_held_out_high"]) == drop[:3]
+    assert row["n_images_held_out"] == len(held_out)
+
+
+def test_what_is_taken_is_the_smallest_that_was_kept_and_the_next_smaller_was_refused(searched):
+    workdir, _ = searched
+    content = points(workdir)
+    tried = {point["budget"]: point for point in content["points"] if point["family"] == "both"}
+    chosen = min(budget for budget, point in tried.items() if point["keeps"])
+    assert content["chosen"] == f"both-{chosen:g}"
+    assert tried[chosen]["drop"] <= 2
+    below = round(chosen - 0.05, 6)
+    assert below < 0.1 or not tried[below]["keeps"]
+    assert all(0 < point["size_mb"] for point in content["points"])
+
+
+def test_the_row_is_the_model_that_the_search_asked(searched):
+    """The stages make of its plan what the search made, to the last bit."""
+    workdir, _ = searched
+    arrays, chosen = parameters(workdir), points(workdir)["chosen"]
+    mine = {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith("smallest/")}
+    asked = {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith(f"{chosen}/")}
+    assert mine.keys() == asked.keys() != set()
+    assert all(np.array_equal(mine[path], asked[path]) for path in mine)
+    images = np.load(workdir / "report" / "answers-smallest.npz")
+    seen, _ = search.split(len(images["image"]), 0.5, 0)
+    dense = np.load(workdir / "report" / "answers-dense.npz")
+    drop = paired.drop(*((one["answer"] == one["label"])[seen] for one in (dense, images)))
+    point = next(point for point in points(workdir)["points"] if point["name"] == chosen)
+    assert point["drop"] == pytest.approx(drop.drop)
+
+
+def test_every_model_that_was_tried_can_be_loaded_by_its_name(searched, tmp_path):
+    workdir, _ = searched
+    names = [point["name"] for point in points(workdir)["points"]]
+    assert {name.partition("-")[0] for name in names} >= {"both", "pairs", "products"}
+    for name in names:
+        model = lraqvit_jax.load(workdir, name)
+        assert model.logits(np.zeros((1, 8, 8, 3), np.uint8)).shape == (1, 10)
+    model.export_onnx(tmp_path / "other.onnx")
+    assert (tmp_path / "other.onnx").stat().st_size
+
+
+def test_table_report_and_pick(searched):
+    workdir, done = searched
+    assert "To take: smallest" in done.stdout
+    page = (workdir / "report.html").read_text()
+    assert "Search: the smallest that is good enough" in page
+    assert points(workdir)["chosen"] in page
+    assert (workdir / "search" / "frontier.svg").read_text().startswith("<svg")
+    assert lraqvit_jax.load(workdir).meta["name"] == "smallest"
+
+
+def test_the_same_command_again_asks_nothing(searched):
+    workdir, _ = searched
+    before = points(workdir), read_plan(workdir / "plan.json")
+    again = smallest(workdir, *GOAL, check=True)
+    assert "points lost" not in again.stdout
+    assert (points(workdir), read_plan(workdir / "plan.json")) == before
+
+
+KILLED = """
+import os
+from lraqvit_jax.stages import search
+before, calls = {owner}.{function}, []
+def deadly(*arguments, **fields):
+    calls.append(None)
+    last = len(calls) == {call}
+    if last and not {after}:
+        os.kill(os.getpid(), 9)
+    result = before(*arguments, **fields)
+    if last:
+        os.kill(os.getpid(), 9)
+    return result
+{owner}.{function} = deadly
+"""
+KILLS = [
+    KILLED.format(owner="search.Plans", function="plan", call=1, after=True),  # planned, nothing made
+    KILLED.format(owner="search.merge", function="run", call=1, after=False),  # a model half made
+    KILLED.format(owner="search.Search", function="_make", call=1, after=True),  # made, not asked
+    KILLED.format(owner="search.Record", function="add", call=1, after=False),  # asked, not written
+    KILLED.format(owner="search.Record", function="add", call=2, after=True),
+    KILLED.format(owner="search.Search", function="_make", call=3, after=True),
+]
+
+
+def test_killed_again_and_again_it_finds_the_same(searched, tmp_path):
+    workdir, _ = searched
+    for prelude in KILLS:
+        assert smallest(tmp_path, *GOAL, prelude=prelude).returncode == -signal.SIGKILL
+    smallest(tmp_path, *GOAL, check=True)
+    assert points(tmp_path) == points(workdir)
+    assert read_plan(tmp_path / "plan.json") == read_plan(workdir / "plan.json")
+    arrays, others = parameters(tmp_path), parameters(workdir)
+    assert arrays.keys() == others.keys()
+    assert all(np.array_equal(arrays[path], others[path]) for path in arrays)
+
+
+ALONE = "--config.goal.families=()"
+
+
+def test_a_bound_alone_gives_the_largest_that_keeps_within_it(tmp_path):
+    smallest(tmp_path, ALONE, "--config.goal.max_mb=0.035", check=True)
+    content = points(tmp_path)
+    (point,) = content["points"]
+    assert point["size_mb"] <= 0.035
+    assert command.rows(tmp_path)["smallest"]["size_mb"] == point["size_mb"]
+    larger = smallest(tmp_path / "more", ALONE, f"--config.goal.max_mb={point['size_mb'] + 0.004}", check=True)
+    assert larger.returncode == 0
+    (other,) = points(tmp_path / "more")["points"]
+    assert point["budget"] <= other["budget"] <= point["budget"] + 0.2
+
+
+def test_floats_by_multiply_accumulates(tmp_path):
+    fields = (ALONE, "--config.plan.unit=macs", "--config.goal.max_drop=3", "--config.goal.by=mean")
+    smallest(tmp_path, *(field for field in fields), config="configs/smallest.py:float", check=True)
+    rows = command.rows(tmp_path)
+    assert rows["smallest"]["linear_gflops"] < rows["dense"]["linear_gflops"]
+    assert "drop_held_out" in rows["smallest"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (("--config.goal.max_drop=1", "--config.plan.method=logits"), "plan.method=products"),
+        (("--config.goal.max_ms=5",), "plan.latency"),
+        (("--config.goal.min_top1=99.9",), "below goal.min_top1=99.9"),
+        (("--config.goal.max_mb=0.001",), "goal's size_mb of 0.001"),
+        (("--config.goal.max_drop=0", "--config.goal.by=bound", "--config.goal.resolution=0.3"), "goal.by=mean"),
+        (("--config.goal.by=median",), "goal.by"),
+    ],
+)
+def test_goals_that_cannot_be_reached_are_refused_in_one_sentence(fields, sentence, searched, tmp_path):
+    done = smallest(tmp_path, ALONE, "--config.teacher.steps=20", *fields)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_says_that_it_searches(tmp_path):
+    done = smallest(tmp_path, *GOAL, "--dry_run", check=True)
+    assert "makes and asks models" in done.stdout
+    assert "plan " in done.stdout
+    assert not any(tmp_path.iterdir())
