@@ -93,21 +93,33 @@ def full(block: Block) -> Sizes:
     return Sizes(head, head, block.mlp[1].features_in if block.mlp else 0)
 
 
+FIXED = 8
+"""Bits from which on kernels have identity blocks, which spread the values of the other kernel: fewer bits hold less."""
+
+
 def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:
-    """The block's part of the plan, float and deployed: identity blocks wherever they save parameters."""
-    whole, made = full(block), dict[str, LayerPlan]()
+    """The block's part of the plan, float and deployed: identity blocks wherever they save parameters, and both kernels
+    have bits enough."""
+    whole, made, bits = full(block), dict[str, LayerPlan](), dict(sizes.bits)
+
+    def fixed(*names: str) -> bool:
+        return all(bits.get(name, FIXED) >= FIXED for name in names)
+
     if block.attention:
         qkv, proj = block.attention
         score, value = (size if size < whole.score else 0 for size in (sizes.score, sizes.value))
         made[sibling(qkv.path, "query")] = LayerPlan(width=score)
-        made[sibling(qkv.path, "key")] = LayerPlan("pivoted", width=score, basis="input")
-        made[sibling(qkv.path, "value")] = LayerPlan("pivoted", width=value, basis="input")
+        for name, other, size in (("key", "query", score), ("value", "proj", value)):
+            pivot = LayerPlan("pivoted", width=size, basis="input")
+            made[sibling(qkv.path, name)] = pivot if fixed(name, other) else LayerPlan(width=size)
         made[proj.path] = LayerPlan(width=value)
     if block.mlp:
         width = sizes.width if sizes.width < whole.width else 0
         for info, rank in zip(block.mlp, (sizes.fc1, sizes.fc2), strict=True):
-            made[info.path] = pivoted(info, rank, width) if rank else LayerPlan(width=width)
-    bits = dict(sizes.bits)
+            if rank and fixed(info.path.rpartition("/")[2]):
+                made[info.path] = pivoted(info, rank, width)
+            else:
+                made[info.path] = LayerPlan("low_rank" if rank else "dense", rank=rank, width=width)
     return {
         path: dataclasses.replace(layer, weight_bits=bits.get(path.rpartition("/")[2], 0))
         for path, layer in made.items()

@@ -70,7 +70,8 @@ class Planner:
         solved = block.solve(blocks.blocks(layers), artifacts.host(dense.params), moments)
         batches = ws.others(ws.config.factorize.calibration_images, ws.config.plan.measured_images)
         changes = Changes(dense.model, dense.params, batches, ws.mesh)
-        widths = widths or sizes.widths(solved, artifacts.host(dense.params), changes, ws.config.plan.widths)
+        rounding = next((one.rounding for one in ws.config.quant.methods.values()), "nearest")
+        widths = widths or sizes.widths(solved, moments, changes, ws.config.plan.widths, rounding)
         return cls(solved, changes, sizes.scales(solved), widths)
 
     def plan(self, ws: Workspace, options: PlanOptions) -> dict[str, LayerPlan]:

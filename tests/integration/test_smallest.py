@@ -62,7 +62,7 @@ def test_what_is_taken_is_the_smallest_that_was_kept_and_the_next_smaller_was_re
     assert tried[chosen]["drop"] <= 2
     below = round(chosen - 0.05, 6)
     assert below < 0.1 or not tried[below]["keeps"]
-    assert all(0 < point["size_mb"] for point in content["points"])
+    assert all(point["size_mb"] > 0 for point in content["points"])
 
 
 def test_the_row_is_the_model_that_the_search_asked(searched):

@@ -23,16 +23,16 @@ def round_kernel(
 ) -> QArray:
     """Integers on the scales of `search_scale`, chosen row by row."""
     del target
-    hessian = _hessian(rounded)
+    rows = np.asarray(rounded, np.float64)
+    hessian = damped(rows.T @ rows)
     exact = np.asarray(kernel, np.float64)
     scale = search_scale(exact, np.diag(hessian), layer)
     return solve(exact, hessian, scale, layer)
 
 
-def _hessian(rounded: Float[Array, "rows m"]) -> Float[np.ndarray, "m m"]:
-    rows = np.asarray(rounded, np.float64)
-    hessian = rows.T @ rows
-    mean = np.trace(hessian) / len(hessian)
+def damped(hessian: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
+    """The Hessian with DAMPING on its diagonal, for the channels that say nothing."""
+    hessian, mean = hessian.copy(), np.trace(hessian) / len(hessian)
     hessian[np.diag_indices(len(hessian))] += DAMPING * mean if mean > 0 else 1.0
     return hessian
 

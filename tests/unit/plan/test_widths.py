@@ -84,7 +84,7 @@ def groups(found, kept=lambda sizes: True):
 @pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.8, 0.95])
 def test_it_is_the_integer_programs_up_to_one_step_and_loses_to_neither_alone(problem, share):
     found = everything(problem)
-    whole = sum(max(row[1] for row in rows) for rows in found.values())
+    whole = sum(min(row[1] for row in rows if row[2] == 0) for rows in found.values())
     limit = np.floor(share * whole) + 0.5
     scales = {(block.path, part): blocks.Scale() for block in problem.blocks for part in blocks.PARTS}
     chosen = dataclasses.replace(problem, limit=limit).solve(scales)
@@ -120,4 +120,9 @@ def test_the_plan_says_the_bits(problem):
     for block in problem.blocks:
         plan = blocks.entries(block, chosen[block.path])
         bits = dict(chosen[block.path].bits)
-        assert {path.rpartition("/")[2]: layer.weight_bits for path, layer in plan.items()} == bits
+        by_name = {path.rpartition("/")[2]: layer for path, layer in plan.items()}
+        assert {name: layer.weight_bits for name, layer in by_name.items()} == bits
+        for name, other in (("key", "query"), ("value", "proj")):  # no identity block where either has few bits
+            assert bool(by_name[name].basis) == (min(bits[name], bits[other]) == 8)
+        for name in ("fc1", "fc2"):
+            assert bool(by_name[name].basis) == (by_name[name].rank > 0 and bits[name] == 8)
