@@ -94,7 +94,7 @@ def full(block: Block) -> Sizes:
 
 
 FIXED = 8
-"""Bits from which on kernels have identity blocks, which spread the values of the other kernel: fewer bits hold less."""
+"""Bits from which on kernels have identity blocks, which spread the values of the other kernel: too many for fewer."""
 
 
 def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:

@@ -86,9 +86,15 @@ def cheapest(choices: Mapping[str, list[Choice]], limit: float) -> dict[str, Cho
     return _fill(chosen, choices, left)
 
 
-def too_small(budget: float, multiple: int) -> UserError:
-    """The error of a budget that nothing is small enough for."""
-    return UserError(f"plan.budget {budget} is below what sizes of {multiple} cost; raise it or lower plan.multiple.")
+class TooSmallError(UserError):
+    """A budget that nothing is small enough for."""
+
+
+def too_small(budget: float, multiple: int) -> TooSmallError:
+    """The error of such a budget."""
+    return TooSmallError(
+        f"plan.budget {budget} is below what sizes of {multiple} cost; raise it or lower plan.multiple."
+    )
 
 
 def _choices(layer: LinearInfo, curve: Curve, multiple: int, cost: RankCost) -> list[Choice]:

@@ -34,6 +34,7 @@ from lraqvit_jax.plan import cost
 from lraqvit_jax.plan import files as plan_files
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.blocks import Scales
+from lraqvit_jax.plan.budget import TooSmallError
 from lraqvit_jax.report import figures
 from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
@@ -239,9 +240,12 @@ class Search:
         return Candidate("both", budget)
 
     def _keeps(self, candidate: Candidate) -> tuple[bool, float]:
-        point = self._point(candidate)
-        drop = point["expected"] if self._rule.by == "expected" else point["drop"]
-        return point["keeps"], drop
+        """Whether a candidate keeps within the goal, and its drop; nothing does that cannot be so small."""
+        try:
+            point = self._point(candidate)
+        except TooSmallError:
+            return False, 100.0
+        return point["keeps"], point["expected"] if self._rule.by == "expected" else point["drop"]
 
     def _largest(self) -> float:
         """The largest budget within all that the goal bounds."""
@@ -262,7 +266,10 @@ class Search:
         return round(low * goal.resolution, 6)
 
     def _fits(self, budget: float) -> bool:
-        costs = self._costs(self._planned(Candidate("both", budget)))
+        try:
+            costs = self._costs(self._planned(Candidate("both", budget)))
+        except TooSmallError:
+            return True
         return all(costs[name] <= bound for name, bound in self._goal.bounds.items())
 
     def _costs(self, plan: plan_lib.Plan) -> dict[str, float]:
