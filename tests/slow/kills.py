@@ -1,10 +1,12 @@
 """Kills whole runs by SIGKILL at random moments until they end, and compares what they end with.
 
     python -m tests.slow.kills --kills 100
+    python -m tests.slow.kills --kills 10 --run smallest
 
-Every run goes through all stages of `configs/digits.py`. Each time it is started it lives for a random while; when one
-gets through, its parameters and results are compared, bit for bit, with those of a run that nothing disturbed, and the
-next work directory begins. Ends with a line of JSON; exit code 1 where anything differs.
+Every run goes through all stages of `configs/digits.py`, or of a search by `configs/smallest.py`. Each time it is
+started it lives for a random while; when one gets through, its parameters and results are compared, bit for bit, with
+those of a run that nothing disturbed, and the next work directory begins. Ends with a line of JSON; exit code 1 where
+anything differs.
 """
 
 import argparse
@@ -22,10 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from tests.integration import command
+from tests.integration import command, test_smallest
 from tests.integration.test_resume import parameters, without
 
-STEPS = (*command.FAST, "--config.checkpoint_every=1")
+RUNS = {
+    "digits": ("--config=configs/digits.py", *command.FAST, "--config.checkpoint_every=1"),
+    "smallest": ("--config=configs/smallest.py", *test_smallest.DIGITS, *test_smallest.GOAL),
+}
 
 
 def stage_of(out: str) -> str:
@@ -57,9 +62,9 @@ def differences(got: Any, want: Any) -> list[str]:
     return arrays + ([] if got[1] == want[1] else ["results.json"])
 
 
-def live(workdir: pathlib.Path, seconds: float) -> tuple[int, str, str]:
-    """Starts the run and kills it after so long; exit code and what it said."""
-    process = command.start("--config=configs/digits.py", f"--workdir={workdir}", *STEPS)
+def live(run: str, workdir: pathlib.Path, seconds: float) -> tuple[int, str, str]:
+    """Starts a run of RUNS and kills it after so long; exit code and what it said."""
+    process = command.start(f"--workdir={workdir}", *RUNS[run])
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     out, err = process.communicate()
@@ -67,10 +72,12 @@ def live(workdir: pathlib.Path, seconds: float) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def drive(kills: int, seed: int, shortest: float, longest: float, folder: pathlib.Path) -> dict[str, Any]:
+def drive(
+    kills: int, seed: int, shortest: float, longest: float, folder: pathlib.Path, run: str = "digits"
+) -> dict[str, Any]:
     """Kills so often; see the module."""
     draw, started = random.Random(seed), time.perf_counter()
-    code, _, err = live(folder / "undisturbed", 1e6)
+    code, _, err = live(run, folder / "undisturbed", 1e6)
     assert code == 0, err[-3000:]
     want = outcome(folder / "undisturbed")
     stages: collections.Counter[str] = collections.Counter()
@@ -78,7 +85,7 @@ def drive(kills: int, seed: int, shortest: float, longest: float, folder: pathli
     while found["kills"] < kills or (folder / f"run{found['runs_ended']}").exists():
         workdir = folder / f"run{found['runs_ended']}"
         seconds = draw.uniform(shortest, longest) if found["kills"] < kills else 1e6
-        code, out, err = live(workdir, seconds)
+        code, out, err = live(run, workdir, seconds)
         if code == -9:
             found["kills"] += 1
             stages[stage_of(out)] += 1
@@ -100,10 +107,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shortest", type=float, default=3.0, help="seconds that a run lives at least")
     parser.add_argument("--longest", type=float, default=20.0, help="and at most")
+    parser.add_argument("--run", choices=RUNS, default="digits", help="which stages")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as compiled:
         os.environ.setdefault("TESTS_COMPILED", compiled)
-        found = drive(given.kills, given.seed, given.shortest, given.longest, pathlib.Path(folder))
+        found = drive(given.kills, given.seed, given.shortest, given.longest, pathlib.Path(folder), given.run)
     print(json.dumps(found))
     sys.exit(1 if found["failed"] or found["different"] else 0)
 
