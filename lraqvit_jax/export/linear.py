@@ -15,7 +15,7 @@ from jaxtyping import Float, Int8
 from onnx import TensorProto
 
 from lraqvit_jax.base import trees
-from lraqvit_jax.export import basis
+from lraqvit_jax.export import basis, operators
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.plan import basis as plan_basis
@@ -209,11 +209,18 @@ def _qdq(graph: Graph, x: str, products: list[Product], layer: LayerPlan) -> lis
     codes, names = _rounded(graph, x, grid, layer)
     rows, outputs = graph.add("DequantizeLinear", codes, *names), []
     for product in products:
-        stored, scale = graph.constant(product.whole(), product.name), graph.constant(product.scale)
+        stored, scale = _whole(graph, product, layer), graph.constant(product.scale)
         zeros, bias = graph.constant(np.zeros(product.scale.shape, np.int8)), _moved_bias(product, grid)
         y = graph.add("MatMul", rows, graph.add("DequantizeLinear", stored, scale, zeros, axis=1))
         outputs.append(y if bias is None else graph.add("Add", y, graph.constant(bias.reshape(1, 1, -1))))
     return outputs
+
+
+def _whole(graph: Graph, product: Product, layer: LayerPlan) -> str:
+    """The kernel of all inputs in int8; one of 4 bits is stored as such, and becomes int8 as the file is loaded."""
+    if layer.kernel_bits == 4 and graph.opset >= operators.BLOCKS:
+        return graph.add("Cast", graph.constant(product.whole(), product.name, TensorProto.INT4), to=TensorProto.INT8)
+    return graph.constant(product.whole(), product.name)
 
 
 def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, ending: bool) -> list[str]:

@@ -1,4 +1,5 @@
-"""Operators that older opsets lack, spelled out: Attention (23), Gelu (20), the axes of a mean as an input (18)."""
+"""Operators that older opsets lack, spelled out: Attention (23), Gelu (20), the axes of a mean as an input (18).
+int4, and scales of groups (21), have nothing to stand in for them."""
 
 import math
 from typing import Any
@@ -7,7 +8,7 @@ import numpy as np
 
 from lraqvit_jax.export.graph import Graph
 
-ATTENTION, GELU, AXES = 23, 20, 18
+ATTENTION, BLOCKS, GELU, AXES = 23, 21, 20, 18
 """The opsets that have them."""
 
 
