@@ -49,7 +49,7 @@ FIRST = ("token", "first")
 """What pools nothing but tokens that come first."""
 OPSET, QDQ_OPSET = 23, 20
 """Of the standard operators: Attention needs 23; ONNX Runtime 1.23 lacks the QuantizeLinear of 23, 1.24 has all. No
-other domain is used. Of qdq: Gelu needs 20, and TensorRT 10 reads no more; kernels of 4 bits have their type from 21 on."""
+other domain is used. Of qdq: Gelu needs 20, and TensorRT 10 reads no more; kernels of 4 bits have a type from 21 on."""
 
 
 def export(
