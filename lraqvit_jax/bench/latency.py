@@ -143,8 +143,8 @@ def _keys(options: LatencyOptions, names: Sequence[str]) -> list[Key]:
 
 
 def references(keys: Sequence[Key], model: str) -> dict[str, str]:
-    """By engine, the runtime in which `model` is what others of that engine are compared with: of those that ran it, the
-    one whose options are named first, where the file has no integers that the model has not."""
+    """By engine, the runtime in which `model` is what others of that engine are compared with: of those that ran it,
+    the one whose options are named first, where the file has no integers that the model has not."""
     own: dict[str, str] = {}
     for name, one in keys:
         if one == model and not runtimes.quantizes(name):

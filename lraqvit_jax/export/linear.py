@@ -156,7 +156,8 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
 
 
 def _split(graph: Graph, outputs: list[str], parts: int) -> list[str]:
-    return graph.add("Split", *outputs, outputs=parts, axis=-1, num_outputs=parts) if parts > 1 else outputs
+    fields = {"num_outputs": parts} if graph.opset >= operators.AXES else {}  # Before, as many as it has outputs.
+    return graph.add("Split", *outputs, outputs=parts, axis=-1, **fields) if parts > 1 else outputs
 
 
 class StaticGrid(NamedTuple):
@@ -334,10 +335,9 @@ def _codes(graph: Graph, x: str, product: Product, layer: LayerPlan, part: str) 
                 each = graph.add("Expand", graph.constant(np.asarray(one, np.float32)[None]), sides)
                 columns.append(graph.shape(each, -1, 1))
         return codes, columns[0], columns[1] if len(columns) > 1 else ""
-    last = graph.constant(np.asarray([-1], np.int64))
     smallest = graph.constant(np.float32(qarray.SMALLEST))
     unit = np.float32(clip / limit)
-    high, low = graph.add("ReduceMax", x, last), graph.add("ReduceMin", x, last)
+    high, low = (operators.over_row(graph, kind, x) for kind in ("ReduceMax", "ReduceMin"))
     if not layer.asymmetric:
         largest = graph.add("Max", high, graph.add("Neg", low), smallest)
         step = graph.scaled(largest, unit)

@@ -71,6 +71,24 @@ def test_float_files_of_every_opset(rng, tmp_path, model, opset):
     assert (made.opset_import[0].version, made.ir_version) == (opset, {17: 8, 18: 8, 23: 11}[opset])
 
 
+@pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        ("avx2", {"granularity": "per_token_dynamic"}),
+        ("avx2", {"granularity": "per_token_dynamic", "asymmetric": True}),
+        ("qdq", STATIC),
+    ],
+)
+def test_integers_in_the_oldest_opset(rng, tmp_path, target, fields):
+    """The largest value of a row has its axis as an attribute there, and a Split only as many outputs as it names."""
+    one, images = artifact(rng, "vit_pico_depth1", 8, 0, fields | {"weight_bits": WEIGHT_BITS})
+    logits = []
+    for opset in (17, 22):
+        export.export(one, tmp_path / "one.onnx", target, opset=opset)
+        logits.append(run(tmp_path / "one.onnx", images))
+    assert np.abs(logits[0] - logits[1]).max() < rounding.FLIPPED * np.abs(logits[1]).max()
+
+
 @pytest.mark.parametrize("weight_bits", [8, 7])
 def test_sums_are_exact(rng, tmp_path, weight_bits):
     """At the ends of every grid, against NumPy in int64, behind the saturation of int8."""
