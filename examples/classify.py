@@ -6,6 +6,7 @@ python examples/classify.py DIR/export/NAME.onnx PHOTO...
     NAME.VARIANT.tflite       pip install ai-edge-litert
     NAME.stablehlo            pip install jax flatbuffers; beside it NAME.json, as exported
     NAME.mlirbc, NAME.mlir    pip install jax, likewise
+    NAME.safetensors          pip install torch safetensors; beside classify.py torch_vit.py
 """
 
 import json
@@ -68,14 +69,28 @@ def module(path):
     return run, card(path)
 
 
+def pytorch(path):
+    import torch
+    import torch_vit
+
+    model, said = torch_vit.load(path)
+
+    def run(images):
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+
+    return run, said
+
+
 def card(path):
     beside = pathlib.Path(path).with_suffix(".json")
     return json.loads(beside.read_text()) if beside.exists() else {}
 
 
 RUNTIMES = {".onnx": onnx, ".tflite": litert, ".stablehlo": exported, ".mlirbc": module, ".mlir": module}
+RUNTIMES[".safetensors"] = pytorch
 KEYS = ("preprocess", "class_names", "input")
-KINDS = {".onnx": "an ONNX", ".tflite": "a LiteRT"}
+KINDS = {".onnx": "an ONNX", ".tflite": "a LiteRT", ".safetensors": "a safetensors"}
 
 
 def rgb(image):

@@ -41,8 +41,7 @@ class Process:
         if not line:
             code = self._process.wait()
             self._errors.seek(0)
-            stderr_lines = self._errors.read().strip().splitlines() or ["it said nothing"]
-            raise RuntimeFailedError(f"its process ended with {code}: {stderr_lines[-1][:200]}")
+            raise RuntimeFailedError(f"its process ended with {code}: {last_words(self._errors.read())}")
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeFailedError(answer["error"])
@@ -52,6 +51,11 @@ class Process:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+
+
+def last_words(errors: str) -> str:
+    """The last line of what a process wrote to stderr."""
+    return (errors.strip().splitlines() or ["it said nothing"])[-1][:200]
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,23 +13,31 @@ from lraqvit_jax.base import files, trees
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.devices import sharding
+from lraqvit_jax.plan import blocks
 from lraqvit_jax.plan import check as plan_check
+from lraqvit_jax.plan.cost import total_cost
 from lraqvit_jax.plan.files import read_plan, to_json
-from lraqvit_jax.plan.records import Plan, dense, merged, resolved
+from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan, dense, merged, pivoted, resolved
 from lraqvit_jax.quant import qarray
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
 
 PREFIX = "random:"
+SHAPES = ("dense", "low_rank", "pivoted", "products")
+"""Of the layers: as in the dense model; as the plan says; the same ranks, each pair with an identity block; narrower
+heads with identity blocks and fewer hidden units, without pairs, of as many parameters as the plan has."""
 FORMS = {
-    "dense": (False, ""),
-    "low_rank": (True, ""),
-    "int8_dense": (False, "per_tensor"),
-    "int8_low_rank": (True, "per_tensor"),
-    "int8_dense_dynamic": (False, "per_token_dynamic"),
-    "int8_low_rank_dynamic": (True, "per_token_dynamic"),
+    f"{integers}{shape}{dynamic}": (shape, granularity)
+    for integers, dynamic, granularity in (
+        ("", "", ""),
+        ("int8_", "", "per_tensor"),
+        ("int8_", "_dynamic", "per_token_dynamic"),
+    )
+    for shape in SHAPES
 }
-"""Whether layers are those of the plan, and the granularity of the activations' scales; "" is float."""
+"""The shape, and the granularity of the activations' scales; "" is float."""
+STEPS, HEAD, HIDDEN = 256, 4, 8
+"""Of "products": shares that are tried, and of what the channels of a head and hidden units are multiples."""
 NARROW = "_7"
 """Ends the name of an int8 form whose kernels have 7 bits."""
 KERNELS = ("kernel", "u", "v")
@@ -37,8 +45,8 @@ OTHER = "@"
 """Before the path of a plan.json, where it is not that of the work directory: "random:low_rank@DIR/plan.json"."""
 
 
-def form(name: str) -> tuple[bool, str, int]:
-    """Whether "random:low_rank" is of the plan, its granularity, and the bits of its kernels; UserError for no form."""
+def form(name: str) -> tuple[str, str, int]:
+    """The shape of "random:low_rank", its granularity, and the bits of its kernels; UserError for no form."""
     kind = name.removeprefix(PREFIX).partition(OTHER)[0]
     plain = kind.removesuffix(NARROW)
     if plain not in FORMS or (plain != kind and not FORMS[plain][1]):
@@ -62,16 +70,55 @@ def load(ws: Workspace, name: str) -> artifacts.Artifact:
 
 
 def plan_of(ws: Workspace, name: str) -> Plan:
-    """The float plan of "random:FORM": that of the work directory as it is deployed, that of the file behind OTHER, or
-    dense. UserError for no form, or a file that is no plan of the model."""
-    of_plan, path = form(name)[0], name.partition(OTHER)[2]
-    if not path:
-        return merged(ws.plan) if of_plan else dense(ws.spec.layers)
-    if not of_plan:
+    """The float plan of "random:FORM": one of SHAPES, of the work directory's plan or of that in the file behind OTHER.
+    UserError for no form, or a file that is no plan of the model."""
+    shape, path = form(name)[0], name.partition(OTHER)[2]
+    if path and shape == "dense":
         raise UserError(f"latency.models has {name!r}; a dense form has no plan: leave out {OTHER + path!r}.")
-    plan = read_plan(files.locate(path))
-    plan_check.check(plan, ws.spec.layers)
-    return merged(plan)
+    plan: Plan = ws.plan
+    if path:
+        plan = read_plan(files.locate(path))
+        plan_check.check(plan, ws.spec.layers)
+    return _shaped(ws.spec.layers, merged(plan), shape)
+
+
+def _shaped(layers: Sequence[LinearInfo], plan: Plan, shape: str) -> Plan:
+    """The deployed float plan of one of SHAPES that a deployed float plan gives."""
+    if shape == "dense":
+        return dense(layers)
+    if shape == "products":
+        return _products(layers, plan)
+    if shape == "low_rank":
+        return plan
+    infos = {info.path: info for info in resolved(layers, plan)}
+    return {
+        path: pivoted(infos[path], layer.rank, layer.width) if layer.rank else layer for path, layer in plan.items()
+    }
+
+
+def _products(layers: Sequence[LinearInfo], plan: Plan) -> Plan:
+    """Blocks by what their function depends on (`plan.blocks`), all narrowed by one share: the largest with which the
+    model has no more parameters than with `plan`. What that leaves dense stays dense."""
+    parts = [block for block in blocks.blocks(layers) if _factorized(block, plan)]
+    most, made = total_cost(plan, layers).params, plan
+    for step in range(STEPS, 0, -1):
+        sizes = {block.path: _narrowed(blocks.full(block), step / STEPS) for block in parts}
+        made = blocks.plan_of(layers, sizes)
+        if total_cost(made, layers).params <= most:
+            break
+    return made
+
+
+def _factorized(block: blocks.Block, plan: Plan) -> bool:
+    """Whether a plan has anything but dense kernels in a block."""
+    return any(layer != LayerPlan() for path, layer in plan.items() if path.startswith(f"{block.path}/"))
+
+
+def _narrowed(whole: blocks.Sizes, share: float) -> blocks.Sizes:
+    def part(size: int, multiple: int) -> int:
+        return min(size, max(multiple, int(size * share) // multiple * multiple))
+
+    return blocks.Sizes(part(whole.score, HEAD), part(whole.value, HEAD), part(whole.width, HIDDEN))
 
 
 def _path(ws: Workspace, name: str) -> pathlib.Path:

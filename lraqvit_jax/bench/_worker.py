@@ -56,7 +56,7 @@ class Worker:
         self._brief = False
 
     def load(self, load: str, job: dict[str, Any]) -> dict[str, Any]:
-        job |= {"options": runtimes.split(self._name)[1]}
+        job |= {"options": runtimes.options(self._name)}
         started = time.perf_counter()
         self._model = runtimes.module(self._name).load(pathlib.Path(load), runtimes.Job(**job))
         seconds, loading = time.perf_counter() - started, memory("VmHWM")

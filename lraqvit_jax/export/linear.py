@@ -15,7 +15,7 @@ from jaxtyping import Float, Int8
 from onnx import TensorProto
 
 from lraqvit_jax.base import trees
-from lraqvit_jax.export import basis
+from lraqvit_jax.export import basis, operators
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.plan import basis as plan_basis
@@ -156,7 +156,8 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
 
 
 def _split(graph: Graph, outputs: list[str], parts: int) -> list[str]:
-    return graph.add("Split", *outputs, outputs=parts, axis=-1, num_outputs=parts) if parts > 1 else outputs
+    fields = {"num_outputs": parts} if graph.opset >= operators.AXES else {}  # Before, as many as it has outputs.
+    return graph.add("Split", *outputs, outputs=parts, axis=-1, **fields) if parts > 1 else outputs
 
 
 class StaticGrid(NamedTuple):
@@ -209,11 +210,18 @@ def _qdq(graph: Graph, x: str, products: list[Product], layer: LayerPlan) -> lis
     codes, names = _rounded(graph, x, grid, layer)
     rows, outputs = graph.add("DequantizeLinear", codes, *names), []
     for product in products:
-        stored, scale = graph.constant(product.whole(), product.name), graph.constant(product.scale)
+        stored, scale = _whole(graph, product, layer), graph.constant(product.scale)
         zeros, bias = graph.constant(np.zeros(product.scale.shape, np.int8)), _moved_bias(product, grid)
         y = graph.add("MatMul", rows, graph.add("DequantizeLinear", stored, scale, zeros, axis=1))
         outputs.append(y if bias is None else graph.add("Add", y, graph.constant(bias.reshape(1, 1, -1))))
     return outputs
+
+
+def _whole(graph: Graph, product: Product, layer: LayerPlan) -> str:
+    """The kernel of all inputs in int8; one of 4 bits is stored as such, and becomes int8 as the file is loaded."""
+    if layer.kernel_bits == 4 and graph.opset >= operators.BLOCKS:
+        return graph.add("Cast", graph.constant(product.whole(), product.name, TensorProto.INT4), to=TensorProto.INT8)
+    return graph.constant(product.whole(), product.name)
 
 
 def _static(graph: Graph, x: str, products: list[Product], layer: LayerPlan, ending: bool) -> list[str]:
@@ -327,10 +335,9 @@ def _codes(graph: Graph, x: str, product: Product, layer: LayerPlan, part: str) 
                 each = graph.add("Expand", graph.constant(np.asarray(one, np.float32)[None]), sides)
                 columns.append(graph.shape(each, -1, 1))
         return codes, columns[0], columns[1] if len(columns) > 1 else ""
-    last = graph.constant(np.asarray([-1], np.int64))
     smallest = graph.constant(np.float32(qarray.SMALLEST))
     unit = np.float32(clip / limit)
-    high, low = graph.add("ReduceMax", x, last), graph.add("ReduceMin", x, last)
+    high, low = (operators.over_row(graph, kind, x) for kind in ("ReduceMax", "ReduceMin"))
     if not layer.asymmetric:
         largest = graph.add("Max", high, graph.add("Neg", low), smallest)
         step = graph.scaled(largest, unit)

@@ -8,7 +8,8 @@ and ":value".
 
 In the last block of a ViT, only the tokens that the head reads go on behind the attention.
 
-A kernel below 7 bits is stored in int4, where it has 4, and becomes int8 as the file is loaded.
+A kernel of 4 bits is stored in int4, and becomes int8 as the file is loaded; one of 6 takes a byte. Only a file of qdq
+that is asked for in an opset below 21 has bytes for both.
 
 Integers of the target. `avx2` is right on every machine: ONNX Runtime's kernels for AVX2 add two products of uint8 and
 int8 in 16 bits, which hold them up to 7 bits of weights, or of activations; wider kernels are stored as uint8, whose
@@ -46,9 +47,9 @@ from lraqvit_jax.weights import artifacts
 
 FIRST = ("token", "first")
 """What pools nothing but tokens that come first."""
-OPSET, QDQ_OPSET, BLOCKS = 23, 20, 21
+OPSET, QDQ_OPSET = 23, 20
 """Of the standard operators: Attention needs 23; ONNX Runtime 1.23 lacks the QuantizeLinear of 23, 1.24 has all. No
-other domain is used. Of qdq: Gelu needs 20, and TensorRT 10 reads no more. int4, and scales of groups, need 21."""
+other domain is used. Of qdq: Gelu needs 20, and TensorRT 10 reads no more; kernels of 4 bits have a type from 21 on."""
 
 
 def export(
@@ -86,7 +87,7 @@ def export(
             raise UserError(f"{name} is {value!r}; {nearest(str(value), map(str, choices))}")
     if reason := obstacle(artifact.plan, target, opset, weights):
         raise UserError(f"{artifact.name} {reason}")
-    meta, size, opset = artifact.meta, artifact.preprocess.size, opset or _opset(target, weights)
+    meta, size, opset = artifact.meta, artifact.preprocess.size, opset or _opset(artifact.plan, target, weights)
     graph = Graph(artifact, target, opset, exact, orders(artifact.model), weights)
     graph.at("images")
     graph.images = _normalized(graph, artifact.preprocess) if images == "uint8" else "images"
@@ -115,17 +116,18 @@ def export(
     return made
 
 
-def _opset(target: str, weights: str) -> int:
+def _opset(plan: Plan, target: str, weights: str) -> int:
     """What the target needs, where no other is asked for."""
     if target != "qdq":
         return OPSET
-    return BLOCKS if weights == "int4" else QDQ_OPSET
+    narrow = any(layer.form == "quantized" and layer.kernel_bits == 4 for layer in plan.values())
+    return operators.BLOCKS if narrow or weights == "int4" else QDQ_OPSET
 
 
 def obstacle(plan: Plan, target: str = "avx2", opset: int = 0, weights: str = "float32") -> str:
     """Why a model of this plan cannot be written for this target, as the rest of a sentence; "" if it can."""
-    if weights == "int4" and 0 < opset < BLOCKS:
-        return f"cannot have weights of int4 in opset {opset}; take onnx_opset={BLOCKS}, or 0."
+    if weights == "int4" and 0 < opset < operators.BLOCKS:
+        return f"cannot have weights of int4 in opset {opset}; take onnx_opset={operators.BLOCKS}, or 0."
     reasons = (_layer_obstacle(path, layer, target, opset) for path, layer in plan.items())
     if reason := next(filter(None, reasons), ""):
         return reason
@@ -150,8 +152,8 @@ def _layer_obstacle(path: str, layer: LayerPlan, target: str, opset: int) -> str
             "quantize with 'static', or choose another target."
         )
     narrow = "kernels of 4 bits" if layer.kernel_bits == 4 and target != "qdq" else ""
-    if 0 < opset < BLOCKS and (blocks or narrow):
-        return f"has {blocks or narrow} in {path}, which opset {opset} lacks; take onnx_opset={BLOCKS}, or 0."
+    if 0 < opset < operators.BLOCKS and (blocks or narrow):
+        return f"has {blocks or narrow} in {path}, which opset {opset} lacks; take onnx_opset={operators.BLOCKS}, or 0."
     return ""
 
 

@@ -1,4 +1,5 @@
-"""Operators that older opsets lack, spelled out: Attention (23), Gelu (20), the axes of a mean as an input (18)."""
+"""Operators that older opsets lack, spelled out: Attention (23), Gelu (20), axes of a mean or maximum as an input (18).
+int4, and scales of groups (21), have nothing to stand in for them."""
 
 import math
 from typing import Any
@@ -7,7 +8,7 @@ import numpy as np
 
 from lraqvit_jax.export.graph import Graph
 
-ATTENTION, GELU, AXES = 23, 20, 18
+ATTENTION, BLOCKS, GELU, AXES = 23, 21, 20, 18
 """The opsets that have them."""
 
 
@@ -68,6 +69,13 @@ def gelu(graph: Graph, x: str, approximate: bool) -> str:
     cube = graph.scaled(graph.add("Pow", x, graph.constant(np.float32(3))), 0.044715)
     tanh = graph.add("Tanh", graph.scaled(graph.add("Add", x, cube), math.sqrt(2 / math.pi)))
     return graph.add("Mul", graph.add("Mul", x, graph.add("Add", tanh, one)), half)
+
+
+def over_row(graph: Graph, kind: str, x: str) -> str:
+    """ReduceMax or ReduceMin of each row: (rows, m) -> (rows, 1)."""
+    if graph.opset >= AXES:
+        return graph.add(kind, x, graph.constant(np.asarray([-1], np.int64)))
+    return graph.add(kind, x, axes=[-1])
 
 
 def mean(graph: Graph, x: str) -> str:

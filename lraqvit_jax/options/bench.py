@@ -45,11 +45,13 @@ class LatencyOptions:
         "random:int8_low_rank_dynamic_7",
     )
     # Modules of lraqvit_jax.runtimes. "?NAME=VALUE" after one sets an option of it, such as
-    # onnxruntime?session.disable_prepacking=1
+    # onnxruntime?session.disable_prepacking=1 or, which file it reads, openvino?target=qdq
     runtimes: tuple[str, ...] = ("onnxruntime", "openvino", "torch", "jax")
+    skip: tuple[str, ...] = ()  # patterns of "RUNTIME MODEL" that are not timed, such as "jax random:low_rank*"
     threads: tuple[int, ...] = option((1, 2), above=0)
     batches: tuple[int, ...] = option((1, 8), above=0)
     rounds: int = option(15, above=0)
+    seconds: float = option(0.0, low=0)  # after which a setting has no more rounds, once it has 5; 0 is no limit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 which file of a model, as in "litert?variant=dynamic" (`options.export.LITERT`); otherwise it is the plan's own."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,14 @@ from lraqvit_jax.runtimes import Job, refuse_options
 
 PACKAGE = "ai-edge-litert"
 SUFFIX = "tflite"
-
-
-def suffix(options: Mapping[str, str]) -> str:
-    """Of the file that is read with these options."""
-    return f"{options['variant']}.{SUFFIX}" if "variant" in options else SUFFIX
+KIND = "variant"
+QUANTIZES = ("dynamic",)
 
 
 def load(path: pathlib.Path, job: Job) -> Callable[[Any], Any]:
     from ai_edge_litert.interpreter import Interpreter
 
-    others = {name: value for name, value in job.options.items() if name != "variant"}
-    refuse_options(PACKAGE, path, job._replace(options=others))
+    refuse_options(PACKAGE, path, job)
     interpreter = Interpreter(model_path=str(path), num_threads=job.threads)
     interpreter.allocate_tensors()
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()

@@ -1,4 +1,5 @@
-"""ONNX Runtime on the CPU. Options are attributes of its SessionOptions (0 or 1), or its session entries."""
+"""ONNX Runtime on the CPU. Options are attributes of its SessionOptions (0 or 1), or its session entries; `target` is
+that of the file, one of `options.export.TARGETS`, otherwise it is `export.onnx_target`."""
 
 import pathlib
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from lraqvit_jax.runtimes import Job
 
 PACKAGE = "onnxruntime"
 SUFFIX = "onnx"
+KIND = "target"
 
 
 def load(path: pathlib.Path, job: Job) -> Callable[[Any], Any]:

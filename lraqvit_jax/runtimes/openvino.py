@@ -1,4 +1,6 @@
-"""OpenVINO on the CPU, from our ONNX files. Options are its properties, such as INFERENCE_PRECISION_HINT."""
+"""OpenVINO on the CPU, from our ONNX files. Options are its properties, such as INFERENCE_PRECISION_HINT; `target` is
+that of the file, one of `options.export.TARGETS`, otherwise it is `export.onnx_target`. It sees integers in "qdq"
+alone."""
 
 import pathlib
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from lraqvit_jax.runtimes import Job
 
 PACKAGE = "openvino"
 SUFFIX = "onnx"
+KIND = "target"
 
 
 def load(path: pathlib.Path, job: Job) -> Callable[[Any], Any]:

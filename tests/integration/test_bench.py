@@ -111,7 +111,9 @@ def test_models_are_timed_in_their_runtimes(grid):
             assert row[clock]["in_runtime"]["median"] == pytest.approx(np.median(own / times))
             assert row[clock]["in_first"]["median"] == pytest.approx(np.median(first / times))
             assert row[clock]["ms"]["low"] <= row[clock]["ms"]["median"] <= row[clock]["ms"]["high"]
+        assert row["reference"] == runtime
     assert "jax" in (workdir / "latency-runtimes.svg").read_text()
+    assert "\n| dense | jax | " in (workdir / "latency-runtimes.md").read_text()
     assert sorted(path.name for path in workdir.glob("tmp*")) == []
 
 

@@ -24,6 +24,7 @@ STATIC = {"granularity": "per_tensor"}
 EXACT = "vnni" in CPU
 """Whether ONNX Runtime adds products of uint8 and int8 exactly here; else 7 bits are."""
 WEIGHT_BITS = 8 if EXACT else 7
+KERNELS = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,24 @@ def test_float_files_of_every_opset(rng, tmp_path, model, opset):
     kinds = {node.op_type for node in made.graph.node}
     assert ("Attention" in kinds, "Gelu" in kinds) == (opset >= 23, opset >= 20)
     assert (made.opset_import[0].version, made.ir_version) == (opset, {17: 8, 18: 8, 23: 11}[opset])
+
+
+@pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        ("avx2", {"granularity": "per_token_dynamic"}),
+        ("avx2", {"granularity": "per_token_dynamic", "asymmetric": True}),
+        ("qdq", STATIC),
+    ],
+)
+def test_integers_in_the_oldest_opset(rng, tmp_path, target, fields):
+    """The largest value of a row has its axis as an attribute there, and a Split only as many outputs as it names."""
+    one, images = artifact(rng, "vit_pico_depth1", 8, 0, fields | {"weight_bits": WEIGHT_BITS})
+    logits = []
+    for opset in (17, 22):
+        export.export(one, tmp_path / "one.onnx", target, opset=opset)
+        logits.append(run(tmp_path / "one.onnx", images))
+    assert np.abs(logits[0] - logits[1]).max() < rounding.FLIPPED * np.abs(logits[1]).max()
 
 
 @pytest.mark.parametrize("weight_bits", [8, 7])
@@ -120,6 +139,41 @@ def test_openvino_multiplies_integers_and_agrees(rng, tmp_path):
     assert sum(primitive.lower().endswith("_i8") for primitive in products) == len(products) == factors
     got, want = compiled([images])[0], run(tmp_path / "one.onnx", images)
     assert np.abs(got - want).max() < rounding.FLIPPED * np.abs(want).max()
+
+
+@pytest.mark.parametrize("of_heads", [False, True])
+def test_kernels_of_four_bits_take_half_a_byte(rng, tmp_path, of_heads):
+    """And become what an older opset stores in bytes: the same logits to the last bit, the same kernels when loaded."""
+    if of_heads:
+        one, images = test_by_head._float("vit_pico", rng)
+        one = test_by_head._quantized(one, images, "per_tensor", "naive", weight_bits=4)
+    else:
+        one, images = artifact(rng, "vit_pico_dim64_depth1", 8, 8, STATIC | {"weight_bits": 4})
+    narrow = export.export(one, tmp_path / "narrow.onnx", "qdq")
+    wide = export.export(one, tmp_path / "wide.onnx", "qdq", opset=20)
+    assert [made.opset_import[0].version for made in (narrow, wide)] == [21, 20]
+    held = [[value for value in made.graph.initializer if value.data_type in KERNELS] for made in (narrow, wide)]
+    narrow_kernels, wide_kernels = ([value for value in each if len(value.dims) == 2] for each in held)
+    assert {value.data_type for value in narrow_kernels} == {onnx.TensorProto.INT4}
+    stored = [sum(len(value.raw_data) for value in each) for each in (narrow_kernels, wide_kernels)]
+    assert stored[0] <= stored[1] / 2 + len(narrow_kernels)
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("narrow", "wide")]
+    nodes = 100 * len(narrow_kernels)  # A Cast of each.
+    assert sizes[1] - sizes[0] > stored[1] - stored[0] - nodes
+    np.testing.assert_array_equal(run(tmp_path / "narrow.onnx", images), run(tmp_path / "wide.onnx", images))
+    kinds = [kinds_of(tmp_path / f"{name}.onnx", tmp_path) for name in ("narrow", "wide")]
+    assert sorted(kinds[0]) == sorted(kinds[1])
+
+
+def test_openvino_reads_kernels_of_four_bits(rng, tmp_path):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    one, images = artifact(rng, "vit_pico_dim64_depth1", 8, 8, STATIC | {"weight_bits": 4})
+    logits = []
+    for opset in (20, 21):
+        export.export(one, tmp_path / "one.onnx", "qdq", opset=opset)
+        compiled = openvino.Core().compile_model(tmp_path / "one.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        logits.append(compiled([images])[0])
+    np.testing.assert_array_equal(*logits)
 
 
 @pytest.mark.parametrize(
