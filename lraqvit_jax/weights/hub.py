@@ -5,8 +5,27 @@ import pathlib
 from collections.abc import Sequence
 
 from lraqvit_jax.base import files as files_lib
-from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.base.errors import UserError, reason, short
 from lraqvit_jax.weights import tensors
+
+WEIGHTS = "model.safetensors"
+
+
+def checked(name: str) -> str:
+    """USER/NAME, with or without an "@REVISION"; UserError where no repository can have that name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repository = name.partition("@")[0]
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(
+            f"{short(name)!r} is not the name of a repository ({reason(error)}); write USER/NAME."
+        ) from error
+    if repository.count("/") != 1:
+        raise UserError(f"{short(name)!r} does not say whose it is; write USER/NAME.")
+    return name
 
 
 def find(name: str, files: Sequence[str], also: Sequence[str] = (), *, pickles: bool = False) -> pathlib.Path:
