@@ -13,7 +13,7 @@ from lraqvit_jax.options import records
 from lraqvit_jax.options.bench import LatencyOptions, LowRankGrid, QuantGrid, ScalingOptions
 from lraqvit_jax.options.data import DataOptions, PreprocessOptions
 from lraqvit_jax.options.devices import MeshSizes, ShardingRules
-from lraqvit_jax.options.export import ExportOptions
+from lraqvit_jax.options.export import ExportOptions, HubOptions
 from lraqvit_jax.options.function import PREFIX, FunctionOptions
 from lraqvit_jax.options.plan import FactorizeOptions, PlanOptions
 from lraqvit_jax.options.quant import QUANTIZERS, Quantization, Quantizer
@@ -36,7 +36,7 @@ __all__ = [
     "run",
 ]
 
-STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
+STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report", "share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Config:
     latency: LatencyOptions = LatencyOptions()
     scaling: ScalingOptions = ScalingOptions()
     export: ExportOptions = ExportOptions()
+    hub: HubOptions = HubOptions()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: what config.json and every artefact carry."""
@@ -85,7 +86,7 @@ class Config:
 
 
 FREE = (
-    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image", "class_names", "tensorboard"),
+    *("grid", "quant_grid", "latency", "scaling", "export", "hub", "data.on_bad_image", "class_names", "tensorboard"),
     *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
     "profile",
 )

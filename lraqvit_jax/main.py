@@ -74,8 +74,8 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
     from lraqvit_jax.run import checks, lock, opening, preemption, results
     from lraqvit_jax.stages import evaluate, outlook
 
-    chosen = _chosen(stages)
     config = config if isinstance(config, Config) else config_lib.parse(config)
+    chosen = _chosen(config, stages)
     with lock.alone(workdir):
         ws = opening.open_workspace(config, workdir)
         checks.counts(config, len(ws.source("calibration")), chosen)
@@ -87,7 +87,7 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
                 started = time.perf_counter()
                 ws = stages_lib.run(ws, name)
                 console.say(f"-- {name}: {time.perf_counter() - started:.1f} s")
-                if name not in ("export", "report"):
+                if name not in ("export", "report", "share"):
                     evaluate.add_rows(ws)
                 preemption.stop_if_reached()
         if (ws.directory / "results.json").exists():
@@ -95,9 +95,10 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
             console.result(f"\n{results.table(results.read(ws.directory))}\n\n{end}")
 
 
-def _chosen(stages: Sequence[str] | None) -> list[str]:
-    """The stages to run; UserError where one is none."""
-    chosen = list(config_lib.STAGES) if stages is None else list(stages)
+def _chosen(config: Config, stages: Sequence[str] | None) -> list[str]:
+    """The stages to run, the last one where a repository is named for it; UserError where one is none."""
+    usual = [name for name in config_lib.STAGES if name != "share" or config.hub.push]
+    chosen = usual if stages is None else list(stages)
     for name in chosen:
         if name not in config_lib.STAGES:
             raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
@@ -109,7 +110,7 @@ def dry_run(config: Config, workdir: str, stages: Sequence[str] | None = None) -
     writes nothing."""
     from lraqvit_jax.stages import outlook
 
-    outlook.dry_run(config, workdir, _chosen(stages))
+    outlook.dry_run(config, workdir, _chosen(config, stages))
 
 
 def estimate(config: Config, workdir: str) -> None:

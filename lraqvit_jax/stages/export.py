@@ -52,16 +52,21 @@ def run(ws: Workspace) -> None:
     asked = ws.config.export.onnx_target
     if (target := targets.resolved(asked)) != asked:
         console.say(f"export.onnx_target is {asked!r}: {target!r} for this machine's processor")
-    folder = ws.directory / "export"
     for name in names(ws):
         if not ws.has(name):
             raise UserError(
                 f"export.artifacts names {name!r}, which {ws.directory} does not have; run its stage first."
             )
-        if not _is_current(ws, name, folder / f"{name}.json"):
-            artifact = artifacts.load_artifact(ws.path(name))
-            processes.once(functools.partial(_export, ws, artifact, folder))
-    processes.once(functools.partial(_card, ws, folder))
+        make(ws, name)
+    processes.once(functools.partial(_card, ws, ws.directory / "export"))
+
+
+def make(ws: Workspace, name: str) -> None:
+    """Exports an artefact that is there, where it has no files yet, or files that were made for something else."""
+    folder = ws.directory / "export"
+    if not _is_current(ws, name, folder / f"{name}.json"):
+        artifact = artifacts.load_artifact(ws.path(name))
+        processes.once(functools.partial(_export, ws, artifact, folder))
 
 
 def _card(ws: Workspace, folder: pathlib.Path) -> None:
@@ -124,7 +129,7 @@ def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
     unfinished = folder / f".{artifact.name}{files.UNFINISHED}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    images = _calibration_images(ws)
+    images = calibration_images(ws)
     paths = _write_files(ws, artifact, images, unfinished)
     card = _checked(ws, artifact, images, paths)
     written = folder / f"{artifact.name}.json"
@@ -162,7 +167,7 @@ def _checked(ws: Workspace, artifact: Artifact, images: Images, paths: Mapping[s
             suffix: list(stablehlo.version(path)) for suffix, path in paths.items() if suffix == "mlirbc"
         },
         "checked_images": len(images),
-        "parity": {suffix: _parity(outputs[suffix], outputs["model"]) for suffix in runs},
+        "parity": {suffix: parity(outputs[suffix], outputs["model"]) for suffix in runs},
         "labelled_images": labelled,
         "top1": top1,
     }
@@ -217,7 +222,7 @@ def _weights(artifact: Artifact, weights: str) -> str:
     return "float32" if any(layer.form == "quantized" for layer in artifact.plan.values()) else weights
 
 
-def _calibration_images(ws: Workspace) -> Images:
+def calibration_images(ws: Workspace) -> Images:
     """IMAGES of them at most, prepared."""
     batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))), whole=True)
     return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
@@ -271,7 +276,7 @@ def _said(ws: Workspace, name: str) -> dict[int, bool]:
         return dict(zip(kept["image"].tolist(), right.tolist(), strict=True))
 
 
-def _parity(
+def parity(
     logits: Float[np.ndarray, "images classes"], model_logits: Float[np.ndarray, "images classes"]
 ) -> dict[str, float]:
     """Share of equal answers; largest and mean difference of the logits, and both over the largest logit."""
