@@ -15,7 +15,8 @@ A model and images of your own; labels are needed for the evaluation alone:
 A config is a Python file; any field of it is a flag, such as --config.plan.budget=0.7 --config.runs.rb_lra_kd.steps=99;
 lraqvit_jax/config.py says what each is. `python -m lraqvit_jax.weights timm:FILE` says what a checkpoint holds.
 
-DIR gets plan.json, which you may edit before factorize uses it, checkpoints/, results.json, export/ and report.html.
+DIR gets plan.json, which you may edit before factorize uses it, checkpoints/, results.json, export/ and report.html;
+with --config.hub.push=USER/NAME also hub/, a repository of the Hugging Face Hub, which it pushes.
 Exit codes: 0 done, 2 a mistake in the input, 75 stopped by SIGTERM after saving, 1 a defect here.
 """
 

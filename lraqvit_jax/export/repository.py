@@ -98,9 +98,8 @@ def _architecture(model: str, size: int) -> str:
     family, fields = models.architecture(model, size)
     window = f"_window{fields['window_size']}" if family == "swin" else ""
     name = f"{base}_patch{fields['patch_size']}{window}_{size}"
-    return (
-        name if set(changes) <= {"patch_size", "window_size"} and (cards.heads([name]) or cards.published(name)) else ""
-    )
+    known = cards.heads([name]) or cards.published(name)
+    return name if known and set(changes) <= {"patch_size", "window_size"} else ""
 
 
 def text(said: Shared) -> str:
