@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.options import records
-from lraqvit_jax.options.bench import LatencyOptions, LowRankGrid, QuantGrid, ScalingOptions
+from lraqvit_jax.options.bench import LatencyOptions, LowRankGrid, PeerOptions, QuantGrid, ScalingOptions
 from lraqvit_jax.options.data import DataOptions, PreprocessOptions
 from lraqvit_jax.options.devices import MeshSizes, ShardingRules
 from lraqvit_jax.options.export import ExportOptions, HubOptions
@@ -76,6 +76,7 @@ class Config:
     grid: LowRankGrid = LowRankGrid()
     quant_grid: QuantGrid = QuantGrid()
     latency: LatencyOptions = LatencyOptions()
+    peers: PeerOptions = PeerOptions()
     scaling: ScalingOptions = ScalingOptions()
     export: ExportOptions = ExportOptions()
     hub: HubOptions = HubOptions()
@@ -86,9 +87,9 @@ class Config:
 
 
 FREE = (
-    *("grid", "quant_grid", "latency", "scaling", "export", "hub", "data.on_bad_image", "class_names", "tensorboard"),
+    *("grid", "quant_grid", "latency", "peers", "scaling", "export", "hub", "data.on_bad_image", "class_names"),
     *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
-    "profile",
+    *("profile", "tensorboard"),
 )
 """Fields that may change between two calls in one work directory: they do not change what is computed, or, as `export`
 and `class_names`, what depends on them is made again."""

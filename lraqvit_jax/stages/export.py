@@ -18,7 +18,6 @@ from jaxtyping import Float
 from lraqvit_jax.base import console, files
 from lraqvit_jax.base.console import progress
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.data import pipeline
 from lraqvit_jax.devices import processes
 from lraqvit_jax.export import card as model_card
 from lraqvit_jax.export import litert, onnx, safetensors, stablehlo, targets
@@ -248,12 +247,11 @@ def _top1(ws: Workspace, artifact: Artifact, runs: Mapping[str, Any]) -> tuple[d
 
     What the model said of them when it was evaluated is not asked again.
     """
-    source, said = ws.source("eval"), _said(ws, artifact.name)
-    chosen = np.linspace(0, len(source) - 1, min(len(source), LABELLED)).astype(int)
+    said = _said(ws, artifact.name)
+    batches, chosen = ws.evaluation(LABELLED, BATCH)
     known = all(int(index) in said for index in chosen)
     runs = {name: run for name, run in runs.items() if not (known and name == "model")}
     right, total = dict.fromkeys(runs, 0), 0
-    batches = pipeline.ordered(source, artifact.preprocess, batch_size=BATCH, indices=chosen)
     for batch in progress(batches, "exported files", "batch"):
         real = batch["mask"] & (batch["label"] >= 0)
         total += int(real.sum())
