@@ -122,18 +122,27 @@ def _prepared(job: Job) -> pathlib.Path:
 
 
 def neural_compressor_static(job: Job, **options: Any) -> pathlib.Path:
-    """Intel Neural Compressor's ONNX part, which left it for a package of its own."""
+    """Intel Neural Compressor's ONNX part, which left it for a package of its own after 3.0."""
     from onnx_neural_compressor import quantization
     from onnx_neural_compressor.quantization import config
+    from onnxruntime import quantization as ort
 
     path = job.made.with_suffix(".onnx")
-    fields = {"calibration_data_reader": _Reader(job.images), "per_channel": True, "reduce_range": job.narrow}
-    quantization.quantize(_prepared(job), path, config.StaticQuantConfig(**fields, extra_options=options))
+    fields = {
+        "calibration_data_reader": _Reader(job.images),
+        "calibration_sampling_size": len(job.images),
+        "quant_format": ort.QuantFormat.QDQ,
+        "per_channel": True,
+        "reduce_range": job.narrow,
+    }
+    quantization.quantize(_prepared(job), path, config.StaticQuantConfig(**fields, **options))
     return path
 
 
 def neural_compressor_smooth(job: Job) -> pathlib.Path:
-    return neural_compressor_static(job, SmoothQuant=True, SmoothQuantAlpha=0.5)
+    """SmoothQuant, and products alone."""
+    smooth = {"SmoothQuant": True, "SmoothQuantAlpha": 0.5}
+    return neural_compressor_static(job, op_types_to_quantize=["MatMul", "Gemm"], extra_options=smooth)
 
 
 def nncf_quantize(job: Job) -> pathlib.Path:
@@ -204,8 +213,10 @@ PEERS = {
         ORT, "quantize_static, QDQ, MatMul and Gemm alone", "onnxruntime", onnxruntime_static_matmul
     ),
     "onnxruntime_dynamic": Peer(ORT, "quantize_dynamic", "onnxruntime", onnxruntime_dynamic),
-    "neural_compressor_static": Peer(INC, "StaticQuantConfig", "onnxruntime", neural_compressor_static),
-    "neural_compressor_smooth": Peer(INC, "StaticQuantConfig, SmoothQuant", "onnxruntime", neural_compressor_smooth),
+    "neural_compressor_static": Peer(INC, "StaticQuantConfig, QDQ", "onnxruntime", neural_compressor_static),
+    "neural_compressor_smooth": Peer(
+        INC, "SmoothQuant, QDQ, MatMul and Gemm alone", "onnxruntime", neural_compressor_smooth
+    ),
     "nncf_quantize": Peer(NNCF, "quantize, TRANSFORMER", "openvino", nncf_quantize),
     "nncf_accuracy_control": Peer(NNCF, "quantize_with_accuracy_control", "openvino", nncf_accuracy_control),
     "nncf_weights_int8": Peer(NNCF, "compress_weights, INT8_ASYM", "openvino", nncf_weights_int8),

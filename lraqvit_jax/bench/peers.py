@@ -14,6 +14,7 @@ not work.
 import contextlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ NAME = "peers.json"
 DENSE = "dense"
 FLOAT = "float.onnx"
 BATCH = 10
+BESIDE = (".bin", ".onnx_data")
+"""Endings of files that hold the weights of another one of their name."""
 
 
 class Candidate(NamedTuple):
@@ -154,22 +157,30 @@ def _made(ws: Workspace, folder: pathlib.Path) -> Iterator[Candidate]:
         if missing := _peers.missing(peer):
             print(f"{name} is left out: pip install {' '.join(missing)}", flush=True)
             continue
-        words = [sys.executable, "-m", "lraqvit_jax.bench._peers", name, str(folder)]
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
-        said = folder / f"{name}.json"
-        if done.returncode or not said.exists():
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            print(f"{name} makes nothing, its process ended with {done.returncode}: {short(last, 300)}", flush=True)
-            continue
-        found = files.json_object(said, "run it again")
-        path = folder / found["file"]
-        print(f"{name}: {_megabytes(path):.3f} MB in {found['seconds']:.0f} s", flush=True)
-        yield Candidate(name, _peers.version(peer), peer.call, peer.runtime, path, found["seconds"])
+        if made := make(name, folder):
+            path, seconds = made
+            print(f"{name}: {_megabytes(path):.3f} MB in {seconds:.0f} s", flush=True)
+            yield Candidate(name, _peers.version(peer), peer.call, peer.runtime, path, seconds)
+
+
+def make(name: str, folder: pathlib.Path) -> tuple[pathlib.Path, float] | None:
+    """Runs a peer in a process of its own: the file that it makes, and the seconds that took; None, and a line that
+    says why, where it makes none."""
+    words = [sys.executable, "-m", "lraqvit_jax.bench._peers", name, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    said = folder / f"{name}.json"
+    if done.returncode or not said.exists():
+        last = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        wrong = next((line for line in reversed(last) if re.match(r"[\w.]*(Error|Exception)\b", line)), last[-1])
+        print(f"{name} makes nothing, its process ended with {done.returncode}: {short(wrong, 300)}", flush=True)
+        return None
+    found = files.json_object(said, "run it again")
+    return folder / found["file"], found["seconds"]
 
 
 def _megabytes(path: pathlib.Path) -> float:
     """Of a model's file, and of that with its weights, where they lie beside it."""
-    return sum(one.stat().st_size for one in (path, path.with_suffix(".bin")) if one.exists()) / 1e6
+    return sum(one.stat().st_size for one in (path, *map(path.with_suffix, BESIDE)) if one.exists()) / 1e6
 
 
 def _measured(
@@ -237,16 +248,17 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{rows[0]['drop']['images']:,} images",
         "",
         f"{'model':<{width}}  {'runtime':<11} {'MB':>8} {'ms [10-90 %]':>19} {'CPU, ms':>8} {'top-1':>7} "
-        f"{'drop':>21} {'as dense':>8} {'made in':>8}",
+        f"{'drop':>23} {'as dense':>8} {'made in':>8}",
     ]
     for row in rows:
         wall, drop = row["wall"], row["drop"]
         times = f"{wall['median']:.1f} [{wall['low']:.1f}-{wall['high']:.1f}]"
         lost = f"{drop['drop']:+.2f} [{drop['low']:+.2f}, {drop['high']:+.2f}]"
         seconds = f"{row['seconds']:.0f} s" if row["seconds"] else ""
-        lines.append(
+        line = (
             f"{row['name']:<{width}}  {row['runtime']:<11} {row['file_mb']:>8.3f} {times:>19} "
-            f"{row['cpu']['median']:>8.1f} {row['top1']:>7.2f} {lost:>21} {row['agreement']:>8.2f} {seconds:>8}"
+            f"{row['cpu']['median']:>8.1f} {row['top1']:>7.2f} {lost:>23} {row['agreement']:>8.2f} {seconds:>8}"
         )
+        lines.append(line.rstrip())
     lines += ["", *dict.fromkeys(f"{row['name']:<{width}}  {row['by']}: {row['call']}" for row in rows)]
     return "\n".join(lines)
