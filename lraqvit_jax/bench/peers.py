@@ -41,6 +41,7 @@ from lraqvit_jax.weights import artifacts
 NAME = "peers.json"
 DENSE = "dense"
 FLOAT = "float.onnx"
+NEEDED = "requirements-peers.txt"
 BATCH = 10
 BESIDE = (".bin", ".onnx_data")
 """Endings of files that hold the weights of another one of their name."""
@@ -155,7 +156,7 @@ def _made(ws: Workspace, folder: pathlib.Path) -> Iterator[Candidate]:
     for name in options.peers:
         peer = _peers.PEERS[name]
         if missing := _peers.missing(peer):
-            print(f"{name} is left out: pip install {' '.join(missing)}", flush=True)
+            print(f"{name} is left out, {' and '.join(missing)} not being installed; see {NEEDED}", flush=True)
             continue
         if made := make(name, folder):
             path, seconds = made
