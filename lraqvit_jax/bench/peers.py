@@ -158,17 +158,22 @@ def _made(ws: Workspace, folder: pathlib.Path) -> Iterator[Candidate]:
         if missing := _peers.missing(peer):
             print(f"{name} is left out, {' and '.join(missing)} not being installed; see {NEEDED}", flush=True)
             continue
-        if made := make(name, folder):
+        if made := make(name, folder, options.minutes):
             path, seconds = made
             print(f"{name}: {_megabytes(path):.3f} MB in {seconds:.0f} s", flush=True)
             yield Candidate(name, _peers.version(peer), peer.call, peer.runtime, path, seconds)
 
 
-def make(name: str, folder: pathlib.Path) -> tuple[pathlib.Path, float] | None:
+def make(name: str, folder: pathlib.Path, minutes: float) -> tuple[pathlib.Path, float] | None:
     """Runs a peer in a process of its own: the file that it makes, and the seconds that took; None, and a line that
     says why, where it makes none."""
     words = [sys.executable, "-m", "lraqvit_jax.bench._peers", name, str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    pipes: Any = {"capture_output": True, "text": True, "errors": "replace"}
+    try:
+        done = subprocess.run(words, check=False, timeout=60 * minutes, **pipes)
+    except subprocess.TimeoutExpired:
+        print(f"{name} makes nothing within {minutes:g} minutes; peers.minutes gives it more", flush=True)
+        return None
     said = folder / f"{name}.json"
     if done.returncode or not said.exists():
         last = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]

@@ -71,6 +71,7 @@ class PeerOptions:
     images: int = option(0, low=0)  # of data.eval, evenly spread; 0 is all
     control_images: int = option(300, above=0)  # on which a peer with accuracy control looks at its answers
     max_drop: float = option(1.0, low=0)  # points of answers like the dense model's that it may lose there
+    minutes: float = option(60.0, above=0)  # that one may take; accuracy control goes through its layers one by one
     rounds: int = option(31, above=0)
 
 

@@ -49,7 +49,7 @@ def made(job, name, run):
     folder, wanted, images = job
     if missing := _peers.missing(_peers.PEERS[name]):
         pytest.skip(f"pip install {' '.join(missing)}")
-    path, seconds = peers.make(name, folder)
+    path, seconds = peers.make(name, folder, 10)
     assert seconds >= 0
     got = run(path, images)
     off = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
@@ -91,10 +91,12 @@ def test_a_peer_that_fails_is_one_line(job, tmp_path, capsys):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "job.json").write_bytes((folder / "job.json").read_bytes())
     (tmp_path / "float.onnx").write_bytes(b"no model")
-    assert peers.make("onnxruntime_dynamic", tmp_path) is None
+    assert peers.make("onnxruntime_dynamic", tmp_path, 10) is None
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert line.startswith("onnxruntime_dynamic makes nothing, its process ended with 1: ")
     assert "Error" in line
+    assert peers.make("onnxruntime_dynamic", tmp_path, 1e-4) is None
+    assert "makes nothing within 0.0001 minutes" in capsys.readouterr().out
 
 
 def test_every_peer_says_what_it_needs_and_what_runs_it():
