@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from lraqvit_jax.base.errors import UserError, nearest
 from lraqvit_jax.options import records
-from lraqvit_jax.options.bench import LatencyOptions, LowRankGrid, QuantGrid, ScalingOptions
+from lraqvit_jax.options.bench import LatencyOptions, LowRankGrid, PeerOptions, QuantGrid, ScalingOptions
 from lraqvit_jax.options.data import DataOptions, PreprocessOptions
 from lraqvit_jax.options.devices import MeshSizes, ShardingRules
-from lraqvit_jax.options.export import ExportOptions
+from lraqvit_jax.options.export import ExportOptions, HubOptions
 from lraqvit_jax.options.function import PREFIX, FunctionOptions
 from lraqvit_jax.options.goal import GoalOptions
 from lraqvit_jax.options.plan import FactorizeOptions, PlanOptions
@@ -37,7 +37,7 @@ __all__ = [
     "run",
 ]
 
-STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report")
+STAGES = ("teacher", "plan", "factorize", "distill", "merge", "quantize", "evaluate", "export", "report", "share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,10 @@ class Config:
     grid: LowRankGrid = LowRankGrid()
     quant_grid: QuantGrid = QuantGrid()
     latency: LatencyOptions = LatencyOptions()
+    peers: PeerOptions = PeerOptions()
     scaling: ScalingOptions = ScalingOptions()
     export: ExportOptions = ExportOptions()
+    hub: HubOptions = HubOptions()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: what config.json and every artefact carry."""
@@ -87,9 +89,9 @@ class Config:
 
 
 FREE = (
-    *("grid", "quant_grid", "latency", "scaling", "export", "data.on_bad_image", "class_names", "tensorboard"),
+    *("grid", "quant_grid", "latency", "peers", "scaling", "export", "hub", "data.on_bad_image", "class_names"),
     *("mesh", "sharding", "accumulate", "remat", "log_every", "checkpoint_every", "eval_batch_size", "cache_dir"),
-    "profile",
+    *("profile", "tensorboard"),
 )
 """Fields that may change between two calls in one work directory: they do not change what is computed, or, as `export`
 and `class_names`, what depends on them is made again."""

@@ -15,7 +15,8 @@ A model and images of your own; labels are needed for the evaluation alone:
 A config is a Python file; any field of it is a flag, such as --config.plan.budget=0.7 --config.runs.rb_lra_kd.steps=99;
 lraqvit_jax/config.py says what each is. `python -m lraqvit_jax.weights timm:FILE` says what a checkpoint holds.
 
-DIR gets plan.json, which you may edit before factorize uses it, checkpoints/, results.json, export/ and report.html.
+DIR gets plan.json, which you may edit before factorize uses it, checkpoints/, results.json, export/ and report.html;
+with --config.hub.push=USER/NAME also hub/, a repository of the Hugging Face Hub, which it pushes.
 Exit codes: 0 done, 2 a mistake in the input, 75 stopped by SIGTERM after saving, 1 a defect here.
 """
 
@@ -74,8 +75,8 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
     from lraqvit_jax.run import checks, lock, opening, preemption, results
     from lraqvit_jax.stages import evaluate, outlook
 
-    chosen = _chosen(stages)
     config = config if isinstance(config, Config) else config_lib.parse(config)
+    chosen = _chosen(config, stages)
     with lock.alone(workdir):
         ws = opening.open_workspace(config, workdir)
         checks.counts(config, len(ws.source("calibration")), chosen)
@@ -87,7 +88,7 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
                 started = time.perf_counter()
                 ws = stages_lib.run(ws, name)
                 console.say(f"-- {name}: {time.perf_counter() - started:.1f} s")
-                if name not in ("export", "report"):
+                if name not in ("export", "report", "share"):
                     evaluate.add_rows(ws)
                 preemption.stop_if_reached()
         if (ws.directory / "results.json").exists():
@@ -95,9 +96,10 @@ def run(config: Config | Mapping[str, Any], workdir: str, stages: Sequence[str] 
             console.result(f"\n{results.table(results.read(ws.directory))}\n\n{end}")
 
 
-def _chosen(stages: Sequence[str] | None) -> list[str]:
-    """The stages to run; UserError where one is none."""
-    chosen = list(config_lib.STAGES) if stages is None else list(stages)
+def _chosen(config: Config, stages: Sequence[str] | None) -> list[str]:
+    """The stages to run, the last one where a repository is named for it; UserError where one is none."""
+    usual = [name for name in config_lib.STAGES if name != "share" or config.hub.push]
+    chosen = usual if stages is None else list(stages)
     for name in chosen:
         if name not in config_lib.STAGES:
             raise UserError(f"There is no stage {name!r}; {nearest(name, config_lib.STAGES)}")
@@ -109,7 +111,7 @@ def dry_run(config: Config, workdir: str, stages: Sequence[str] | None = None) -
     writes nothing."""
     from lraqvit_jax.stages import outlook
 
-    outlook.dry_run(config, workdir, _chosen(stages))
+    outlook.dry_run(config, workdir, _chosen(config, stages))
 
 
 def estimate(config: Config, workdir: str) -> None:

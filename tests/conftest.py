@@ -16,6 +16,9 @@ import pytest
 from hypothesis import settings
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+    os.environ.pop(_name, None)  # No test, and no command of a page, pushes to a Hub that is really there.
+os.environ["HF_TOKEN_PATH"] = os.path.join(os.environ["XDG_CACHE_HOME"], "none")  # noqa: PTH118
 if "TESTS_COMPILED" not in os.environ:
     # Programs compiled by the tests and the commands under test; the workers of one session inherit the folder.
     os.environ["TESTS_COMPILED"] = tempfile.mkdtemp(prefix="lraqvit_jax_tests_compiled_")

@@ -22,8 +22,10 @@ from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import precision, sharding
 from lraqvit_jax.run import results
 from lraqvit_jax.tasks import classification as evaluate
-from lraqvit_jax.weights import artifacts
+from lraqvit_jax.weights import artifacts, hub
 
+HUB = "hub:"
+"""Before the name of a repository of the Hugging Face Hub."""
 DTYPES = ("float32", "bfloat16", "float16")
 Images = memory.Item | np.ndarray | Iterable[memory.Item | np.ndarray]
 """One image or several: PIL images, paths, bytes of a file, arrays of whole numbers from 0 to 255, (height, width),
@@ -252,7 +254,8 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
     Of the work directory of a function (`configs/any.py`) it restores the `Function`.
 
     Args:
-        directory: an artefact (WORKDIR/checkpoints/NAME, or where `Model.save` wrote) or a work directory.
+        directory: an artefact (WORKDIR/checkpoints/NAME, or where `Model.save` wrote) or a work directory; or what the
+            stage `share` made, as the folder WORKDIR/hub or by its name on the Hub, "hub:USER/NAME[@REVISION]".
         name: which artefact of a work directory. "" takes the one that table and report say is to be taken; where
             nothing is evaluated yet, the last of the config's `export.artifacts` that is there, the run that is
             quantized, or `dense`.
@@ -263,12 +266,27 @@ def load(directory: str | os.PathLike, name: str = "", *, dtype: str = "float32"
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {short(repr(dtype))}; {nearest(dtype, DTYPES)}")
+    if shared := _shared(directory):
+        from lraqvit_jax.export import safetensors
+
+        return _model(safetensors.load(shared, dtype))
     from lraqvit_jax.stages import function  # most do not need it, and it takes a second to import
 
     if function.is_one(files.locate(directory)):
         return function.load(directory, name)
-    artifact = artifacts.load_artifact(_path(files.locate(directory), name), dtype=dtype)
+    return _model(artifacts.load_artifact(_path(files.locate(directory), name), dtype=dtype))
+
+
+def _model(artifact: artifacts.Artifact) -> Model:
     return Model(artifact.model, artifact.params, artifact.preprocess, artifact.meta)
+
+
+def _shared(directory: str | os.PathLike) -> pathlib.Path | None:
+    """The file of a repository of the Hub, or of the folder of one; None where it is something else."""
+    if isinstance(directory, str) and directory.startswith(HUB):
+        return hub.find(hub.checked(directory.removeprefix(HUB)), (hub.WEIGHTS,))
+    path = files.locate(directory)
+    return path / hub.WEIGHTS if (path / hub.WEIGHTS).is_file() and not (path / "checkpoints").is_dir() else None
 
 
 def _path(directory: pathlib.Path, name: str) -> pathlib.Path:

@@ -78,7 +78,7 @@ def run(config: Config, workdir: str) -> None:
             print(f"\n{text(rows, threads, batch, (names[0], options.models[0]))}\n", flush=True)
     path = ws.directory / "latency-runtimes.json"
     result = {"schema": 1, "model": ws.model, "reference": {"model": options.models[0], "runtime": names[0]}}
-    result |= {"rounds": options.rounds, "machine": _machine(), "versions": _versions(names), "rows": rows}
+    result |= {"rounds": options.rounds, "machine": machine(), "versions": versions(names), "rows": rows}
     files.write_atomically(path, json.dumps(result, indent=1) + "\n")
     print(path)
     if rows:
@@ -245,7 +245,7 @@ def _measure(
                 files[model]["files"][suffixes[name]],
                 {**files[model]["job"], "threads": threads, "batch": batch},
             )
-            if loaded := _ask(processes[key], key, load=str(path), job=job):
+            if loaded := ask(processes[key], key, load=str(path), job=job):
                 logits, jax_logits = np.asarray(loaded.pop("logits")), files[model]["logits"]
                 difference = float(np.abs(logits - jax_logits).max() / np.abs(jax_logits).max())
                 rows[key] = {"runtime": name, "model": model, "file_mb": _bytes(path) / 1e6, **loaded}
@@ -257,7 +257,7 @@ def _measure(
             if options.seconds and index >= least and time.monotonic() - started > options.seconds:
                 break
             for key in list(rows):
-                if took := _ask(processes[key], key):
+                if took := ask(processes[key], key):
                     for clock, value in took.items():
                         rows[key][clock].append(value)
                 else:
@@ -265,7 +265,7 @@ def _measure(
     return [{**row, **{clock: row[clock][WARMUP:] for clock in ("wall_ms", "cpu_ms")}} for row in rows.values()]
 
 
-def _ask(process: Process, key: Key, **question: Any) -> Row:
+def ask(process: Process, key: Key, **question: Any) -> Row:
     """The answer; an empty one where there is none, and a line that says why."""
     try:
         return process.ask(**question)
@@ -404,12 +404,12 @@ def _median(value: Mapping[str, float] | None) -> str:
     return f"{value['median']:.2f}" if value else "-"
 
 
-def _versions(names: list[str]) -> dict[str, str]:
+def versions(names: list[str]) -> dict[str, str]:
     packages = {package for name in names for package in runtimes.packages(name)}
     return {package: importlib.metadata.version(package) for package in sorted(packages)}
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """The processor's name and its vector instructions, as far as the system says them."""
     info = pathlib.Path("/proc/cpuinfo")
     fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}

@@ -25,7 +25,7 @@ def text(table: str, cards: Sequence[Mapping[str, Any]], taken: str, source: str
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "onnx", "quantized", "low-rank", "lraqvit_jax"],
     }
-    if base := _repository(source):
+    if base := repository(source):
         front["base_model"] = base
     title = base or source.rpartition("/")[2].rpartition(":")[2] or "A model"
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items()), "---", ""]
@@ -55,7 +55,7 @@ def _own(one: Mapping[str, Any], suffix: str) -> str:
     return "" if top1 is None else f", right on {top1:.2f} % of {one['labelled_images']:,} images"
 
 
-def _repository(source: str) -> str:
+def repository(source: str) -> str:
     """The hub id in a source such as timm:timm/vit_tiny; "" where it is a file."""
     kind, _, name = source.partition(":")
     return name.partition("@")[0] if kind in ("timm", "huggingface") and hub.is_id(name) else ""

@@ -43,16 +43,17 @@ All that is the layout "factors". "expanded" is the dense model that a float one
 model takes with strict=True: pairs are multiplied out, query, key and value are a qkv, and zeros stand for the channels
 and hidden units that are gone.
 
-Metadata, all strings: `format` ("lraqvit_jax 1"), `model`, `num_classes`, and as JSON `plan` (by our parameter paths),
-`preprocess` and `class_names`.
+Metadata, all strings: `format` ("lraqvit_jax 1"), `name`, `model`, `num_classes`, and as JSON `plan` (by our parameter
+paths), `preprocess` and `class_names`. By them `load` reads a file of either layout back.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,15 +61,17 @@ import safetensors.numpy
 
 from lraqvit_jax import models
 from lraqvit_jax.base import files, trees
-from lraqvit_jax.base.errors import UserError, nearest
+from lraqvit_jax.base.errors import UserError, nearest, reason, short
 from lraqvit_jax.base.trees import flatten
+from lraqvit_jax.data import preprocess
 from lraqvit_jax.export.contract import contract
 from lraqvit_jax.lowrank import expand, reparam
 from lraqvit_jax.options.export import LAYOUTS
 from lraqvit_jax.plan import records
-from lraqvit_jax.plan.files import to_json
+from lraqvit_jax.plan.files import from_json, to_json
 from lraqvit_jax.plan.records import LayerPlan, Plan
 from lraqvit_jax.weights import artifacts
+from lraqvit_jax.weights import tensors as stored
 
 FORMAT = "lraqvit_jax 1"
 
@@ -89,10 +92,112 @@ def save(artifact: artifacts.Artifact, path: pathlib.Path, layout: str = "factor
     artifact = expanded(artifact) if layout == "expanded" else artifact
     meta = artifact.meta
     metadata = {"format": FORMAT, "model": meta["model"], "num_classes": str(meta["num_classes"])}
+    metadata["name"] = meta.get("name", meta["model"])
     said = {**contract(artifact), "plan": meta["plan"]}
     metadata |= {name: json.dumps(said[name]) for name in ("plan", "preprocess", "class_names", "input", "output")}
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, safetensors.numpy.save(tensors(artifact), metadata))
+
+
+def load(path: pathlib.Path, dtype: str = "float32") -> artifacts.Artifact:
+    """Reads back what `save` wrote, in the layout "factors" or "expanded": the same arrays, to the bit.
+
+    Args:
+        path: of the file.
+        dtype: of the model's float products.
+
+    Raises:
+        UserError: no such file, one of somebody else, or tensors that are not those of its plan.
+    """
+    values, said = stored.read(path), stored.metadata(path)
+    if said.get("format") != FORMAT:
+        raise UserError(f"{path} is not of {FORMAT}; timm's own files are read as weights, timm:{path}.")
+    try:
+        meta = {name: json.loads(said[name]) for name in ("plan", "preprocess", "class_names", "num_classes")}
+        # A branch was merged as the file was written.
+        plan = {
+            layer: dataclasses.replace(one, form="low_rank") if one.form == "reparam" else one
+            for layer, one in from_json(meta["plan"], str(path)).items()
+        }
+        meta |= {"model": said["model"], "name": said.get("name", said["model"]), "plan": to_json(plan)}
+        prepare, model = preprocess.from_json(meta["preprocess"]), artifacts.build(meta, dtype)
+        abstract = artifacts.abstract(meta)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not say what it is ({reason(error)}); export it again.") from error
+    swin = models.variants()[models.split(meta["model"])[0]] == "swin"
+    rules = _rules(abstract, plan, swin)
+    if {"reg_token", "pos_embed"} <= {*rules} or meta["model"].startswith("deit3"):
+        rules["pos_embed"] = (rules["pos_embed"][0], functools.partial(_with_class, "cls_token" in rules))
+    return artifacts.Artifact(model, trees.nest(_read(values, rules, flatten(abstract), path)), prepare, meta)
+
+
+Rule = tuple[str, Callable[[np.ndarray], np.ndarray]]
+"""The name of a tensor in a file, and what makes the parameter of it."""
+
+
+def _read(
+    values: Mapping[str, np.ndarray], rules: Mapping[str, Rule], shapes: Mapping[str, Any], path: pathlib.Path
+) -> dict[str, np.ndarray]:
+    """The parameters by path; UserError for a tensor that is missing, left over, or not what the plan says."""
+    if odd := {name for name, _ in rules.values()} ^ {*values}:
+        raise UserError(f"{path} and its plan differ in {short(min(odd))}; copy the file again, or export it again.")
+    made = {}
+    for name, (tensor, make) in rules.items():
+        value, shape = values[tensor], shapes[name]
+        try:
+            made[name] = np.asarray(make(value), order="C")
+        except ValueError:
+            made[name] = value
+        if made[name].shape != shape.shape or made[name].dtype != shape.dtype:
+            raise UserError(
+                f"{path} has {short(tensor)} as {value.dtype} {value.shape}, which is not what its plan says; copy the "
+                "file again, or export it again."
+            )
+    return made
+
+
+def _rules(abstract: Any, plan: Plan, swin: bool) -> dict[str, Rule]:
+    """By parameter path, where each array is and what `_linear` did to it, undone."""
+    rules: dict[str, Rule] = {}
+    for path, leaf in flatten(abstract).items():
+        owner = next((layer for layer in plan if path.startswith(f"{layer}/")), "")
+        part = path.removeprefix(f"{owner}/")
+        rule: Rule = _rule(part, leaf, trees.get(abstract, owner), plan[owner], owner) if owner else ("", np.asarray)
+        rules[path] = (timm_name(owner or path, swin) + rule[0], rule[1])
+    return rules
+
+
+def _rule(part: str, leaf: Any, weights: Mapping[str, Any], layer: LayerPlan, owner: str) -> Rule:
+    """Of one array of a layer, such as "u/qvalue": what its name ends with, from a dot on."""
+    first, last = (".0", ".1") if "u" in weights else ("", "")
+    kernel = weights.get("u", weights.get("kernel"))
+    packed = isinstance(kernel, Mapping) and kernel["qvalue"].dtype == np.uint8
+    by_pixel = owner == "patch_embed" and not packed and layer.basis != "input"
+    name, _, kind = part.partition("/")
+    one = last if name.startswith(("v", "z")) or name == "bias" else first
+    if kind == "scale":
+        return f"{one}.weight_scale", np.transpose if len(leaf.shape) > 1 else lambda value: value[:, 0]
+    if name in ("kernel", "u", "v"):
+        make = _channels_last if by_pixel and name != "v" else np.transpose
+        return f"{one}.weight{'_packed' * (leaf.dtype == np.uint8)}", make
+    if name == "smooth":
+        side = math.isqrt(leaf.shape[0] // 3)
+        pixels = lambda value: _channels_last(value.reshape(3, side, side))  # noqa: E731
+        return f"{one}.input_smooth", pixels if by_pixel else np.asarray
+    if name == "basis":
+        return f"{last if layer.basis == 'output' else first}.basis", np.asarray
+    return f"{one}.bias" if name == "bias" else f"{one}.input_{name[2:]}", np.asarray
+
+
+def _channels_last(values: np.ndarray) -> np.ndarray:
+    """(..., 3, p, p) -> (p p 3, ...), undoing `_channels_first`."""
+    moved = np.moveaxis(values, (-2, -1, -3), (0, 1, 2))
+    return moved.reshape(-1, *moved.shape[3:])
+
+
+def _with_class(there: bool, positions: np.ndarray) -> np.ndarray:
+    """Positions with zeros for the class token, which has its own added."""
+    return np.concatenate([np.zeros_like(positions[:, :1]), positions], 1) if there else positions
 
 
 def obstacle(plan: Plan, layout: str) -> str:

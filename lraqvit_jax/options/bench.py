@@ -55,6 +55,29 @@ class LatencyOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PeerOptions:
+    """Of `bench peers`."""
+
+    models: tuple[str, ...] = ()  # artefacts of the work directory; () is dense_int8 and what is to be taken
+    peers: tuple[str, ...] = (  # those of bench/_peers.py
+        "onnxruntime_static",
+        "onnxruntime_static_matmul",
+        "onnxruntime_dynamic",
+        "neural_compressor_static",
+        "neural_compressor_smooth",
+        "nncf_quantize",
+        "nncf_accuracy_control",
+        "nncf_weights_int8",
+        "nncf_weights_int4",
+    )
+    images: int = option(0, low=0)  # of data.eval, evenly spread; 0 is all
+    control_images: int = option(300, above=0)  # on which a peer with accuracy control looks at its answers
+    max_drop: float = option(1.0, low=0)  # points of answers like the dense model's that it may lose there
+    minutes: float = option(60.0, above=0)  # that one may take; accuracy control goes through its layers one by one
+    rounds: int = option(31, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class ScalingOptions:
     """Of `bench scaling`."""
 

@@ -33,3 +33,13 @@ class ExportOptions:
     mlir: tuple[str, ...] = option((), choices=MLIR)  # bytecode is what lasts for years
     # LiteRT (.tflite) files, any of LITERT, such as ('float16','dynamic'); they need requirements-litert.txt.
     litert: tuple[str, ...] = option((), choices=LITERT)
+
+
+@dataclasses.dataclass(frozen=True)
+class HubOptions:
+    """A model as a repository of the Hugging Face Hub; see `stages.share`."""
+
+    push: str = ""  # USER/NAME: the stage share makes WORKDIR/hub for it, and pushes that where a token is there
+    private: bool = False  # of a repository that is new
+    artifact: str = ""  # which; "" takes the row "smallest", or else the one that is to be taken
+    license: str = ""  # of the weights, as the Hub writes it (apache-2.0), where their own card does not say

@@ -15,6 +15,7 @@ from lraqvit_jax.plan import ranks
 from lraqvit_jax.quant import quantize
 from lraqvit_jax.run import metrics
 from lraqvit_jax.run.workspace import labels_count
+from lraqvit_jax.weights import hub
 
 
 def modules(config: Config) -> None:
@@ -24,6 +25,8 @@ def modules(config: Config) -> None:
         files.locate_new(config.profile)
     if config.tensorboard:
         metrics.tensorboard()
+    if config.hub.push:
+        hub.checked(config.hub.push, revision=False)
     for name in config.factorize.baselines:
         decomposition(name)
     for run in config.runs.values():

@@ -110,7 +110,8 @@ def sentences(ws: Workspace, sources: Mapping[str, Source]) -> list[str]:
         lines.append("Without the evaluation, whose data are not here yet.")
     exported = ", ".join(f"export/{name}.*" for name in ws.config.export.artifacts)
     folder = ", ".join(f"checkpoints/{name}" for name in config_lib.rows(ws.config))
-    lines.append(f"Files in {ws.directory}: plan.json, {folder}, results.json, {exported}, report.html.")
+    shared = f", hub/ for {ws.config.hub.push}" * bool(ws.config.hub.push)
+    lines.append(f"Files in {ws.directory}: plan.json, {folder}, results.json, {exported}, report.html{shared}.")
     return lines
 
 

@@ -146,6 +146,12 @@ class Workspace:
         start = min(images, len(source) - count)
         return self._batches(source, np.sort(self._permutation(source)[start : start + count]), False)
 
+    def evaluation(self, images: int, batch_size: int) -> tuple[Any, np.ndarray]:
+        """Batches of so many images of data.eval at most, evenly spread, and which they are."""
+        source = self.source("eval")
+        chosen = np.linspace(0, len(source) - 1, min(len(source), images)).astype(int)
+        return pipeline.ordered(source, self.preprocess, batch_size=batch_size, indices=chosen), chosen
+
     def _permutation(self, source: Source) -> np.ndarray:
         return np.random.default_rng(self.config.seed).permutation(len(source))
 

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from lraqvit_jax.base import console, files
 from lraqvit_jax.base.console import progress
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.data import pipeline
 from lraqvit_jax.devices import processes
 from lraqvit_jax.export import card as model_card
 from lraqvit_jax.export import litert, onnx, safetensors, stablehlo, targets
@@ -52,16 +51,21 @@ def run(ws: Workspace) -> None:
     asked = ws.config.export.onnx_target
     if (target := targets.resolved(asked)) != asked:
         console.say(f"export.onnx_target is {asked!r}: {target!r} for this machine's processor")
-    folder = ws.directory / "export"
     for name in names(ws):
         if not ws.has(name):
             raise UserError(
                 f"export.artifacts names {name!r}, which {ws.directory} does not have; run its stage first."
             )
-        if not _is_current(ws, name, folder / f"{name}.json"):
-            artifact = artifacts.load_artifact(ws.path(name))
-            processes.once(functools.partial(_export, ws, artifact, folder))
-    processes.once(functools.partial(_card, ws, folder))
+        make(ws, name)
+    processes.once(functools.partial(_card, ws, ws.directory / "export"))
+
+
+def make(ws: Workspace, name: str) -> None:
+    """Exports an artefact that is there, where it has no files yet, or files that were made for something else."""
+    folder = ws.directory / "export"
+    if not _is_current(ws, name, folder / f"{name}.json"):
+        artifact = artifacts.load_artifact(ws.path(name))
+        processes.once(functools.partial(_export, ws, artifact, folder))
 
 
 def _card(ws: Workspace, folder: pathlib.Path) -> None:
@@ -124,7 +128,7 @@ def _export(ws: Workspace, artifact: Artifact, folder: pathlib.Path) -> None:
     unfinished = folder / f".{artifact.name}{files.UNFINISHED}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    images = _calibration_images(ws)
+    images = calibration_images(ws)
     paths = _write_files(ws, artifact, images, unfinished)
     card = _checked(ws, artifact, images, paths)
     written = folder / f"{artifact.name}.json"
@@ -162,7 +166,7 @@ def _checked(ws: Workspace, artifact: Artifact, images: Images, paths: Mapping[s
             suffix: list(stablehlo.version(path)) for suffix, path in paths.items() if suffix == "mlirbc"
         },
         "checked_images": len(images),
-        "parity": {suffix: _parity(outputs[suffix], outputs["model"]) for suffix in runs},
+        "parity": {suffix: parity(outputs[suffix], outputs["model"]) for suffix in runs},
         "labelled_images": labelled,
         "top1": top1,
     }
@@ -217,7 +221,7 @@ def _weights(artifact: Artifact, weights: str) -> str:
     return "float32" if any(layer.form == "quantized" for layer in artifact.plan.values()) else weights
 
 
-def _calibration_images(ws: Workspace) -> Images:
+def calibration_images(ws: Workspace) -> Images:
     """IMAGES of them at most, prepared."""
     batches, _ = ws.calibration(min(IMAGES, len(ws.source("calibration"))), whole=True)
     return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
@@ -243,12 +247,11 @@ def _top1(ws: Workspace, artifact: Artifact, runs: Mapping[str, Any]) -> tuple[d
 
     What the model said of them when it was evaluated is not asked again.
     """
-    source, said = ws.source("eval"), _said(ws, artifact.name)
-    chosen = np.linspace(0, len(source) - 1, min(len(source), LABELLED)).astype(int)
+    said = _said(ws, artifact.name)
+    batches, chosen = ws.evaluation(LABELLED, BATCH)
     known = all(int(index) in said for index in chosen)
     runs = {name: run for name, run in runs.items() if not (known and name == "model")}
     right, total = dict.fromkeys(runs, 0), 0
-    batches = pipeline.ordered(source, artifact.preprocess, batch_size=BATCH, indices=chosen)
     for batch in progress(batches, "exported files", "batch"):
         real = batch["mask"] & (batch["label"] >= 0)
         total += int(real.sum())
@@ -271,7 +274,7 @@ def _said(ws: Workspace, name: str) -> dict[int, bool]:
         return dict(zip(kept["image"].tolist(), right.tolist(), strict=True))
 
 
-def _parity(
+def parity(
     logits: Float[np.ndarray, "images classes"], model_logits: Float[np.ndarray, "images classes"]
 ) -> dict[str, float]:
     """Share of equal answers; largest and mean difference of the logits, and both over the largest logit."""

@@ -111,9 +111,11 @@ def files(source: str) -> list[pathlib.Path]:
 
 def licence(source: str) -> str:
     """The licence that the card of weights names, in config.json or at the head of README.md; "" where none does."""
-    if not source or source.startswith("artifact:") or not local(source):
+    if not source or source.startswith("artifact:"):
         return ""
-    folder = files(source)[0].parent
+    folder = files(source)[0].parent if local(source) else hub.folder_of(source.partition(":")[2])
+    if folder is None:
+        return ""
     said: list[Any] = []
     if (folder / "config.json").is_file():
         fields = base_files.json_object(folder / "config.json", "mend it or take it away")

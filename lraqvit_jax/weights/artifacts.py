@@ -137,6 +137,11 @@ def build(meta: dict[str, Any], dtype: str = "float32", arithmetic: str = "integ
     )
 
 
+def abstract(meta: dict[str, Any]) -> Any:
+    """Shapes and types of the parameters that an artefact's meta describes."""
+    return sharding.abstract_params(build(meta), meta["preprocess"]["size"], sharding.one_device())
+
+
 def load_artifact(
     directory: str | pathlib.Path, mesh: Mesh | None = None, dtype: str = "float32", arithmetic: str = "integer"
 ) -> Artifact:

@@ -5,8 +5,56 @@ import pathlib
 from collections.abc import Sequence
 
 from lraqvit_jax.base import files as files_lib
-from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.base.errors import UserError, reason, short
+from lraqvit_jax.base.version import VERSION
 from lraqvit_jax.weights import tensors
+
+WEIGHTS = "model.safetensors"
+
+
+def checked(name: str, revision: bool = True) -> str:
+    """USER/NAME, with an "@REVISION" where that may be; UserError where no repository can have that name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repository = name.partition("@")[0] if revision else name
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"{short(name)!r} names no repository ({reason(error)}); write USER/NAME.") from error
+    if repository.count("/") != 1:
+        raise UserError(f"{short(name)!r} does not say whose repository it is; write USER/NAME.")
+    return name
+
+
+def push(name: str, folder: pathlib.Path, *, private: bool = False) -> str:
+    """Makes the repository where there is none, and puts the files of a folder there.
+
+    Args:
+        name: USER/NAME.
+        folder: of the files.
+        private: whether others cannot see a repository that is new.
+
+    Returns:
+        its address; "" where no token is there to push with.
+
+    Raises:
+        UserError: the Hub cannot be reached, or does not take it.
+    """
+    import huggingface_hub
+
+    if not huggingface_hub.get_token():
+        return ""
+    api = huggingface_hub.HfApi()
+    try:
+        address = str(api.create_repo(name, private=private, exist_ok=True))
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"lraqvit_jax {VERSION}")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The Hub does not take {name} ({reason(error)}); {folder} is whole: run --stages=share again, or "
+            f"hf upload {name} {folder}"
+        ) from error
+    return address
 
 
 def find(name: str, files: Sequence[str], also: Sequence[str] = (), *, pickles: bool = False) -> pathlib.Path:
@@ -65,3 +113,16 @@ def _download(name: str, files: Sequence[str], also: Sequence[str]) -> pathlib.P
         raise UserError(
             f"{name!r} is not a file here and the hub does not give it ({first}); correct the path, or download it."
         ) from error
+
+
+def folder_of(name: str) -> pathlib.Path | None:
+    """Where huggingface_hub keeps the files of a repository whose weights were fetched, README.md with them where it
+    can be had; None where nothing is kept."""
+    import huggingface_hub
+
+    repository, _, revision = name.partition("@")
+    found = None
+    for file in ("config.json", "README.md"):
+        with contextlib.suppress(OSError, ValueError):
+            found = huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+    return pathlib.Path(found).parent if found else None

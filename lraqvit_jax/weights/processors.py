@@ -7,7 +7,7 @@ from typing import Any
 
 from lraqvit_jax.base import files
 from lraqvit_jax.base.errors import UserError, short
-from lraqvit_jax.data.preprocess import INTERPOLATIONS, MAX_SIZE
+from lraqvit_jax.data.preprocess import INTERPOLATIONS, MAX_SIZE, Preprocess
 
 FILE = "preprocessor_config.json"
 RESAMPLE = {int(number): name for name, number in INTERPOLATIONS.items()}
@@ -62,6 +62,27 @@ def preparation(fields: Mapping[str, Any], kind: str) -> tuple[dict[str, Any], i
     if kind in ("vit", "deit") and not said & {"size", "crop_size"}:
         side = 0  # transformers' ViT takes no size but its own
     return {**geometry, "interpolation": _interpolation(fields["resample"]), **_statistics(fields)}, side
+
+
+def fields(prepare: Preprocess) -> dict[str, Any]:
+    """The fields of preprocessor_config.json of the processor that does the same; `preparation` reads them."""
+    side, edge = prepare.size, int(prepare.size / prepare.crop_pct)
+    square = {"height": edge, "width": edge}
+    crops = prepare.crop_mode == "center" or edge != side
+    return {
+        "image_processor_type": "CLIPImageProcessor" if prepare.crop_mode == "center" else "DeiTImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": edge} if prepare.crop_mode == "center" else square,
+        "resample": int(INTERPOLATIONS[prepare.interpolation]),
+        "do_center_crop": crops,
+        **({"crop_size": {"height": side, "width": side}} if crops else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / WHITE,
+        "do_normalize": True,
+        "image_mean": list(prepare.mean),
+        "image_std": list(prepare.std),
+        "do_convert_rgb": True,
+    }
 
 
 def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:

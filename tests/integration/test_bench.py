@@ -181,3 +181,38 @@ def test_a_profile_of_every_form(tmp_path):
         assert len(rows[name]["ms"]) == 15
     assert "times faster" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "profile.json"]
+
+
+def test_peers_beside_our_files(grid):
+    """ONNX Runtime's quantizers, which are installed, on the images of our rows; what is not, is said."""
+    workdir, *_ = grid
+    fields = ("--config=configs/digits.py", f"--workdir={workdir}", *command.FAST, "--config.plan.budget=0.6")
+    names = ("onnxruntime_static_matmul", "onnxruntime_dynamic", "nncf_weights_int8")
+    options = ("--config.peers.models=('lra_whitened',)", f"--config.peers.peers={names}", "--config.peers.rounds=3")
+    done = bench("peers", *fields, *options, "--config.peers.images=50")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((workdir / "peers.json").read_text())
+    rows = {(row["name"], row["runtime"]): row for row in found["rows"]}
+    expected = {(name, "onnxruntime") for name in ("dense", "lra_whitened", *names[:2])}
+    assert expected <= set(rows)
+    assert found["images"] == 50
+    for (name, _), row in rows.items():
+        right = np.equal(row["answers"], found["labels"])
+        assert (row["top1"], len(row["answers"])) == (100 * right.mean(), 50)
+        assert row["drop"]["images"] == 50
+        assert row["file_mb"] > 0 < row["wall"]["median"]
+        assert f"\n{name} " in done.stdout
+    if importlib.util.find_spec("nncf") is None:
+        assert "nncf_weights_int8 is left out, nncf" in done.stdout
+    assert sorted(path.name for path in workdir.glob("tmp*")) == []
+
+
+def test_what_a_file_answers_is_what_its_model_answers(grid):
+    """The dense row of the peers is the dense row of the table, on all of its images."""
+    workdir, *_ = grid
+    fields = ("--config=configs/digits.py", f"--workdir={workdir}", *command.FAST, "--config.plan.budget=0.6")
+    done = bench("peers", *fields, "--config.peers.peers=()", "--config.peers.rounds=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((workdir / "peers.json").read_text())
+    assert found["images"] == command.rows(workdir)["dense"]["n_images"]
+    assert abs(found["rows"][0]["top1"] - command.rows(workdir)["dense"]["top1"]) <= 100 / found["images"] + 1e-9

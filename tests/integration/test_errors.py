@@ -59,6 +59,8 @@ MISTAKES = [
     (["lowrank", "--config.grid.runs=('rb_lra',)"], ["'rb_lra', which is not a run; did you mean 'rb_lra_kd'"]),
     (["lowrank", "--config.plan.unit=parms"], ["'parms'; did you mean 'params'"]),
     (["latency", "--config.latency.runtimes=('onnxruntim',)"], ["'onnxruntim'; did you mean 'onnxruntime'"]),
+    (["peers", "--config.peers.peers=('nncf_quantise',)"], ["'nncf_quantise'", "did you mean 'nncf_quantize'"]),
+    (["peers"], ["peers.models has 'dense'", "run its stage first"]),
     (["quant", "--config.quant_grid.widths=('w3a8',)"], ["quant_grid.widths has 'w3a8'"]),
     (["quant", "--config.quant_grid.only=('mine',)"], ["quant_grid.only has 'mine', which is not a method"]),
     (["quant", "--config.quant_grid.sources=('none',)", *command.FAST], ["There is no whole artefact"]),
