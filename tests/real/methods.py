@@ -120,8 +120,14 @@ METHODS: Mapping[str, Callable[[Case, Options], lraqvit_jax.Function]] = {
 
 @functools.lru_cache(1)
 def _compressed(case: Case, options: Options, budget: float) -> lraqvit_jax.Function:
-    """What rows have in common."""
-    return compress.smaller(case.apply, case.params, case.batches, budget=budget, metric=options.metric or case.metric)
+    """What rows have in common; kept where it is to be."""
+    folder = options.keep / f"{budget:g}" if options.keep else None
+    if folder and folder.exists():
+        return lraqvit_jax.Function.restore(folder, case.apply, case.params, case.batches[0])
+    small = compress.smaller(case.apply, case.params, case.batches, budget=budget, metric=options.metric or case.metric)
+    if folder:
+        small.save(folder)
+    return small
 
 
 def _uniform(
