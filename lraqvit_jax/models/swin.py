@@ -101,7 +101,7 @@ class WindowAttention(nn.Module):
         return Linear(dim, self.options, ("heads", "embed"), name="proj")(mixed)
 
     def _by_window(self, part: Float[Array, "batch tokens heads k"]) -> Float[Array, "batch windows inside heads k"]:
-        windows = _windows(part.reshape(len(part), self.side, self.side, -1), self.window)
+        windows = _windows(part.reshape(part.shape[0], self.side, self.side, -1), self.window)
         return windows.reshape(*windows.shape[:3], *part.shape[2:])
 
 

@@ -29,6 +29,17 @@ def test_modules_compute_what_the_model_does(rng, tmp_path, model, rank, fields)
         assert rounding.same_integers(by_image) if fields else by_image.max() < rounding.ROUNDINGS * rounding.EPS
 
 
+@pytest.mark.parametrize("model", ["vit_pico", "swin_pico"])
+def test_files_take_any_batch(rng, tmp_path, model):
+    one, images = artifact(rng, model, 8)
+    stablehlo.export(one.model, one.params, 8, ["cpu"], tmp_path / "one.stablehlo")
+    call = jax.export.deserialize(bytearray((tmp_path / "one.stablehlo").read_bytes())).call
+    for batch in (1, 3):
+        want = np.asarray(jax.jit(one.model.apply)({"params": one.params}, images[:batch]))
+        off = np.abs(np.asarray(call(images[:batch])) - want).max(-1) / np.abs(want).max()
+        assert off.max() < rounding.ROUNDINGS * rounding.EPS
+
+
 def test_a_portable_artefact_names_a_version_that_is_read(rng, tmp_path):
     """And is read by StableHLO itself; the text is StableHLO and functions alone, without paths of this machine."""
     one, _ = artifact(rng, "vit_pico", 8)
