@@ -19,7 +19,7 @@ from lraqvit_jax.plan import blocks, budget, cost, ranks
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.stages import search, sizes
+from lraqvit_jax.stages import search, searched, sizes
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
 
@@ -36,7 +36,7 @@ def run(ws: Workspace) -> Workspace:
     seed = ws.config.seed
     moments = statistics.moments(dense.model, dense.params, layers, batches, ws.mesh, gradients, seed)
     if options.method == "products":
-        planner = Planner.of(ws, dense, layers, moments, search.widths(ws.directory) if goal.is_set else {})
+        planner = Planner.of(ws, dense, layers, moments, searched.widths(ws.directory) if goal.is_set else {})
         pairs = functools.partial(_pairs, ws, dense, layers, moments)
         ws = dataclasses.replace(ws, moments=moments)
         planned = search.Search(ws, dense, planner, pairs).run() if goal.is_set else planner.plan(ws, options)

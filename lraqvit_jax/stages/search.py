@@ -12,12 +12,11 @@ and to compare with it, "pairs", plain pairs in floats; "products", channels and
 
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -27,28 +26,22 @@ from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.data.sources import Chosen
 from lraqvit_jax.devices import processes
 from lraqvit_jax.options.goal import GoalOptions
-from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.options.training import Run
 from lraqvit_jax.plan import cost
-from lraqvit_jax.plan import files as plan_files
 from lraqvit_jax.plan import records as plan_lib
-from lraqvit_jax.plan.blocks import Scales
 from lraqvit_jax.plan.budget import TooSmallError
 from lraqvit_jax.report import figures
 from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import distill, evaluate, factorize, merge, quantize
+from lraqvit_jax.stages.searched import FOLDER, Layers, Planner, Plans, Record
 from lraqvit_jax.tasks import classification, search
 from lraqvit_jax.tasks.search import Judged, Rule, Teacher
 from lraqvit_jax.weights.artifacts import Artifact
 
-FOLDER, MEND = "search", "delete the folder to search anew"
 PAIRS = "whitened"
 """The decomposition of plain pairs."""
-
-
-Layers = dict[str, plan_lib.LayerPlan]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,80 +70,6 @@ class Images(NamedTuple):
 
     places: Int[np.ndarray, " images"]
     teacher: Teacher
-
-
-class Planner(Protocol):
-    """Gives the plan of any budget; see `stages.plan.Planner`.
-
-    Attributes:
-        scales: what was measured so far.
-        widths: what rounding each layer loses, by bits.
-    """
-
-    @property
-    def scales(self) -> Scales: ...
-
-    @property
-    def widths(self) -> Mapping[str, Mapping[int, float]]: ...
-
-    def plan(self, ws: Workspace, options: PlanOptions) -> Layers: ...
-
-
-class Record:
-    """WORKDIR/search/search.json: what the images said of every candidate, on disk after each."""
-
-    def __init__(self, directory: pathlib.Path, head: Mapping[str, Any]) -> None:
-        self._path, self._head = directory / FOLDER / "search.json", dict(head)
-        before = files.json_object(self._path, MEND) if self._path.exists() else {}
-        same = all(before.get(name) == value for name, value in self._head.items())
-        self.points: list[dict[str, Any]] = before.get("points", []) if same else []
-
-    def known(self, name: str) -> dict[str, Any] | None:
-        return next((point for point in self.points if point["name"] == name), None)
-
-    def add(self, point: dict[str, Any]) -> None:
-        self.points.append(point)
-        self.write()
-
-    def write(self, **more: Any) -> None:
-        text = json.dumps({"schema": 1, **self._head, "points": self.points, **more}, indent=1)
-        processes.once(functools.partial(files.write_atomically, self._path, text + "\n"))
-
-
-def widths(directory: pathlib.Path) -> dict[str, dict[int, float]]:
-    """What rounding loses, as `Plans` wrote it; {} where it did not yet."""
-    path = directory / FOLDER / "plans.json"
-    known = files.json_object(path, MEND).get("widths", {}) if path.exists() else {}
-    return {layer: {int(bits): loss for bits, loss in losses.items()} for layer, losses in known.items()}
-
-
-class Plans:
-    """The plans of "both" by budget, and what was measured to choose them; on disk after each, as a plan depends on
-    what was measured before it."""
-
-    def __init__(self, ws: Workspace, planner: Planner) -> None:
-        self._ws, self._planner, self._path = ws, planner, ws.directory / FOLDER / "plans.json"
-        before = files.json_object(self._path, MEND) if self._path.exists() else {}
-        self._plans: dict[str, Any] = before.get("plans", {})
-        for path, part, prior, points in before.get("scales", []):
-            scale = planner.scales[path, part]
-            scale.prior, scale.points = prior, dict(map(tuple, points))
-
-    def plan(self, unit: str, budget: float) -> Layers:
-        """The float plan of a budget in a unit."""
-        name = f"{unit}:{budget:g}"
-        if name not in self._plans:
-            options = dataclasses.replace(self._ws.config.plan, budget=budget, unit=unit)
-            planned = self._planner.plan(self._ws, options)
-            self._plans[name] = plan_files.to_json(planned)
-            scales = [
-                [path, part, scale.prior, sorted(scale.points.items())]
-                for (path, part), scale in self._planner.scales.items()
-            ]
-            content = {"schema": 1, "plans": self._plans, "scales": scales, "widths": self._planner.widths}
-            text = json.dumps(content)
-            processes.once(functools.partial(files.write_atomically, self._path, text))
-        return plan_files.from_json(self._plans[name])
 
 
 class Search:

@@ -112,7 +112,7 @@ def test_the_same_command_again_asks_nothing(searched):
 
 KILLED = """
 import os
-from lraqvit_jax.stages import search
+from lraqvit_jax.stages import search, searched
 before, calls = {owner}.{function}, []
 def deadly(*arguments, **fields):
     calls.append(None)
@@ -126,11 +126,11 @@ def deadly(*arguments, **fields):
 {owner}.{function} = deadly
 """
 KILLS = [
-    KILLED.format(owner="search.Plans", function="plan", call=1, after=True),  # planned, nothing made
+    KILLED.format(owner="searched.Plans", function="plan", call=1, after=True),  # planned, nothing made
     KILLED.format(owner="search.merge", function="run", call=1, after=False),  # a model half made
     KILLED.format(owner="search.Search", function="_make", call=1, after=True),  # made, not asked
-    KILLED.format(owner="search.Record", function="add", call=1, after=False),  # asked, not written
-    KILLED.format(owner="search.Record", function="add", call=2, after=True),
+    KILLED.format(owner="searched.Record", function="add", call=1, after=False),  # asked, not written
+    KILLED.format(owner="searched.Record", function="add", call=2, after=True),
     KILLED.format(owner="search.Search", function="_make", call=3, after=True),
 ]
 
