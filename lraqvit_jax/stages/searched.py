@@ -1,4 +1,4 @@
-"""What a search keeps on disk, in WORKDIR/search: plans.json and search.json. One that was stopped goes on from there."""
+"""What a search keeps on disk, WORKDIR/search: plans.json and search.json. One that was stopped goes on from there."""
 
 import dataclasses
 import functools
