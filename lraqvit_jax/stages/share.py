@@ -27,8 +27,6 @@ from lraqvit_jax.weights.artifacts import Artifact
 
 NAME = "hub"
 FRONTIER = "search/frontier.svg"
-SMALLEST = "smallest"
-"""The row that is shared where there is one and no other is named."""
 
 
 def run(ws: Workspace) -> None:
@@ -48,10 +46,8 @@ def run(ws: Workspace) -> None:
 
 def chosen(ws: Workspace) -> str:
     """The artefact that is shared; UserError where it is not there."""
-    rows = results.read(ws.directory)["rows"]
-    best = results.pick(rows)
-    smallest = SMALLEST if any(row["name"] == SMALLEST for row in rows) else ""
-    name = ws.config.hub.artifact or smallest or (best["name"] if best else "")
+    best = results.pick(results.read(ws.directory)["rows"])
+    name = ws.config.hub.artifact or (best["name"] if best else "")
     if not name:
         raise UserError(
             f"{ws.directory} has no result to choose from; set hub.artifact to the one to share, or run the stages "
