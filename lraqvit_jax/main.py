@@ -44,7 +44,7 @@ from lraqvit_jax.config import Config, FunctionOptions
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of the config file, such as configs/mnist5k.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the run writes. The same one resumes.")
-_STAGES = flags.DEFINE_list("stages", None, f"Stages to run instead of all: {', '.join(config_lib.STAGES)}.")
+_STAGES = flags.DEFINE_list("stages", None, f"Only these stages, of {', '.join(config_lib.STAGES)}.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan with its costs and stop; nothing is written.")
 _ESTIMATE = flags.DEFINE_bool("estimate", False, "Print memory and FLOPs of each training and stop.")
 _QUIET = flags.DEFINE_bool("quiet", False, "Print only warnings, errors and the final table.")
