@@ -6,7 +6,7 @@ process of its own. Beside them stand the dense model and `peers.models`, artefa
 files for this machine's processor in ONNX Runtime, and as `qdq` files in OpenVINO.
 
 All answer the same images, one at a time on one thread; every answer is compared with the dense model's in ONNX
-Runtime, image by image, and the drop of accuracy has the interval of `tasks.paired`. Times are those of `bench
+Runtime, image by image, and the drop of accuracy has the interval of `base.paired`. Times are those of `bench
 latency`: each is called once in every round. What is not installed is left out, and so is, with one line, what does
 not work.
 """
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from lraqvit_jax import models, runtimes
-from lraqvit_jax.base import files
+from lraqvit_jax.base import files, paired
 from lraqvit_jax.base.console import progress
 from lraqvit_jax.base.errors import UserError, nearest, short
 from lraqvit_jax.bench import _peers, latency
@@ -35,7 +35,6 @@ from lraqvit_jax.config import DENSE_INTEGERS, Config
 from lraqvit_jax.export import onnx, targets
 from lraqvit_jax.run import opening, results
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.tasks import paired
 from lraqvit_jax.weights import artifacts
 
 NAME = "peers.json"

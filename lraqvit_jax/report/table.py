@@ -1,11 +1,11 @@
 """The rows of the result table: in groups, in order, compared with the dense model image by image; and the pick."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lraqvit_jax.base import paired
 from lraqvit_jax.config import DENSE_INTEGERS
 from lraqvit_jax.report.read import Run
 from lraqvit_jax.run import results
@@ -58,11 +58,7 @@ def pick(run: Run) -> Mapping[str, Any] | None:
 
 
 def pair(run: Run, name: str) -> Pair | None:
-    """The dense model and another, image by image; None where the answers of one were not kept.
-
-    The interval is Bonett and Price's (Journal of Educational and Behavioral Statistics, 2012): Wald's with one image
-    more that each model alone has right, so that it is not zero where no answer differs.
-    """
+    """The dense model and another, image by image; None where the answers of one were not kept."""
     if not {"dense", name} <= set(run.answers):
         return None
     first, second = run.answers["dense"], run.answers[name]
@@ -70,8 +66,7 @@ def pair(run: Run, name: str) -> Pair | None:
         return None
     right = [one["answer"] == one["label"] for one in (first, second)]
     images, lost, won = len(right[0]), int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
-    b, c, n = lost + 1, won + 1, images + 2
-    margin = 100 * 1.96 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    margin = 100 * paired.difference(lost, won, images)[1]
     differ = int(np.sum(first["answer"] != second["answer"]))
     return Pair(images, int(np.sum(right[0] & right[1])), lost, won, differ, margin)
 

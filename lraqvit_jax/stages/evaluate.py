@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from lraqvit_jax import config
-from lraqvit_jax.base import console, files, trees
+from lraqvit_jax.base import console, files, paired, trees
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import processes
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.cost import total_cost
 from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.tasks import classification, paired, search
+from lraqvit_jax.tasks import classification, search
 from lraqvit_jax.weights.artifacts import Artifact
 
 

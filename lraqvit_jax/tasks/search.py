@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize, special
 
-from lraqvit_jax.tasks import paired
-from lraqvit_jax.tasks.paired import Drop
+from lraqvit_jax.base import paired
+from lraqvit_jax.base.paired import Drop
 
 FIRST = 100
 """Images that every model is asked; twice as many each time after."""

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import lraqvit_jax
+from lraqvit_jax.base import paired
 from lraqvit_jax.plan.files import read_plan
-from lraqvit_jax.tasks import paired, search
+from lraqvit_jax.tasks import search
 from tests.integration import command
 from tests.integration.test_resume import parameters
 

@@ -7,11 +7,11 @@ import onnxruntime
 import pytest
 
 from configs import digits
+from lraqvit_jax.base import paired
 from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.bench import _peers, peers
 from lraqvit_jax.config import parse
 from lraqvit_jax.export import onnx
-from lraqvit_jax.tasks import paired
 from tests.unit import small
 from tests.unit.export.test_safetensors import artifact, logits
 

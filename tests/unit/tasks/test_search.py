@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lraqvit_jax.tasks import paired, search
+from lraqvit_jax.base import paired
+from lraqvit_jax.tasks import search
 from lraqvit_jax.tasks.search import Rule, Teacher
 
 

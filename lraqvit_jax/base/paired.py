@@ -31,10 +31,24 @@ class Drop(NamedTuple):
     images: int
 
 
+def difference(lost: int, gained: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The middle of the adjusted Wald interval of the difference of two paired proportions, and its half, as shares
+    (Bonett, Price, J. Educ. Behav. Stat. 37, 2012, equation 5): p = (lost + 1) / (n + 2), q = (gained + 1) / (n + 2),
+    p - q +- z sqrt((p + q - (p - q)^2) / (n + 2)).
+
+    Args:
+        lost: images that the first model alone has right.
+        gained: those that the second one alone has.
+        images: n, all of them.
+        confidence: of the interval, both ends together.
+    """
+    p, q = (lost + 1) / (images + 2), (gained + 1) / (images + 2)
+    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt((p + q - (p - q) ** 2) / (images + 2))
+    return p - q, float(half)
+
+
 def drop(dense: Bool[np.ndarray, " n"], small: Bool[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Drop:
-    """The difference of two paired proportions, with the adjusted Wald interval (Bonett, Price, J. Educ. Behav. Stat.
-    37, 2012, equation 5): of b images that the dense model alone has right and c that the small one has,
-    p = (b + 1) / (n + 2), q = (c + 1) / (n + 2), p - q +- z sqrt((p + q - (p - q)^2) / (n + 2)).
+    """How much less often the small model is right, with the interval of `difference`.
 
     Args:
         dense: whether the dense model is right on each image.
@@ -50,9 +64,8 @@ def drop(dense: Bool[np.ndarray, " n"], small: Bool[np.ndarray, " n"], confidenc
             f"There are answers of shape {dense.shape} and {small.shape}; give both models the same images."
         )
     n, lost, gained = dense.size, int(np.sum(dense & ~small)), int(np.sum(small & ~dense))
-    p, q = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
-    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt((p + q - (p - q) ** 2) / (n + 2))
-    return Drop(100 * (lost - gained) / n, 100 * max(-1, p - q - half), 100 * min(1, p - q + half), n)
+    middle, half = difference(lost, gained, n, confidence)
+    return Drop(100 * (lost - gained) / n, 100 * max(-1, middle - half), 100 * min(1, middle + half), n)
 
 
 def mean(values: Float[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Drop:
@@ -63,7 +76,7 @@ def mean(values: Float[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Dro
         confidence: of the interval, both ends together.
     """
     n, middle = len(values), float(np.mean(values))
-    half = (
-        float(stats.t.ppf((1 + confidence) / 2, max(1, n - 1)) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 100
-    )
+    if n < 2:
+        return Drop(middle, middle - 100, middle + 100, n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
     return Drop(middle, middle - half, middle + half, n)

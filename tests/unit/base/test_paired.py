@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from lraqvit_jax.base import paired
 from lraqvit_jax.base.errors import UserError
-from lraqvit_jax.tasks import paired
 
 
 def answers(both, lost, gained, neither):
