@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lraqvit_jax.runtimes import nncf as runtimes_nncf
+
 
 class Job(NamedTuple):
     """What a peer is given.
@@ -146,11 +148,9 @@ def neural_compressor_smooth(job: Job) -> pathlib.Path:
 
 
 def nncf_quantize(job: Job) -> pathlib.Path:
-    import nncf
-
-    model, images = _openvino(job), nncf.Dataset(list(job.images[:, None]))
-    made = nncf.quantize(model, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(job.images))
-    return _saved(made, job)
+    path = job.made.with_suffix(".xml")
+    runtimes_nncf.convert(job.model, path, job.images)
+    return path
 
 
 def nncf_accuracy_control(job: Job) -> pathlib.Path:
@@ -164,7 +164,7 @@ def nncf_accuracy_control(job: Job) -> pathlib.Path:
         return float(np.mean(right)), right
 
     made = nncf.quantize_with_accuracy_control(
-        _openvino(job),
+        _float(job),
         calibration_dataset=nncf.Dataset(list(job.images[:, None])),
         validation_dataset=nncf.Dataset(pairs, lambda pair: pair[0]),
         validation_fn=answered,
@@ -179,7 +179,7 @@ def nncf_accuracy_control(job: Job) -> pathlib.Path:
 def nncf_weights_int8(job: Job) -> pathlib.Path:
     import nncf
 
-    return _saved(nncf.compress_weights(_openvino(job), mode=nncf.CompressWeightsMode.INT8_ASYM), job)
+    return _saved(nncf.compress_weights(_float(job), mode=nncf.CompressWeightsMode.INT8_ASYM), job)
 
 
 def nncf_weights_int4(job: Job) -> pathlib.Path:
@@ -187,15 +187,11 @@ def nncf_weights_int4(job: Job) -> pathlib.Path:
     import nncf
 
     mode = nncf.CompressWeightsMode.INT4_ASYM
-    return _saved(nncf.compress_weights(_openvino(job), mode=mode, group_size=64, all_layers=True), job)
+    return _saved(nncf.compress_weights(_float(job), mode=mode, group_size=64, all_layers=True), job)
 
 
-def _openvino(job: Job) -> Any:
-    import openvino
-
-    model = openvino.Core().read_model(job.model)
-    model.reshape([1, *job.images.shape[1:]])
-    return model
+def _float(job: Job) -> Any:
+    return runtimes_nncf.read(job.model, job.images)
 
 
 def _saved(made: Any, job: Job) -> pathlib.Path:
@@ -235,10 +231,10 @@ def version(peer: Peer) -> str:
 
 
 def main(name: str, folder: pathlib.Path) -> None:
-    said = json.loads((folder / "job.json").read_text())
+    limits = json.loads((folder / "job.json").read_text())
     images, control, answers = (np.load(folder / f"{part}.npy") for part in ("calibration", "control", "answers"))
     model = folder / "float.onnx"
-    job = Job(model, images, control, answers, said["max_drop"], said["narrow"], folder / name)
+    job = Job(model, images, control, answers, limits["max_drop"], limits["narrow"], folder / name)
     started = time.perf_counter()
     made = PEERS[name].make(job)
     result = {"file": made.name, "seconds": round(time.perf_counter() - started, 1)}

@@ -48,6 +48,8 @@ WARMUP = 2
 """Rounds that do not count."""
 LEAST = 5
 """Rounds of a setting, whatever its time is limited to."""
+BESIDE = (".bin", ".onnx_data")
+"""Endings of files that hold the weights of another one of their name."""
 Key = tuple[str, str]
 """Runtime and model."""
 Row = dict[str, Any]
@@ -173,7 +175,7 @@ def _write(ws: Workspace, folder: pathlib.Path, keys: Sequence[Key]) -> dict[str
         family, fields = models.architecture(model, size)
         logits = np.asarray(jax.jit(artifact.model.apply)({"params": artifact.params}, images))[0]
         row = {"files": made, "job": {"size": size, "family": family, "fields": fields}, "logits": logits}
-        rows[name] = row | {"dense": _dense(artifact.plan), "integers": _integers(artifact.plan)}
+        rows[name] = row | {"dense": _dense(artifact.plan), "integers": has_integers(artifact.plan)}
         del artifact
         jax.clear_caches()
         give_back()
@@ -185,7 +187,7 @@ def _dense(plan: Plan) -> bool:
     return not any(layer.rank or layer.width or layer.basis for layer in plan.values())
 
 
-def _integers(plan: Plan) -> bool:
+def has_integers(plan: Plan) -> bool:
     return any(layer.form == "quantized" for layer in plan.values())
 
 
@@ -198,7 +200,7 @@ def _file(ws: Workspace, artifact: Artifact, path: pathlib.Path, suffix: str, im
             return reason
         onnx.export(artifact, path, target, opset=opset)
     elif last == "xml":
-        return "has integers already" if _integers(artifact.plan) else _nncf(artifact, path)
+        return "has integers already" if has_integers(artifact.plan) else _nncf(artifact, path)
     elif last == "stablehlo":
         platforms = (os.environ.get("JAX_PLATFORMS") or "cpu").split(",")
         stablehlo.export(artifact.model, artifact.params, artifact.preprocess.size, platforms, path)
@@ -223,10 +225,9 @@ def _nncf(artifact: Artifact, path: pathlib.Path) -> str:
     return "" if done.returncode == 0 else f"is not quantized by NNCF: {last_words(done.stderr)}"
 
 
-def _bytes(path: pathlib.Path) -> int:
-    """Of a file, and of the weights that OpenVINO keeps beside one."""
-    beside = path.with_suffix(".bin")
-    return path.stat().st_size + (beside.stat().st_size if path.suffix == ".xml" and beside.exists() else 0)
+def megabytes(path: pathlib.Path) -> float:
+    """Of a model's file, and of that with its weights, where they lie beside it."""
+    return sum(one.stat().st_size for one in (path, *map(path.with_suffix, BESIDE)) if one.exists()) / 1e6
 
 
 def _measure(
@@ -248,7 +249,7 @@ def _measure(
             if loaded := ask(processes[key], key, load=str(path), job=job):
                 logits, jax_logits = np.asarray(loaded.pop("logits")), files[model]["logits"]
                 difference = float(np.abs(logits - jax_logits).max() / np.abs(jax_logits).max())
-                rows[key] = {"runtime": name, "model": model, "file_mb": _bytes(path) / 1e6, **loaded}
+                rows[key] = {"runtime": name, "model": model, "file_mb": megabytes(path), **loaded}
                 rows[key] |= {"dense": files[model]["dense"]}
                 rows[key] |= {"integers": files[model]["integers"] or runtimes.quantizes(name)}
                 rows[key] |= {"difference": difference, "wall_ms": [], "cpu_ms": []}
@@ -350,7 +351,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     rows, machine, reference = result["rows"], result["machine"], result["reference"]
     settings = list(dict.fromkeys((row["threads"], row["batch"]) for row in rows))
     bests = {setting: best([row for row in rows if (row["threads"], row["batch"]) == setting]) for setting in settings}
-    said = "; ".join(f"{_setting(*one)}: {row['model']} in {row['runtime']}" for one, row in bests.items() if row)
+    named = "; ".join(f"{_setting(*one)}: {row['model']} in {row['runtime']}" for one, row in bests.items() if row)
     counts = sorted({len(row["wall_ms"]) for row in rows})
     rounds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
@@ -358,7 +359,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{result['model']}. {machine['processor']}, {machine['cores']} cores ({' '.join(machine['vectors'])}). "
         f"{versions}. Medians of {rounds} rounds, all rows of a column in turns [10 and 90 % points]: "
         f"milliseconds of the clock on the wall; times {reference['model']} of the same runtime, with the options "
-        "named first; times the fastest dense model of integers, in bold" + (f" ({said})" if said else "") + ".",
+        "named first; times the fastest dense model of integers, in bold" + (f" ({named})" if named else "") + ".",
         "",
         "| model | runtime | MB | " + " | ".join(_setting(*one) for one in settings) + " |",
         "|---" * (3 + len(settings)) + "|",

@@ -42,8 +42,6 @@ DENSE = "dense"
 FLOAT = "float.onnx"
 NEEDED = "requirements-peers.txt"
 BATCH = 10
-BESIDE = (".bin", ".onnx_data")
-"""Endings of files that hold the weights of another one of their name."""
 
 
 class Candidate(NamedTuple):
@@ -134,8 +132,7 @@ def _exported(ws: Workspace, names: Sequence[str], folder: pathlib.Path) -> Iter
             answers = [np.asarray(apply({"params": artifact.params}, part)).argmax(-1) for part in parts]
             np.save(folder / "answers.npy", np.concatenate(answers))
         # A float model is the same in both; a runtime that spells Attention out runs either.
-        float_model = all(layer.form != "quantized" for layer in artifact.plan.values())
-        of_openvino = "avx2" if float_model else "qdq"
+        of_openvino = "qdq" if latency.has_integers(artifact.plan) else "avx2"
         for runtime, target in (("onnxruntime", targets.resolved("auto")), ("openvino", of_openvino)):
             if not runtimes.installed(runtime):
                 print(f"{runtime} is not installed and left out; pip install {runtime}", flush=True)
@@ -159,7 +156,7 @@ def _made(ws: Workspace, folder: pathlib.Path) -> Iterator[Candidate]:
             continue
         if made := make(name, folder, options.minutes):
             path, seconds = made
-            print(f"{name}: {_megabytes(path):.3f} MB in {seconds:.0f} s", flush=True)
+            print(f"{name}: {latency.megabytes(path):.3f} MB in {seconds:.0f} s", flush=True)
             yield Candidate(name, _peers.version(peer), peer.call, peer.runtime, path, seconds)
 
 
@@ -173,19 +170,14 @@ def make(name: str, folder: pathlib.Path, minutes: float) -> tuple[pathlib.Path,
     except subprocess.TimeoutExpired:
         print(f"{name} makes nothing within {minutes:g} minutes; peers.minutes gives it more", flush=True)
         return None
-    said = folder / f"{name}.json"
-    if done.returncode or not said.exists():
+    result = folder / f"{name}.json"
+    if done.returncode or not result.exists():
         last = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
         wrong = next((line for line in reversed(last) if re.match(r"[\w.]*(Error|Exception)\b", line)), last[-1])
         print(f"{name} makes nothing, its process ended with {done.returncode}: {short(wrong, 300)}", flush=True)
         return None
-    found = files.json_object(said, "run it again")
-    return folder / found["file"], found["seconds"]
-
-
-def _megabytes(path: pathlib.Path) -> float:
-    """Of a model's file, and of that with its weights, where they lie beside it."""
-    return sum(one.stat().st_size for one in (path, *map(path.with_suffix, BESIDE)) if one.exists()) / 1e6
+    made = files.json_object(result, "run it again")
+    return folder / made["file"], made["seconds"]
 
 
 def _measured(
@@ -203,7 +195,7 @@ def _measured(
                 continue
             question = {"images": str(folder / "images.npy"), "count": len(labels)}
             if answered := latency.ask(processes[index], key, **question):
-                rows[index] = {**one._asdict(), "path": one.path.name, "file_mb": _megabytes(one.path)}
+                rows[index] = {**one._asdict(), "path": one.path.name, "file_mb": latency.megabytes(one.path)}
                 rows[index] |= {"runtime_version": latency.versions([one.runtime])[runtimes.imported(one.runtime)]}
                 rows[index] |= {"answers": answered["answers"], "wall_ms": [], "cpu_ms": []}
         for turn in progress(range(latency.WARMUP + ws.config.peers.rounds), "latency", "round"):

@@ -6,8 +6,10 @@ does not depend on what the numbers are.
 
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from lraqvit_jax.runtimes import openvino
 
@@ -21,17 +23,30 @@ IMAGES = 8
 load = openvino.load
 
 
-def convert(source: pathlib.Path, path: pathlib.Path, size: int) -> None:
-    """Writes OpenVINO's files, `path` and beside it a .bin, of a float ONNX file for images of that size."""
+def convert(source: pathlib.Path, path: pathlib.Path, images: Float[np.ndarray, "n size size 3"]) -> None:
+    """Writes OpenVINO's files, `path` and beside it a .bin, of a float ONNX file, calibrated on these images."""
     import nncf
     import openvino
 
-    model = openvino.Core().read_model(source)
-    model.reshape([1, size, size, 3])
-    images = np.random.default_rng(1).standard_normal((IMAGES, 1, size, size, 3), np.float32)
-    made = nncf.quantize(model, nncf.Dataset(list(images)), model_type=nncf.ModelType.TRANSFORMER, subset_size=IMAGES)
+    made = nncf.quantize(
+        read(source, images),
+        nncf.Dataset(list(images[:, None])),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(images),
+    )
     openvino.save_model(made, path)
 
 
+def read(source: pathlib.Path, images: Float[np.ndarray, "n size size 3"]) -> Any:
+    """A float ONNX file as OpenVINO has it, for one image of that size."""
+    import openvino
+
+    model = openvino.Core().read_model(source)
+    model.reshape([1, *images.shape[1:]])
+    return model
+
+
 if __name__ == "__main__":  # In a process of its own: NNCF brings libraries that nothing else here needs.
-    convert(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]))
+    side = int(sys.argv[3])
+    noise = np.random.default_rng(1).standard_normal((IMAGES, side, side, 3), np.float32)
+    convert(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), noise)
