@@ -132,6 +132,6 @@ def test_every_decomposition_and_training_form_goes_to_the_end(tmp_path):
         "rb_lra_kd": {"dense", "reparam"},
     }
     for name in forms:
-        meta = artifacts.read_meta(artifacts / name)
+        meta = artifacts.read_meta(folder / name)
         assert {layer["form"] for layer in meta["plan"].values()} == {"dense", "low_rank"}
         assert meta["merge_difference"] <= 1e-5
