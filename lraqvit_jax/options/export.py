@@ -41,5 +41,5 @@ class HubOptions:
 
     push: str = ""  # USER/NAME: the stage share makes WORKDIR/hub for it, and pushes that where a token is there
     private: bool = False  # of a repository that is new
-    artifact: str = ""  # which; "" takes the row "smallest", or else the one that is to be taken
+    artifact: str = ""  # which; "" takes the one that is to be taken
     license: str = ""  # of the weights, as the Hub writes it (apache-2.0), where their own card does not say

@@ -38,7 +38,7 @@ class GoalOptions:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """What is bounded, by the names of `Measured`."""
+        """What is bounded, by the names that costs have in search.json."""
         values = {"size_mb": self.max_mb, "ms": self.max_ms, "macs": self.max_macs, "params": self.params}
         return {name: value for name, value in values.items() if value}
 

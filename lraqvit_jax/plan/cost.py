@@ -109,6 +109,11 @@ def form_cost(unit: str, deployed: Callable[[LinearInfo, LayerPlan], LayerPlan],
     return lambda info, layer: layer_cost(info, layer).params
 
 
+def table(path: str) -> dict[str, Any]:
+    """What `bench layers` wrote, of the file plan.latency; UserError where it is none."""
+    return files.json_object(files.locate(path), "set plan.latency to what bench layers wrote")
+
+
 def limit(layers: Iterable[LinearInfo], share: float, cost: FormCost, unit: str) -> float:
     """What the layers may cost: that share of what they cost when dense. Of parameters the share is of the kernels, and
     all biases are allowed for."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lraqvit_jax.base import console, files, trees
+from lraqvit_jax.base import console, trees
 from lraqvit_jax.calibration import observe as statistics
 from lraqvit_jax.calibration.changes import Changes, squared_change
 from lraqvit_jax.calibration.moments import Moments
@@ -148,20 +148,16 @@ def rank_cost(options: PlanOptions, plan: Plan) -> cost.RankCost:
         return cost.layer_cost(layer, dataclasses.replace(deployed, form=form, rank=rank, basis=entry.basis)).bytes
 
     if options.unit == "latency" and options.pivot:
-        milliseconds = cost.form_cost("latency", lambda _, layer: layer, _table(options.latency))
+        milliseconds = cost.form_cost("latency", lambda _, layer: layer, cost.table(options.latency))
         return lambda layer, rank: milliseconds(layer, ranks.entry(layer, rank, True))
     if options.unit == "latency":
-        return cost.latency(_table(options.latency))
+        return cost.latency(cost.table(options.latency))
     return {"params": cost.parameters, "macs": cost.macs, "bytes": stored}[options.unit]
 
 
 def _table_of(options: PlanOptions) -> Any:
     """The table of latencies that the options name, where they are the unit."""
-    return _table(options.latency) if options.unit == "latency" else None
-
-
-def _table(path: str) -> Any:
-    return files.json_object(files.locate(path), "set plan.latency to what bench layers wrote")
+    return cost.table(options.latency) if options.unit == "latency" else None
 
 
 def _scaled(

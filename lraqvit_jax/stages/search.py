@@ -23,11 +23,11 @@ from jaxtyping import Int
 
 from lraqvit_jax.base import console, files
 from lraqvit_jax.base.errors import UserError
+from lraqvit_jax.config import Config
 from lraqvit_jax.data.sources import Chosen
 from lraqvit_jax.devices import processes
 from lraqvit_jax.options.goal import GoalOptions
 from lraqvit_jax.options.quant import Quantizer
-from lraqvit_jax.options.training import Run
 from lraqvit_jax.plan import cost
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.budget import TooSmallError
@@ -40,8 +40,8 @@ from lraqvit_jax.tasks import classification, search
 from lraqvit_jax.tasks.search import Judged, Rule, Teacher
 from lraqvit_jax.weights.artifacts import Artifact
 
-PAIRS = "whitened"
-"""The decomposition of plain pairs."""
+DECOMPOSITIONS = {"pairs": ("whitened",), "products": ("weighted_kfac",)}
+"""Of the families that are compared in floats."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Search:
         rest = evaluate.other_params(self._dense.params, self._dense.plan)
         costs = {"size_mb": (total.bytes + 4 * rest) / 1e6, "macs": total.flops / 2, "params": total.params + rest}
         if self._ws.config.plan.latency:
-            milliseconds = cost.form_cost("latency", lambda _, layer: layer, _table(self._ws.config.plan.latency))
+            milliseconds = cost.form_cost("latency", lambda _, layer: layer, cost.table(self._ws.config.plan.latency))
             layers = plan_lib.resolved(self._ws.spec.layers, plan)
             costs["ms"] = sum(milliseconds(info, plan[info.path]) for info in layers if info.compressible)
         return costs
@@ -223,10 +223,9 @@ class Search:
             self._make(candidate)
         artifact = self._ws.load(candidate.name, "plan")
         judged = search.judge(self._answers(artifact), self._images.teacher, self._rule)
-        sizes = evaluate.size(artifact)
-        point: dict[str, Any] = {**dataclasses.asdict(candidate), "name": candidate.name}
-        point |= {**sizes, "macs": sizes["linear_gflops"] * 5e8, **_said(judged)}
-        point |= {name: value for name, value in self._costs(artifact.plan).items() if name == "ms"}
+        # What the arrays really take stands above what the plan says of them.
+        costs = self._costs(artifact.plan) | evaluate.size(artifact)
+        point = {**dataclasses.asdict(candidate), "name": candidate.name, **costs, **_fields(judged)}
         if known is None:
             self._record.add(point)
         console.say(
@@ -259,7 +258,8 @@ class Search:
         within = dataclasses.replace(ws, directory=folder, plan=plan, provisional=False, config=_config(ws, candidate))
         if candidate.family == "integers":
             source, parent = quantize.calibrated(within, self._dense), "dense"
-            method = dataclasses.replace(self._quantizer(), budget_mb=self._megabytes(candidate.budget))
+            quantizer = _quantizer(ws.config) or Quantizer(granularity="per_token_dynamic", bits=8)
+            method = dataclasses.replace(quantizer, budget_mb=self._megabytes(candidate.budget))
             result = quantize.make(within, source, plan, method, name)
             notes = quantize.notes(method, method.granularity, result)
             within.save(name, result.params, result.plan, parent=parent, notes=notes, calibration=source.drawn)
@@ -269,13 +269,8 @@ class Search:
                 distill.run(within)
                 merge.run(within)
                 quantize.run(within)
-        made = name if within.has(name) else f"lra_{PAIRS if candidate.family == 'pairs' else 'weighted_kfac'}"
-        processes.once(lambda: (folder / "checkpoints" / made).rename(ws.path(name)) and None)
-        processes.once(functools.partial(shutil.rmtree, folder))
-
-    def _quantizer(self) -> Quantizer:
-        methods = self._ws.config.quant.methods
-        return next(iter(methods.values())) if methods else Quantizer(granularity="per_token_dynamic", bits=8)
+        made = next(iter(within.config.factorize.rows), name)
+        processes.once(functools.partial(_moved, within.path(made), ws.path(name)))
 
     def _megabytes(self, budget: float) -> float:
         """Of a model whose encoder takes that share of the bytes that it takes in integers of 8 bits."""
@@ -286,26 +281,27 @@ class Search:
         return self._costs(plan)["size_mb"] - saved / 1e6
 
 
-def _config(ws: Workspace, candidate: Candidate) -> Any:
+def _config(ws: Workspace, candidate: Candidate) -> Config:
     """The configuration of the stages that make a candidate: one artefact, of its name."""
-    config = ws.config
-    run = config.runs.get(config.quant.source, next(iter(config.runs.values())))
-    methods = dict(config.quant.methods)
-    quantized = candidate.family == "both" and bool(methods)
-    source = "low_rank" if quantized else candidate.name
-    if candidate.family in ("pairs", "products"):
-        baseline = PAIRS if candidate.family == "pairs" else "weighted_kfac"
-        factorized = dataclasses.replace(config.factorize, baselines=(baseline,))
-        runs: dict[str, Run] = {}
-    else:
-        factorized = dataclasses.replace(config.factorize, baselines=())
-        runs = {
-            source: dataclasses.replace(run, steps=candidate.steps, branch=run.branch if candidate.steps else "none")
-        }
-    quantizers = {candidate.name: next(iter(methods.values()))} if quantized else {}
-    quant = dataclasses.replace(config.quant, source=source, methods=quantizers, dense=False)
-    changes: dict[str, Any] = {"factorize": factorized, "runs": runs, "quant": quant, "goal": GoalOptions()}
+    config, both = ws.config, candidate.family == "both"
+    (run,) = config.runs.values()
+    quantizer = _quantizer(config) if both else None
+    source = "low_rank" if quantizer else candidate.name
+    run = dataclasses.replace(run, steps=candidate.steps, branch=run.branch if candidate.steps else "none")
+    changes: dict[str, Any] = {
+        "factorize": dataclasses.replace(config.factorize, baselines=DECOMPOSITIONS.get(candidate.family, ())),
+        "runs": {source: run} if both else {},
+        "quant": dataclasses.replace(
+            config.quant, source=source, methods={candidate.name: quantizer} if quantizer else {}, dense=False
+        ),
+        "goal": GoalOptions(),
+    }
     return dataclasses.replace(config, steps=candidate.steps, epochs=0.0, **changes)
+
+
+def _quantizer(config: Config) -> Quantizer | None:
+    """Of the row that the goal asks for, which is the only one; None of a float one."""
+    return next(iter(config.quant.methods.values()), None)
 
 
 def _clean(folder: pathlib.Path, dense: pathlib.Path) -> None:
@@ -315,15 +311,17 @@ def _clean(folder: pathlib.Path, dense: pathlib.Path) -> None:
     (folder / "checkpoints" / "dense").symlink_to(dense.absolute(), target_is_directory=True)
 
 
-def _said(judged: Judged) -> dict[str, Any]:
+def _moved(made: pathlib.Path, name: pathlib.Path) -> None:
+    """Gives an artefact its place; what it was made in goes."""
+    made.rename(name)
+    shutil.rmtree(made.parents[1])
+
+
+def _fields(judged: Judged) -> dict[str, Any]:
     drop, expected, keeps = judged
     fields = {"drop": drop.drop, "drop_low": drop.low, "drop_high": drop.high, "images": drop.images}
     likewise = {"expected": expected.drop, "expected_low": expected.low, "expected_high": expected.high}
     return {**fields, **likewise, "keeps": keeps}
-
-
-def _table(path: str) -> Any:
-    return files.json_object(files.locate(path), "set plan.latency to what bench layers wrote")
 
 
 def images(ws: Workspace, dense: Artifact) -> Images:
@@ -331,13 +329,12 @@ def images(ws: Workspace, dense: Artifact) -> Images:
     source = ws.source("eval")
     places, _ = search.split(len(source), ws.config.goal.held_out, ws.config.seed)
     part = Chosen(source, places.tolist())
-    options: dict[str, Any] = {"batch_size": ws.config.eval_batch_size, "mesh": ws.mesh}
-    score = classification.accuracy(dense.model, dense.params, part, dense.preprocess, **options)
-    logits = classification.logits(dense.model, dense.params, part, dense.preprocess, **options)
-    if score.answers is None or not len(score.answers.image):
+    seen = classification.labelled(
+        dense.model, dense.params, part, dense.preprocess, batch_size=ws.config.eval_batch_size, mesh=ws.mesh
+    )
+    if not len(seen.image):
         raise UserError("data.eval has no labelled image to judge by; name others.")
-    of_images = np.concatenate([np.asarray(batch) for batch in logits])[score.answers.image]
-    return Images(places[score.answers.image], Teacher.of(of_images, score.answers.label))
+    return Images(places[seen.image], Teacher.of(seen.logits, seen.label))
 
 
 def rule(goal: GoalOptions, teacher: Teacher) -> Rule:

@@ -158,6 +158,32 @@ def logits(
     return batches
 
 
+class Labelled(NamedTuple):
+    """What a model says of every labelled image of a source: which it is, its label, and the logits."""
+
+    image: Int[np.ndarray, " images"]
+    label: Int[np.ndarray, " images"]
+    logits: Float[np.ndarray, "images classes"]
+
+
+def labelled(
+    model: nn.Module, params: Any, source: Source, preprocess: Preprocess, *, batch_size: int, mesh: Mesh
+) -> Labelled:
+    """The logits of every labelled image, on the host of every process; arguments as in `accuracy`."""
+    classifier: Any = model
+
+    def answer(params: Any, batch: Any) -> tuple[Any, Any, Any]:
+        logits = classifier.apply({"params": params}, batch["image"])
+        return logits, batch["label"], batch["mask"] & (batch["label"] >= 0)
+
+    run, rows = jax.jit(answer, out_shardings=sharding.replicated(mesh)), list[Any]()
+    for batch in _batches(source, preprocess, batch_size, mesh, classifier.num_classes):
+        with sharding.use(mesh):
+            rows.append(jax.device_get(run(params, batch)))
+    logits, label, real = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Labelled(np.flatnonzero(real), label[real], logits[real])
+
+
 def _batches(
     source: Source, preprocess: Preprocess, batch_size: int, mesh: Mesh, num_classes: int | None = None
 ) -> Iterator[Any]:

@@ -30,14 +30,20 @@ def free_port() -> int:
 
 
 def joined(
-    workdir, *arguments: str, count: int = 2, devices: int = 4, begin=command.fork, **options
+    workdir,
+    *arguments: str,
+    count: int = 2,
+    devices: int = 4,
+    begin=command.fork,
+    config: str = "configs/digits.py",
+    **options,
 ) -> list[subprocess.CompletedProcess]:
     """Runs the command as `count` processes of `devices` each, by `command.fork` or `command.start`; what each said,
     and its exit code."""
     port = free_port()
     processes = [
         begin(
-            "--config=configs/digits.py",
+            f"--config={config}",
             f"--workdir={workdir}",
             *(f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"),
             *arguments,

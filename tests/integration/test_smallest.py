@@ -11,6 +11,7 @@ from lraqvit_jax.base import paired
 from lraqvit_jax.plan.files import read_plan
 from lraqvit_jax.tasks import search
 from tests.integration import command
+from tests.integration.test_processes import joined
 from tests.integration.test_resume import parameters
 
 DIGITS = (
@@ -149,6 +150,21 @@ def test_killed_again_and_again_it_finds_the_same(searched, tmp_path):
 
 
 ALONE = "--config.goal.families=()"
+
+
+def test_two_processes_find_what_one_does(tmp_path):
+    fields = (ALONE, "--config.goal.max_drop=2.0", "--config.goal.by=mean", "--config.quant.dense=False")
+    fields += ("--config.goal.resolution=0.2", "--stages=teacher,plan", "--config.eval_batch_size=50")
+    fields += ("--config.quant.methods.smallest.rounding=nearest",)
+    several = joined(tmp_path / "two", *DIGITS, *fields, devices=1, config="configs/smallest.py")
+    assert [process.returncode for process in several] == [0, 0], several[0].stderr[-2000:]
+    smallest(tmp_path / "one", *fields, devices=2, check=True)
+    two, one = (points(tmp_path / name) for name in ("two", "one"))
+    assert two["chosen"] == one["chosen"]
+    assert [point["name"] for point in two["points"]] == [point["name"] for point in one["points"]]
+    assert [point["size_mb"] for point in two["points"]] == pytest.approx(
+        [p["size_mb"] for p in one["points"]], rel=0.02
+    )
 
 
 def test_a_bound_alone_gives_the_largest_that_keeps_within_it(tmp_path):

@@ -56,6 +56,19 @@ class Labelled:
         return {"image": Image.new("L", (8, 8), index), "label": self._labels[index]}
 
 
+def test_logits_of_labelled_images(rng):
+    """In their order, without those of images that have no label; the last batch is ragged."""
+    labels = rng.integers(-1, 10, 53).tolist()
+    source, record, model = Labelled(labels), Preprocess(8, crop_pct=1.0), small.model()
+    params = small.params(small.plan(), rng)
+    found = evaluate.labelled(model, params, source, record, batch_size=16, mesh=small.MESH)
+    assert found.image.tolist() == [index for index, label in enumerate(labels) if label >= 0]
+    assert found.label.tolist() == [label for label in labels if label >= 0]
+    images = np.stack([record(source[index]["image"]) for index in found.image.tolist()])
+    want = np.asarray(jax.jit(model.apply)({"params": params}, images))
+    np.testing.assert_allclose(found.logits, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("wrong", [10, 70_000, -2])
 def test_a_label_that_is_no_class_of_the_model_is_named(rng, known, wrong):
