@@ -107,14 +107,12 @@ def compress(
     if metric != "logits":
         raise UserError(f"metric is {short(repr(metric))}, and a model here is a classifier; give its apply instead.")
     function.check(budget, bits, quantizer)
-    if not isinstance(preprocess, Preprocess):
-        raise UserError(f"preprocess is {short(repr(preprocess))}; give a Preprocess, such as weights.load returns.")
+    preprocess = checked(preprocess)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise UserError(f"mesh is {short(repr(mesh))}; give one of devices.sharding.make_mesh, or None.")
     kept = files.locate_new(workdir) if workdir else None
     steps = whole_number(steps, "steps", low=0)
-    data = images if isinstance(images, str) else memory.Images(images)  # which `put` does not keep alive
-    source = data if isinstance(data, str) else memory.put(data)
+    source, _held = memory.named(images)
     chosen = options(model, preprocess, source, budget, {bits: quantizer} if bits else {}, steps)
     set_fields(chosen, fields or {})
     config = config_lib.parse(chosen)
@@ -122,6 +120,13 @@ def compress(
         folder = kept or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run(config, folder, params, mesh, class_names, STAGES, evaluates=False)
         return inference.load(folder, f"int{bits}" if bits else RUN)
+
+
+def checked(preprocess: Any) -> Preprocess:
+    """It, or UserError where it is something else."""
+    if not isinstance(preprocess, Preprocess):
+        raise UserError(f"preprocess is {short(repr(preprocess))}; give a Preprocess, such as weights.load returns.")
+    return preprocess
 
 
 def run(

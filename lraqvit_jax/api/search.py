@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from lraqvit_jax import config as config_lib
 from lraqvit_jax.api import compress
 from lraqvit_jax.api import model as inference
 from lraqvit_jax.base import files
-from lraqvit_jax.base.errors import UserError, short, whole_number
+from lraqvit_jax.base.errors import whole_number
 from lraqvit_jax.config import SMALLEST
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.data.sources import memory
@@ -67,16 +66,11 @@ def smallest(
     Raises:
         UserError: what does not fit, as of `compress`; nothing keeps within the drop.
     """
-    if not isinstance(preprocess, Preprocess):
-        raise UserError(f"preprocess is {short(repr(preprocess))}; give a Preprocess, such as weights.load returns.")
-    folder = files.locate_new(workdir)
-    data = images if isinstance(images, str) else memory.Images(images)  # which `put` does not keep alive
-    labelled = evaluation if isinstance(evaluation, str) else memory.Images(*evaluation)
-    source = data if isinstance(data, str) else memory.put(data)
-    eval_source = labelled if isinstance(labelled, str) else memory.put(labelled)
+    preprocess, folder = compress.checked(preprocess), files.locate_new(workdir)
+    source, _held = memory.named(images)
     steps = whole_number(steps, "steps", low=0)
-    chosen = compress.options(model, preprocess, source, 0.5, {8: "gptq"}, steps)
-    chosen["data"]["eval"] = eval_source
+    chosen = compress.options(model, preprocess, source, 0.5, {}, steps)
+    chosen["data"]["eval"], _labelled = memory.named(*([evaluation] if isinstance(evaluation, str) else evaluation))
     chosen["plan"] |= {"unit": "bytes", "widths": WIDTHS}
     chosen["quant"]["methods"] = {SMALLEST: dataclasses.asdict(config_lib.QUANTIZERS["gptq"])}
     chosen["goal"]["max_drop"] = max_drop
@@ -85,4 +79,4 @@ def smallest(
     config = config_lib.parse(chosen)
     stages = (*compress.STAGES, "evaluate", "report")
     compress.run(config, folder, params, mesh, class_names, stages)
-    return inference.load(pathlib.Path(folder), SMALLEST)
+    return inference.load(folder, SMALLEST)

@@ -71,6 +71,16 @@ def put(images: Images) -> str:
     return name
 
 
+def named(
+    images: str | Iterable[Item], labels: Sequence[int] | Sequence[str] | None = None
+) -> tuple[str, Images | None]:
+    """A data source by its name, or images under one; and what has to be held for as long as the name is used."""
+    if isinstance(images, str):
+        return images, None
+    held = Images(images, labels)
+    return put(held), held
+
+
 def load(name: str, role: str, data_dir: str = "") -> Images:
     """Finds what was put; UserError where it is gone, or has no labels to evaluate with."""
     del data_dir
