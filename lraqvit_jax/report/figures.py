@@ -181,33 +181,3 @@ def latency(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.invert_yaxis()
 
     return svg("latency", draw, (3 + 2.4 * len(settings), 1 + 0.2 * len(labels)))
-
-
-def search(points: Sequence[Mapping[str, Any]], chosen: str) -> str:
-    """What every model of a search loses against its size and its operations, and its milliseconds where they are
-    known: a line for each family, a ring around the one that was chosen.
-
-    Args:
-        points: of search.json.
-        chosen: name of one.
-    """
-    costs = {"size_mb": ("MB", 1.0), "macs": ("multiply-accumulates, millions", 1e6), "ms": ("ms an image", 1.0)}
-    shown = {name: label for name, label in costs.items() if all(name in point for point in points)}
-    lines = list(dict.fromkeys((point["family"], bool(point["steps"])) for point in points))
-
-    def draw(figure: Figure) -> None:
-        all_axes = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
-        for axes, (key, (label, unit)) in zip(all_axes, shown.items(), strict=True):
-            for index, (family, trained) in enumerate(lines):
-                of_line = [point for point in points if (point["family"], bool(point["steps"])) == (family, trained)]
-                pairs = sorted((point[key] / unit, point["drop"]) for point in of_line)
-                name = f"{family}, distilled" if trained else family
-                axes.plot(*zip(*pairs, strict=True), color=SERIES[index % len(SERIES)], marker=".", label=name)
-            best = next(point for point in points if point["name"] == chosen)
-            axes.plot(best[key] / unit, best["drop"], "ko", fillstyle="none", markersize=10, label=chosen)
-            axes.set(xlabel=label, ylim=(min(-1, *(point["drop"] for point in points)), 12))
-        all_axes[0].set_ylabel("points of top-1 lost")
-        all_axes[0].invert_yaxis()
-        all_axes[-1].legend(frameon=False, fontsize=6)
-
-    return svg("search", draw, (4 * len(shown) + 1, 4))

@@ -1,5 +1,6 @@
 """The report's figures, each one small panel that a phone shows whole. Each takes plain arrays, and gives SVG text."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -234,29 +235,37 @@ def frontier(
     return _panel(name, draw, 2.9)
 
 
-def search(
-    name: str, lines: Mapping[str, Sequence[tuple[float, float]]], label: str, chosen: tuple[float, float] | None
-) -> str:
-    """Points of top-1 lost against a cost, less lost above: a line for each family, a ring around what was chosen.
+Lost = tuple[str, Mapping[str, Sequence[tuple[float, float]]], tuple[float, float] | None]
+"""Of a search: a cost; by family, (cost, points of top-1 lost) by cost; and what was chosen of these, or None."""
 
-    Args:
-        name: of the figure.
-        lines: by family, (cost, points lost) by cost.
-        label: of the cost.
-        chosen: one of the points, or None.
-    """
-    lost = [loss for points in lines.values() for _, loss in points]
 
-    def draw(axes: Any) -> None:
-        for index, points in enumerate(lines.values()):
-            color, dashes = line_style(index)
-            axes.plot(*zip(*points, strict=True), color=color, linestyle=dashes, marker=".", linewidth=1.2)
-        if chosen:
-            axes.plot(*chosen, "o", color=INK, markersize=10, fillstyle="none")
-        axes.set(xlabel=label, ylabel="points lost", ylim=(min(12, max(lost) + 0.5), min(-0.5, min(lost) - 0.5)))
-        _cost_axis(axes, [cost for points in lines.values() for cost, _ in points])
+def search(name: str, lost: Lost) -> str:
+    """What the models of a search lost, less above: a line for each family, a ring around what was chosen."""
+    return _panel(name, functools.partial(_lost, lost=lost), 2.9)
 
-    return _panel(name, draw, 2.9)
+
+def searches(every: Sequence[Lost]) -> str:
+    """A figure by itself: a panel for each cost, and the legend."""
+
+    def draw(figure: Figure) -> None:
+        several = np.atleast_1d(figure.subplots(1, len(every), sharey=True))
+        for axes, lost in zip(several, every, strict=True):
+            _lost(axes, lost)
+        several[-1].legend(frameon=False, fontsize=6)
+
+    return svg("search", draw, (4 * len(every) + 1, 4))
+
+
+def _lost(axes: Any, lost: Lost) -> None:
+    label, lines, chosen = lost
+    for index, (family, points) in enumerate(lines.items()):
+        color, dashes = line_style(index)
+        axes.plot(*zip(*points, strict=True), color=color, linestyle=dashes, marker=".", linewidth=1.2, label=family)
+    if chosen:
+        axes.plot(*chosen, "o", color=INK, markersize=10, fillstyle="none")
+    values = [loss for points in lines.values() for _, loss in points]
+    axes.set(xlabel=label, ylabel="points lost", ylim=(min(12, max(values) + 0.5), min(-0.5, min(values) - 0.5)))
+    _cost_axis(axes, [cost for points in lines.values() for cost, _ in points])
 
 
 def _cost_axis(axes: Any, costs: Sequence[float]) -> None:

@@ -23,24 +23,45 @@ def search(run: Run) -> list[Grid]:
     points = run.search.get("points", [])
     if not points:
         return []
+    chosen = _chosen(points, run.search.get("chosen", ""))
+    drawn, families = [], list[str]()
+    for key, lost in _lost(points, chosen).items():
+        name, families = f"search{key.replace('_', '')}", list(lost[1])
+        title = f"Points of top-1 lost against {lost[0]}, {len(points)} models of a search"
+        words = f"Taken: {chosen['name']}." if chosen else "None is taken yet."
+        drawn.append(figure(panels.search(name, lost), name, title, words, f"Points lost against {lost[0]}."))
+    return [Grid(HEADING, _text(run, chosen), drawn, legend(families), columns=COLUMNS, rows=_rows(points))]
+
+
+def picture(points: Sequence[Mapping[str, Any]], chosen: str) -> str:
+    """The same as a figure by itself, SVG.
+
+    Args:
+        points: of search.json.
+        chosen: name of one.
+    """
+    return panels.searches(list(_lost(points, _chosen(points, chosen)).values()))
+
+
+def _chosen(points: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
+    return next((point for point in points if point["name"] == name), None)
+
+
+def _lost(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None) -> dict[str, panels.Lost]:
+    """By the costs that are known of all."""
     by_line: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
         name = FAMILIES[point["family"]] + (f", {point['steps']} steps of distillation" if point["steps"] else "")
         by_line.setdefault(name, []).append(point)
-    chosen = next((point for point in points if point["name"] == run.search.get("chosen")), None)
-    drawn = []
-    for key, (label, unit) in COSTS.items():
-        if all(key in point for point in points):
-            lines = {
-                name: sorted((point[key] / unit, point["drop"]) for point in of_line)
-                for name, of_line in by_line.items()
-            }
-            ring = (chosen[key] / unit, chosen["drop"]) if chosen else None
-            svg = panels.search(f"search{key.replace('_', '')}", lines, label, ring)
-            title = f"Points of top-1 lost against {label}, {len(points)} models of a search"
-            words = f"Taken: {chosen['name']}." if chosen else "None is taken yet."
-            drawn.append(figure(svg, f"search{key.replace('_', '')}", title, words, f"Points lost against {label}."))
-    return [Grid(HEADING, _text(run, chosen), drawn, legend(list(by_line)), columns=COLUMNS, rows=_rows(points))]
+    return {
+        key: (
+            label,
+            {name: sorted((one[key] / unit, one["drop"]) for one in of_line) for name, of_line in by_line.items()},
+            (chosen[key] / unit, chosen["drop"]) if chosen else None,
+        )
+        for key, (label, unit) in COSTS.items()
+        if all(key in point for point in points)
+    }
 
 
 def _text(run: Run, chosen: Mapping[str, Any] | None) -> str:

@@ -31,7 +31,7 @@ from lraqvit_jax.options.quant import Quantizer
 from lraqvit_jax.plan import cost
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.budget import TooSmallError
-from lraqvit_jax.report import figures
+from lraqvit_jax.report import search as report
 from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import distill, evaluate, factorize, merge, quantize
@@ -119,7 +119,7 @@ class Search:
             for budget in goal.budgets:
                 self._compare(Candidate(family, budget))
         self._record.write(chosen=point["name"])
-        picture = figures.search(self._record.points, point["name"])
+        picture = report.picture(self._record.points, point["name"])
         processes.once(functools.partial(files.write_atomically, self._ws.directory / FOLDER / "frontier.svg", picture))
         kept = f"{point['drop']:.2f} points lost on {point['images']:,} images of the search"
         console.say(f"goal: {point['name']}, {point['size_mb']:.3f} MB, {kept}")

@@ -37,12 +37,11 @@ from lraqvit_jax.config import Config
 from lraqvit_jax.data import augment, images, labels, preprocess, sources
 from lraqvit_jax.data.sources import folder
 from lraqvit_jax.options.plan import PlanOptions
+from lraqvit_jax.plan import cost
 from lraqvit_jax.plan.check import check
-from lraqvit_jax.plan.cost import latency
 from lraqvit_jax.plan.files import read_plan, to_json
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo
 from lraqvit_jax.run import claim, metrics, planning, results
-from lraqvit_jax.stages import plan as plan_stage
 from lraqvit_jax.weights import artifacts, processors, tensors
 from lraqvit_jax.weights.sources import big_vision, huggingface, timm
 from tests.unit import numpy_vit
@@ -207,8 +206,8 @@ def readers(where: pathlib.Path) -> dict[str, Reader]:
         results.table(found)
 
     def table(path: pathlib.Path) -> None:
-        cost = latency(plan_stage._table(str(path)))
-        cost(LAYER, 8)
+        milliseconds = cost.latency(cost.table(str(path)))
+        milliseconds(LAYER, 8)
 
     def meta(path: pathlib.Path) -> None:
         artifacts.build(artifacts.read_meta(path.parent.parent))
