@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -235,8 +235,18 @@ def frontier(
     return _panel(name, draw, 2.9)
 
 
-Lost = tuple[str, Mapping[str, Sequence[tuple[float, float]]], tuple[float, float] | None]
-"""Of a search: a cost; by family, (cost, points of top-1 lost) by cost; and what was chosen of these, or None."""
+class Lost(NamedTuple):
+    """What the models of a search lost.
+
+    Attributes:
+        label: of the cost.
+        lines: by family, (cost, points of top-1 lost) by cost.
+        chosen: one of these, or None.
+    """
+
+    label: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    chosen: tuple[float, float] | None
 
 
 def search(name: str, lost: Lost) -> str:
@@ -257,15 +267,14 @@ def searches(every: Sequence[Lost]) -> str:
 
 
 def _lost(axes: Any, lost: Lost) -> None:
-    label, lines, chosen = lost
-    for index, (family, points) in enumerate(lines.items()):
+    for index, (family, points) in enumerate(lost.lines.items()):
         color, dashes = line_style(index)
         axes.plot(*zip(*points, strict=True), color=color, linestyle=dashes, marker=".", linewidth=1.2, label=family)
-    if chosen:
-        axes.plot(*chosen, "o", color=INK, markersize=10, fillstyle="none")
-    values = [loss for points in lines.values() for _, loss in points]
-    axes.set(xlabel=label, ylabel="points lost", ylim=(min(12, max(values) + 0.5), min(-0.5, min(values) - 0.5)))
-    _cost_axis(axes, [cost for points in lines.values() for cost, _ in points])
+    if lost.chosen:
+        axes.plot(*lost.chosen, "o", color=INK, markersize=10, fillstyle="none")
+    values = [loss for points in lost.lines.values() for _, loss in points]
+    axes.set(xlabel=lost.label, ylabel="points lost", ylim=(min(12, max(values) + 0.5), min(-0.5, min(values) - 0.5)))
+    _cost_axis(axes, [cost for points in lost.lines.values() for cost, _ in points])
 
 
 def _cost_axis(axes: Any, costs: Sequence[float]) -> None:

@@ -26,10 +26,10 @@ def search(run: Run) -> list[Grid]:
     chosen = _chosen(points, run.search.get("chosen", ""))
     drawn, families = [], list[str]()
     for key, lost in _lost(points, chosen).items():
-        name, families = f"search{key.replace('_', '')}", list(lost[1])
-        title = f"Points of top-1 lost against {lost[0]}, {len(points)} models of a search"
+        name, families = f"search{key.replace('_', '')}", list(lost.lines)
+        title = f"Points of top-1 lost against {lost.label}, {len(points)} models of a search"
         words = f"Taken: {chosen['name']}." if chosen else "None is taken yet."
-        drawn.append(figure(panels.search(name, lost), name, title, words, f"Points lost against {lost[0]}."))
+        drawn.append(figure(panels.search(name, lost), name, title, words, f"Points lost against {lost.label}."))
     return [Grid(HEADING, _text(run, chosen), drawn, legend(families), columns=COLUMNS, rows=_rows(points))]
 
 
@@ -54,7 +54,7 @@ def _lost(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None)
         name = FAMILIES[point["family"]] + (f", {point['steps']} steps of distillation" if point["steps"] else "")
         by_line.setdefault(name, []).append(point)
     return {
-        key: (
+        key: panels.Lost(
             label,
             {name: sorted((one[key] / unit, one["drop"]) for one in of_line) for name, of_line in by_line.items()},
             (chosen[key] / unit, chosen["drop"]) if chosen else None,

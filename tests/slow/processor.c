@@ -1,5 +1,5 @@
 /* Preloaded, lets a program see a lesser x86-64 processor than it runs on: Linux makes `cpuid` fault (arch_prctl,
-   CPUID faulting), and the handler answers in its place, less what HIDE names. Threads and children inherit it. */
+   CPUID faulting), and the handler answers in its place, as the one that PROCESSOR names. Threads and children inherit it. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <signal.h>
@@ -46,22 +46,22 @@ static void answer(int number, siginfo_t *info, void *context) {
     regs[REG_RIP] += 2;
 }
 
+typedef int (*Sigaction)(int, const struct sigaction *, struct sigaction *);
+
+static Sigaction real_sigaction(void) { return (Sigaction)dlsym(RTLD_NEXT, "sigaction"); }
+
 /* A program's own handler, such as Python's faulthandler, must not take the place of ours. */
 int sigaction(int number, const struct sigaction *new, struct sigaction *old) {
-    static int (*next)(int, const struct sigaction *, struct sigaction *);
-    if (!next) next = (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(RTLD_NEXT, "sigaction");
-    if (number != SIGSEGV) return next(number, new, old);
+    if (number != SIGSEGV) return real_sigaction()(number, new, old);
     if (old) memset(old, 0, sizeof *old);
     return 0;
 }
 
 __attribute__((constructor)) static void start(void) {
-    const char *hide = getenv("HIDE");
-    int (*next)(int, const struct sigaction *, struct sigaction *) = dlsym(RTLD_NEXT, "sigaction");
+    const char *processor = getenv("PROCESSOR");
     struct sigaction action = {.sa_sigaction = answer, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
-    if (!hide) return;
-    hide_avx512 = !strcmp(hide, "avx512");
-    if (next(SIGSEGV, &action, NULL) || syscall(SYS_arch_prctl, SET_CPUID, 0)) {
+    hide_avx512 = processor && !strcmp(processor, "avx2");
+    if (real_sigaction()(SIGSEGV, &action, NULL) || syscall(SYS_arch_prctl, SET_CPUID, 0)) {
         fprintf(stderr, "This processor or kernel does not let cpuid fault.\n");
         _exit(2);
     }
