@@ -240,7 +240,12 @@ def trained(
     learning_rate: float = 5e-5,
     seed: int = 0,
 ) -> Function:
-    """A float function after steps of distillation from the one as it came; arguments as of `compress`."""
+    """A float function after steps of distillation from the one as it came; arguments as of `compress`.
+
+    Kernels that are no site stay as they came: what was not made smaller has nothing to win back, and some of their
+    gradients are far slower than all else (a transposed convolution's on a CPU: a hundred times its product).
+    """
+    fixed = {leaf for one in small.sites.skipped if one.macs for leaf in one.leaves}
     new_params = train.distil(
         small.apply,
         small.params,
@@ -251,6 +256,7 @@ def trained(
         steps=steps,
         learning_rate=learning_rate,
         seed=seed,
+        fixed=fixed,
     )
     return dataclasses.replace(small, params=new_params)
 

@@ -1,7 +1,7 @@
 """Distils a function from the dense one: a few steps of AdamW that bring its outputs back."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ def distil(
     steps: int,
     learning_rate: float,
     seed: int,
+    fixed: Collection[str] = (),
 ) -> dict[str, Any]:
     """The parameters after as many steps, each on one of the batches: all of them in an order, then in another.
 
@@ -44,12 +45,18 @@ def distil(
         steps: how many.
         learning_rate: the highest; a cosine leads to zero.
         seed: of the orders.
+        fixed: paths of leaves that stay as they are, for which nothing is computed.
 
     Raises:
         UserError: the loss is no number any more.
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
-    trained = [index for index, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    of_paths = [(path[0].key, path[1].key) for path, _ in jax.tree.leaves_with_path(params)]
+    trained = [
+        index
+        for index, (leaf, (part, path)) in enumerate(zip(leaves, of_paths, strict=True))
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not (part == "leaves" and path in fixed)
+    ]
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, int(WARMUP * steps)), max(2, steps))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 

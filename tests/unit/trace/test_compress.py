@@ -152,6 +152,27 @@ def test_distillation_brings_the_outputs_back(metric, rng):
     assert changes[1] < 0.8 * changes[0]
 
 
+def test_distillation_leaves_kernels_alone_that_are_no_site(rng):
+    """Their gradients may cost more than all else; biases behind them are trained."""
+    apply, params, _ = modern(rng)
+
+    def decoded(params, x):
+        dilated = {"window_strides": (1,), "padding": [(2, 2)], "lhs_dilation": (2,)}
+        numbers = ("NWC", "WIO", "NWC")
+        maps = jax.lax.conv_general_dilated(
+            apply(params["encoder"], x)[..., None], params["decoder"]["kernel"], **dilated, dimension_numbers=numbers
+        )
+        return maps + params["decoder"]["bias"]
+
+    decoder = {"kernel": rng.standard_normal((4, 1, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}
+    batches = [rng.standard_normal((8, 5, 12)).astype(np.float32) for _ in range(3)]
+    options = {"budget": 0.6, "bits": 0, "metric": "features", "steps": 6, "fields": {"learning_rate": 1e-2}}
+    small = lraqvit_jax.compress(decoded, {"encoder": params, "decoder": decoder}, batches, **options)
+    leaves = small.params["leaves"]
+    assert np.array_equal(leaves["decoder/kernel"], decoder["kernel"])
+    assert not np.array_equal(leaves["decoder/bias"], decoder["bias"])
+
+
 def test_a_loss_can_be_what_is_kept(rng):
     apply, params, _ = modern(rng)
     batches = [
