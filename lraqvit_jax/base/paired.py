@@ -78,5 +78,10 @@ def mean(values: Float[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Dro
     n, middle = len(values), float(np.mean(values))
     if n < 2:
         return Drop(middle, middle - 100, middle + 100, n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    half = quantile(n, confidence) * float(np.std(values, ddof=1) / np.sqrt(n))
     return Drop(middle, middle - half, middle + half, n)
+
+
+def quantile(images: int, confidence: float = CONFIDENCE) -> float:
+    """How many standard errors the mean of as many images may be off, by Student's t."""
+    return float(stats.t.ppf((1 + confidence) / 2, images - 1))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
 from lraqvit_jax.base import paired
 from lraqvit_jax.tasks import search
@@ -86,6 +87,23 @@ def test_the_expected_drop_is_the_drop_with_far_less_noise(rng):
     assert np.mean([one.drop for one in expected]) == pytest.approx(truth, abs=4 * np.std(counted) / np.sqrt(300))
     assert np.std([one.drop for one in expected]) < 0.4 * np.std(counted)
     assert np.mean([one.low <= truth <= one.high for one in expected]) > 0.85
+
+
+@pytest.mark.parametrize("count", [400, 40_000], ids=["few", "many"])
+def test_the_expected_drop_heeds_wrong_probabilities_as_far_as_the_images_show_them(count, rng):
+    """Of probabilities that say four fifths of every drop, few images leave their word, many nearly the truth."""
+    found = []
+    for _ in range(60):
+        logits = 2.0 * rng.normal(size=(count, 10))
+        label = np.argmax(logits + rng.gumbel(size=logits.shape), -1)  # drawn from the softmax
+        dense, answer = np.argmax(logits, -1), np.argmax(logits + 0.3 * rng.normal(size=logits.shape), -1)
+        shares = special.softmax(logits, -1)
+        truth = 100 * np.mean(shares[np.arange(count), dense] - shares[np.arange(count), answer])
+        expected = search.expected(Teacher(label, dense, 0.8 * shares + 0.02), answer, 0.95)
+        found.append((expected.drop / truth, expected.low <= truth <= expected.high))
+    ratios, inside = np.array(found).T
+    assert np.mean(ratios) == pytest.approx(0.8 if count == 400 else 0.95, abs=0.04)
+    assert np.mean(inside) > 0.85
 
 
 @pytest.fixture
