@@ -10,6 +10,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from lraqvit_jax.base import console, files, trees
 from lraqvit_jax.base.errors import UserError, nearest, reason, short, whole_number
@@ -28,8 +29,8 @@ from lraqvit_jax.trace.sites import Site, Sites
 
 ROUNDS = 2
 """Of measuring sizes."""
-ROWS = 8192
-"""Of what a product reads, at most, for the ranges of its integers."""
+ROWS = 4096
+"""Of what a product reads, about, for the ranges of its integers: as many of every batch, evenly apart."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -340,22 +341,7 @@ def _integers(
     if granularity == "per_token":
         raise UserError(f"The quantizer {quantizer!r} has a scale for each position, which not every function has.")
     whole, whole_params = rewrite.spelled_out(function, params, sites)
-    seen: dict[str, list[np.ndarray]] = {}
-    paths = list(whole.parts)
-    read = jax.jit(lambda given: whole.observed(whole_params, given, {}, paths)[1])
-    for batch in batches:
-        for path, calls in read(batch).items():
-            rows = np.concatenate([np.asarray(one, np.float32) for one in calls])
-            seen.setdefault(path, []).append(rows)
-        if min(sum(map(len, parts)) for parts in seen.values()) >= ROWS:
-            break
-    layers = list(whole.infos.values())
-    inputs: dict[str, dict[str, np.ndarray]] = {}
-    for path, of_batches in seen.items():
-        for name in whole.parts[path]:
-            inputs[name] = _with_between(
-                np.concatenate(of_batches)[:ROWS], whole.plan[name], whole_params["sites"][name]
-            )
+    inputs = _inputs(whole, whole_params, batches)
     plan = {
         path: dataclasses.replace(
             entry, form="quantized", bits=bits, granularity=granularity, clip=1.0, asymmetric=options.asymmetric
@@ -363,13 +349,31 @@ def _integers(
         for path, entry in whole.plan.items()
     }
     nested = trees.nest(whole_params["sites"])
-    made = quantize.quantize(nested, plan, layers, inputs, dataclasses.replace(options, bits=bits))
+    made = quantize.quantize(nested, plan, list(whole.infos.values()), inputs, dataclasses.replace(options, bits=bits))
     stored = {}
     for path, layer in whole_params["sites"].items():
         indices = {name: layer[name] for name in ("inputs", "outputs") if name in layer}
         stored[path] = {**jax.tree.map(np.asarray, trees.get(made.params, path)), **indices}
     new = dataclasses.replace(whole, plan=made.plan)
     return new, {"leaves": whole_params["leaves"], "sites": stored}, dict(made.plan)
+
+
+def _inputs(
+    function: Rewritten, params: Mapping[str, Any], batches: list[Any]
+) -> dict[str, dict[str, Float[np.ndarray, "rows m"]]]:
+    """What the products of every site read, by path."""
+    paths, of_batch = list(function.parts), -(-ROWS // len(batches))
+    read = jax.jit(lambda params, batch: function.observed(params, batch, {}, paths)[1])
+    seen: dict[str, list[np.ndarray]] = {path: [] for path in paths}
+    for batch in batches:
+        for path, calls in read(params, batch).items():
+            rows = jnp.concatenate(calls)
+            seen[path].append(np.asarray(rows[:: max(1, len(rows) // of_batch)], np.float32))
+    return {
+        name: _with_between(np.concatenate(seen[path]), function.plan[name], params["sites"][name])
+        for path in paths
+        for name in function.parts[path]
+    }
 
 
 def _with_between(rows: np.ndarray, entry: LayerPlan, layer: parts.Layer) -> dict[str, np.ndarray]:

@@ -57,27 +57,28 @@ def distil(
         for index, (leaf, (part, path)) in enumerate(zip(leaves, of_paths, strict=True))
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not (part == "leaves" and path in fixed)
     ]
+    others = sorted(set(range(len(leaves))) - set(trained))
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, int(WARMUP * steps)), max(2, steps))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(values: list[jax.Array], state: Any, teacher: Any, batch: Any) -> tuple[list[jax.Array], Any, jax.Array]:
+    def step(
+        values: list[jax.Array], state: Any, rest: list[jax.Array], teacher: Any, batch: Any
+    ) -> tuple[list[jax.Array], Any, jax.Array]:
         def loss(values: list[jax.Array]) -> jax.Array:
-            whole = list(leaves)
-            for index, value in zip(trained, values, strict=True):
-                whole[index] = value
-            outputs = function(jax.tree.unflatten(tree, whole), batch)
+            whole = dict(zip(trained, values, strict=True)) | dict(zip(others, rest, strict=True))
+            outputs = function(jax.tree.unflatten(tree, [whole[index] for index in range(len(leaves))]), batch)
             return _loss(outputs, None if keep == "loss" else dense(teacher, batch), keep)
 
         value, slopes = jax.value_and_grad(loss)(values)
         updates, state = optimizer.update(slopes, state, values)
         return optax.apply_updates(values, updates), state, value
 
-    values = [jnp.copy(leaves[index]) for index in trained]
+    values, rest = [jnp.copy(leaves[index]) for index in trained], [leaves[index] for index in others]
     state, draw, order = optimizer.init(values), np.random.default_rng(seed), list[int]()
     for number in console.progress(range(steps), "distil", "step", steps):
         order = order or list(draw.permutation(len(batches)))
-        values, state, value = step(values, state, dense_params, batches[order.pop()])
+        values, state, value = step(values, state, rest, dense_params, batches[order.pop()])
         if number % 50 == 0 and not np.isfinite(value):
             raise UserError(f"The loss is {float(value)} after {number} steps; lower the learning rate.")
     for index, leaf in zip(trained, values, strict=True):
