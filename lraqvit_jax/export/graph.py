@@ -26,6 +26,7 @@ class Graph:
         layers: the linear layers, as the plan leaves them, by path.
         orders: see `export.onnx.orders`.
         weights: see `export.onnx.export`.
+        activations: likewise.
         images: the value of the normalized images.
     """
 
@@ -37,9 +38,11 @@ class Graph:
         exact: bool,
         orders: Mapping[str, np.ndarray],
         weights: str = "float32",
+        activations: str = "int8",
     ) -> None:
         self.target, self.opset, self.flat = target, opset, target != "qdq"
-        self.exact, self.orders, self.weights, self.images = exact, orders, weights, "images"
+        self.exact, self.orders, self.images = exact, orders, "images"
+        self.weights, self.activations = weights, activations
         self.params, self.plan = artifacts.host(artifact.params), artifact.plan
         self.layers = {info.path: info for info in artifact.spec.layers}
         self.nodes, self.constants = list[Any](), dict[str, Any]()

@@ -176,10 +176,13 @@ class StaticGrid(NamedTuple):
     ends: tuple[np.float32, np.float32]
 
 
-def _grid(product: Product, layer: LayerPlan, codes: type[np.int8 | np.uint8]) -> StaticGrid:
-    step, limit = np.float32(product.x_scale), qarray.qmax(layer.bits)
+def _grid(product: Product, layer: LayerPlan, codes: type[np.int8 | np.uint8 | np.uint16]) -> StaticGrid:
+    """The grid of the plan; of uint16, one between the same ends."""
+    bits = 16 if codes is np.uint16 else layer.bits
+    limit = qarray.qmax(bits)
+    step = np.float32(np.float32(product.x_scale) * qarray.qmax(layer.bits) / limit)
     center = np.float32(0 if product.x_center is None else product.x_center)
-    middle, kept = _zero(layer.bits) if codes is np.uint8 else 0, np.iinfo(codes)
+    middle, kept = 0 if codes is np.int8 else _zero(bits), np.iinfo(codes)
     zero, moved = middle - round(float(center / step)), np.float32(0)
     if not kept.min <= zero <= kept.max:
         zero, moved, center = middle, center, np.float32(0)
@@ -205,8 +208,9 @@ def _moved_bias(product: Product, grid: StaticGrid) -> np.ndarray | None:
 
 def _qdq(graph: Graph, x: str, products: list[Product], layer: LayerPlan) -> list[str]:
     """QuantizeLinear and DequantizeLinear, MatMul with a kernel behind DequantizeLinear, Add of a float bias, all in
-    int8. The bias has three dimensions: of a MatMul and an Add of a vector ONNX Runtime makes a Gemm of floats."""
-    grid = _grid(products[0], layer, np.int8)
+    int8, or rows of uint16. The bias has three dimensions: of a MatMul and an Add of a vector ONNX Runtime makes a Gemm
+    of floats."""
+    grid = _grid(products[0], layer, np.uint16 if graph.activations == "uint16" else np.int8)
     codes, names = _rounded(graph, x, grid, layer)
     rows, outputs = graph.add("DequantizeLinear", codes, *names), []
     for product in products:

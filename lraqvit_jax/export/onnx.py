@@ -19,7 +19,7 @@ this machine has.
 `qdq` is for runtimes that look for integers in a float graph, such as OpenVINO, TensorRT and QNN: a QuantizeLinear and
 a DequantizeLinear in front of each MatMul, of int8, and one behind each kernel. Tokens lie in three dimensions, query,
 key and value are one product, and Attention is spelled out. ONNX Runtime has integer kernels for it too, a little
-slower; without VNNI these saturate where a kernel has more than 7 bits.
+slower; without VNNI these saturate where a kernel has more than 7 bits. Its activations may be of uint16 (W8A16).
 """
 
 import json
@@ -41,7 +41,7 @@ from lraqvit_jax.export.contract import contract
 from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.export.linear import linear
 from lraqvit_jax.models import swin, vit
-from lraqvit_jax.options.export import INPUTS, OPSETS, WEIGHTS
+from lraqvit_jax.options.export import ACTIVATIONS, INPUTS, OPSETS, WEIGHTS
 from lraqvit_jax.plan.records import HEAD_PARTS, LayerPlan, Plan
 from lraqvit_jax.weights import artifacts
 
@@ -61,6 +61,7 @@ def export(
     opset: int = 0,
     images: str = "float32",
     weights: str = "float32",
+    activations: str = "int8",
 ) -> onnx.ModelProto:
     """Writes an artefact of any form; the branch of a reparam layer is merged into its pair.
 
@@ -77,18 +78,24 @@ def export(
         images: "float32", normalized, or "uint8", pixels, which the file normalizes.
         weights: how the kernels of a float model are stored, one of WEIGHTS. All are multiplied as float32: "float16"
             and "bfloat16" halve the file; "int8" has a scale for each output, "int4" one for BLOCK inputs of each.
+        activations: of a qdq file with static scales, one of ACTIVATIONS: "uint16" rounds them on 65,535 steps between
+            the same ends (W8A16), which is nearer to the float model than the artefact's own integers are. ONNX Runtime
+            rounds them to 8 bits all the same where its session.qdq_matmulnbits_accuracy_level is not 1.
 
     Raises:
-        UserError: no such target, opset, type of images or of weights; what such a file cannot have of the plan.
+        UserError: no such target, opset, or type of images, weights or activations; what such a file cannot have of the
+            plan.
     """
     target = targets.resolved(target)
-    for name, value, choices in (("opset", opset, OPSETS), ("images", images, INPUTS), ("weights", weights, WEIGHTS)):
+    asked = {"opset": (opset, OPSETS), "images": (images, INPUTS), "weights": (weights, WEIGHTS)}
+    for name, (value, choices) in (asked | {"activations": (activations, ACTIVATIONS)}).items():
         if value not in choices:
             raise UserError(f"{name} is {value!r}; {nearest(str(value), map(str, choices))}")
-    if reason := obstacle(artifact.plan, target, opset, weights):
+    if reason := obstacle(artifact.plan, target, opset, weights, activations):
         raise UserError(f"{artifact.name} {reason}")
-    meta, size, opset = artifact.meta, artifact.preprocess.size, opset or _opset(artifact.plan, target, weights)
-    graph = Graph(artifact, target, opset, exact, orders(artifact.model), weights)
+    meta, size = artifact.meta, artifact.preprocess.size
+    opset = opset or _opset(artifact.plan, target, weights, activations)
+    graph = Graph(artifact, target, opset, exact, orders(artifact.model), weights, activations)
     graph.at("images")
     graph.images = _normalized(graph, artifact.preprocess) if images == "uint8" else "images"
     logits = (_swin if _is_swin(artifact.model) else _vit)(graph, artifact.model)
@@ -108,6 +115,7 @@ def export(
         producer_version=VERSION,
     )
     properties = {"model": meta["model"], "num_classes": str(meta["num_classes"]), "target": target}
+    properties |= {"activations": activations} if activations != "int8" else {}
     properties |= {name: json.dumps(value) for name, value in (said | {"plan": meta["plan"]}).items()}
     helper.set_model_props(made, properties)
     onnx.checker.check_model(made, full_check=True)
@@ -116,22 +124,32 @@ def export(
     return made
 
 
-def _opset(plan: Plan, target: str, weights: str) -> int:
+def _opset(plan: Plan, target: str, weights: str, activations: str) -> int:
     """What the target needs, where no other is asked for."""
     if target != "qdq":
         return OPSET
     narrow = any(layer.form == "quantized" and layer.kernel_bits == 4 for layer in plan.values())
-    return operators.BLOCKS if narrow or weights == "int4" else QDQ_OPSET
+    return operators.BLOCKS if narrow or weights == "int4" or activations == "uint16" else QDQ_OPSET
 
 
-def obstacle(plan: Plan, target: str = "avx2", opset: int = 0, weights: str = "float32") -> str:
+def obstacle(
+    plan: Plan, target: str = "avx2", opset: int = 0, weights: str = "float32", activations: str = "int8"
+) -> str:
     """Why a model of this plan cannot be written for this target, as the rest of a sentence; "" if it can."""
+    quantized = next((path for path, layer in plan.items() if layer.form == "quantized"), "")
+    if activations != "int8" and not (quantized and target == "qdq"):
+        what = "is a float model" if not quantized else f"is written for {target}"
+        return (
+            f"{what}, which has no activations of {activations}; take onnx_activations='int8', or "
+            "onnx_target='qdq' and a model that is quantized with 'static'."
+        )
+    if activations != "int8" and 0 < opset < operators.BLOCKS:
+        return f"cannot have activations of {activations} in opset {opset}; take onnx_opset={operators.BLOCKS}, or 0."
     if weights == "int4" and 0 < opset < operators.BLOCKS:
         return f"cannot have weights of int4 in opset {opset}; take onnx_opset={operators.BLOCKS}, or 0."
     reasons = (_layer_obstacle(path, layer, target, opset) for path, layer in plan.items())
     if reason := next(filter(None, reasons), ""):
         return reason
-    quantized = next((path for path, layer in plan.items() if layer.form == "quantized"), "")
     if weights != "float32" and quantized:
         return f"is quantized in {quantized} already; take onnx_weights='float32', or export its float model."
     return ""
@@ -169,7 +187,10 @@ def load(path: pathlib.Path) -> Any:
     file reads."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if any(one.key == "activations" for one in onnx.load(path, load_external_data=False).metadata_props):
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # Else rows get 8 bits again.
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (read,) = session.get_inputs()
     if read.type != "tensor(uint8)":
         return lambda images: session.run(None, {"images": np.asarray(images)})[0]

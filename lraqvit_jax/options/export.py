@@ -11,6 +11,8 @@ OPSETS = (0, 17, 18, 19, 20, 21, 22, 23)
 INPUTS = ("float32", "uint8")
 WEIGHTS = ("float32", "float16", "bfloat16", "int8", "int4")
 """How an ONNX file stores the kernels of a float model; see `export.onnx.export`."""
+ACTIVATIONS = ("int8", "uint16")
+"""What a `qdq` file of static scales rounds activations to; see `export.onnx.export`."""
 LAYOUTS = ("factors", "expanded")
 """What a safetensors file holds: the layers as they are, or timm's, multiplied out; see `export.safetensors`."""
 MLIR = ("bytecode", "text")
@@ -29,6 +31,7 @@ class ExportOptions:
     onnx_opset: int = option(0, choices=OPSETS)  # 0 is 20 of qdq, of others 23; older ones are for older runtimes
     onnx_input: str = option("float32", choices=INPUTS)  # uint8: pixels, normalized by the file
     onnx_weights: str = option("float32", choices=WEIGHTS)  # of float models alone
+    onnx_activations: str = option("int8", choices=ACTIVATIONS)  # uint16: W8A16, of qdq files with static scales alone
     safetensors: str = option("factors", choices=LAYOUTS)  # expanded: what timm loads; float models alone
     mlir: tuple[str, ...] = option((), choices=MLIR)  # bytecode is what lasts for years
     # LiteRT (.tflite) files, any of LITERT, such as ('float16','dynamic'); they need requirements-litert.txt.

@@ -22,7 +22,7 @@ from lraqvit_jax.devices import processes
 from lraqvit_jax.export import card as model_card
 from lraqvit_jax.export import litert, onnx, safetensors, stablehlo, targets
 from lraqvit_jax.export.contract import contract
-from lraqvit_jax.options.export import LITERT
+from lraqvit_jax.options.export import LITERT, ExportOptions
 from lraqvit_jax.run import results
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.weights import artifacts
@@ -35,7 +35,14 @@ MLIR_SUFFIXES = {"bytecode": "mlirbc", "text": "mlir"}
 LITERT_SUFFIXES = {variant: f"{variant}.tflite" for variant in LITERT}
 SUFFIXES = ("stablehlo", "onnx", "safetensors", *MLIR_SUFFIXES.values(), *LITERT_SUFFIXES.values())
 Images = Float[np.ndarray, "images size size 3"]
-BEFORE = {"onnx_opset": 0, "onnx_input": "float32", "onnx_weights": "float32", "mlir": [], "litert": []}
+BEFORE = {
+    "onnx_opset": 0,
+    "onnx_input": "float32",
+    "onnx_weights": "float32",
+    "onnx_activations": "int8",
+    "mlir": [],
+    "litert": [],
+}
 """What files are as whose NAME.json does not say it."""
 MEND = "delete it to have the artefact exported anew"
 
@@ -103,6 +110,7 @@ def _asked(ws: Workspace, name: str) -> dict[str, Any]:
         "onnx_opset": options.onnx_opset,
         "onnx_input": options.onnx_input,
         "onnx_weights": options.onnx_weights,
+        "onnx_activations": options.onnx_activations,
         "safetensors": options.safetensors,
         "mlir": list(options.mlir),
         "litert": [] if litert.missing() else list(options.litert),
@@ -179,9 +187,7 @@ def _write_files(ws: Workspace, artifact: Artifact, images: Images, folder: path
     suffixes = ["stablehlo", "onnx", "safetensors", *modules, *(LITERT_SUFFIXES[one] for one in variants)]
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in suffixes}
     obstacles = {
-        "onnx": onnx.obstacle(
-            artifact.plan, options.onnx_target, options.onnx_opset, _weights(artifact, options.onnx_weights)
-        ),
+        "onnx": onnx.obstacle(artifact.plan, options.onnx_target, options.onnx_opset, **_types(artifact, options)),
         "safetensors": safetensors.obstacle(artifact.plan, options.safetensors),
     }
     for variant in variants:
@@ -203,7 +209,7 @@ def _write_files(ws: Workspace, artifact: Artifact, images: Images, folder: path
             target=options.onnx_target,
             opset=options.onnx_opset,
             images=options.onnx_input,
-            weights=_weights(artifact, options.onnx_weights),
+            **_types(artifact, options),
         ),
         "safetensors": functools.partial(safetensors.save, artifact, layout=options.safetensors),
     }
@@ -216,9 +222,12 @@ def _write_files(ws: Workspace, artifact: Artifact, images: Images, folder: path
     return paths
 
 
-def _weights(artifact: Artifact, weights: str) -> str:
-    """How the ONNX file stores the kernels of a float model; those of an integer model are what they are."""
-    return "float32" if any(layer.form == "quantized" for layer in artifact.plan.values()) else weights
+def _types(artifact: Artifact, options: ExportOptions) -> dict[str, Any]:
+    """Of the ONNX file: kernels of a float model as asked for, or activations of an integer one, and nothing of the
+    other."""
+    if any(layer.form == "quantized" for layer in artifact.plan.values()):
+        return {"activations": options.onnx_activations}
+    return {"weights": options.onnx_weights}
 
 
 def calibration_images(ws: Workspace) -> Images:

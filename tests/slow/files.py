@@ -82,6 +82,9 @@ def kinds(artifact: artifacts.Artifact, images: np.ndarray) -> Iterator[Kind]:
     for weights in WEIGHTS[1:]:
         write, odd = functools.partial(onnx.export, weights=weights), onnx.obstacle(plan, weights=weights)
         yield Kind(f"onnx {weights} weights", "onnx", write, runs, same=False, obstacle=odd)
+    wide = functools.partial(onnx.export, target="qdq", activations="uint16")
+    odd = onnx.obstacle(plan, "qdq", activations="uint16")
+    yield Kind("onnx qdq, uint16 activations", "onnx", wide, runs | openvinos(size), same=False, obstacle=odd)
     for variant in LITERT:
         write = functools.partial(litert.export, variant=variant, images=images)
         odd, own = litert.obstacle(plan, variant) or litert.missing(), variant in ("float32", "integer")
