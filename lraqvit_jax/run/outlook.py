@@ -1,7 +1,7 @@
-"""What a run will take and leave, said before it: seconds by stage, and files.
+"""What a run will take and leave, said before it: FLOPs and seconds by stage, and files.
 
 Seconds follow from FLOPs, and from how fast this machine multiplies matrices of the model's size. They tell minutes
-from hours, no more: what compiles, loads and writes is not in them.
+from hours, no more: what decomposes, compiles, loads and writes is not in them.
 """
 
 import math
@@ -25,8 +25,8 @@ CHOOSING = 8
 """Times the forward and backward passes of the calibration images that choosing sizes by `products` takes."""
 
 
-def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
-    """Of each stage that computes on images, on the devices of the mesh.
+def work(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
+    """FLOPs of each stage that computes on images.
 
     Args:
         ws: what is to be done.
@@ -38,7 +38,7 @@ def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
     calibration = config.factorize.calibration_images * BACKWARD * dense
     searched = _searched(ws, sources, small) if config.goal.is_set and ws.provisional else 0.0
     size, dense_integers = ws.preprocess.size, config_lib.DENSE_INTEGERS in config_lib.rows(config)
-    flops = {
+    of_stage = {
         "teacher": config.teacher.steps * config.batch_size * BACKWARD * dense,
         "plan": calibration * (CHOOSING if config.plan.method == "products" else 2) * ws.provisional + searched,
         "factorize": calibration,
@@ -54,9 +54,13 @@ def seconds(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
     if "eval" in sources:
         floats = 1 + len(config.factorize.rows) + len(config.runs)
         rows = dense * (1 + 2 * dense_integers) + small * (floats - 1 + 2 * len(config.quant.methods))
-        flops["evaluate"] = len(sources["eval"]) * rows
-    speed = SHARE * rate(ws) * max(1, ws.mesh.size(tuple(ws.mesh.shape)))
-    return {stage: amount / speed for stage, amount in flops.items()}
+        of_stage["evaluate"] = len(sources["eval"]) * rows
+    return of_stage
+
+
+def speed(ws: Workspace) -> float:
+    """FLOPs a second of a whole model on the devices of the mesh."""
+    return SHARE * rate(ws) * max(1, ws.mesh.size(tuple(ws.mesh.shape)))
 
 
 def _searched(ws: Workspace, sources: Mapping[str, Source], small: int) -> float:
@@ -96,7 +100,8 @@ def rate(ws: Workspace) -> float:
 
 def sentences(ws: Workspace, sources: Mapping[str, Source]) -> list[str]:
     """What is said of it: time, what it does not hold, files."""
-    by_stage = {stage: took for stage, took in seconds(ws, sources).items() if took >= 1}
+    of_stage, fast = work(ws, sources), speed(ws)
+    by_stage = {stage: flops / fast for stage, flops in of_stage.items() if flops >= fast}
     parts = ", ".join(f"{stage} {_time(took)}" for stage, took in by_stage.items())
     whole = f"{_time(sum(by_stage.values()))} ({parts})" if parts else "seconds"
     goal = ws.config.goal
@@ -105,7 +110,10 @@ def sentences(ws: Workspace, sources: Mapping[str, Source]) -> list[str]:
         lines = [f"The stage plan makes and asks models of {what}, and {_others(ws)} to compare with."]
     else:
         lines = []
-    lines += [f"Estimated time on this machine: {whole}, and what compiling and exports take."]
+    lines += [
+        f"Estimated time on this machine: {whole}, for {sum(of_stage.values()):.1e} FLOPs at {fast:.1e} a second, and "
+        "what decompositions, compiling and exports take."
+    ]
     if "eval" not in sources:
         lines.append("Without the evaluation, whose data are not here yet.")
     exported = ", ".join(f"export/{name}.*" for name in ws.config.export.artifacts)
