@@ -112,6 +112,25 @@ def test_the_same_command_again_asks_nothing(searched):
     assert (points(workdir), read_plan(workdir / "plan.json")) == before
 
 
+def test_distilled_models_go_on_below_what_is_found_untrained(tmp_path):
+    """`steps` finds a smaller one on the same images, and the stages train it to the same bits as the search did."""
+    distil = ("--config.steps=60", "--config.optimizer.learning_rate=3e-3", "--config.goal.trained=2")
+    smallest(tmp_path / "distilled", *GOAL, "--config.goal.families=()", *distil, check=True)
+    content = points(tmp_path / "distilled")
+    untrained = min(point["budget"] for point in content["points"] if point["keeps"] and not point["steps"])
+    tried = [point for point in content["points"] if point["steps"]]
+    assert 1 <= len(tried) <= 2
+    assert all(point["steps"] == 60 and point["budget"] < untrained for point in tried)
+    kept = [point for point in tried if point["keeps"]]
+    assert content["chosen"] == min(kept, key=lambda point: point["budget"])["name"]
+    assert command.rows(tmp_path / "distilled")["smallest"]["drop"] < 10
+    arrays = parameters(tmp_path / "distilled")
+    mine = {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith("smallest/")}
+    asked = {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith(f"{content['chosen']}/")}
+    assert mine.keys() == asked.keys() != set()
+    assert all(np.array_equal(mine[path], asked[path]) for path in mine)
+
+
 KILLED = """
 import os
 from lraqvit_jax.stages import search, searched
