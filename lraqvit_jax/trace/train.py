@@ -75,9 +75,10 @@ def distil(
         return optax.apply_updates(values, updates), state, value
 
     values, rest = [jnp.copy(leaves[index]) for index in trained], [leaves[index] for index in others]
-    state, draw, order = optimizer.init(values), np.random.default_rng(seed), list[int]()
+    state, draw, order, value = optimizer.init(values), np.random.default_rng(seed), list[int](), jnp.zeros(())
     for number in console.progress(range(steps), "distil", "step", steps):
         order = order or list(draw.permutation(len(batches)))
+        jax.block_until_ready(value)  # One step ahead and no more, as each holds its activations.
         values, state, value = step(values, state, rest, dense_params, batches[order.pop()])
         if number % 50 == 0 and not np.isfinite(value):
             raise UserError(f"The loss is {float(value)} after {number} steps; lower the learning rate.")
