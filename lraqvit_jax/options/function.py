@@ -18,7 +18,7 @@ class FunctionOptions:
     keep_dense: tuple[str, ...] = ()  # paths of sites, or of what holds them, that stay as they are
     multiple: int = option(1, above=0)  # of which every rank and every width is one
     steps: int = option(0, low=0)  # of distillation from the function as it came
-    learning_rate: float = option(5e-5, above=0)  # of these, the highest
+    learning_rate: float = option(0.0, low=0)  # of these, the highest; 0 has one found
     bits: int = option(8, choices=(0, *BITS))  # of kernels and activations; 0 makes no integers
     quantizer: str = "dynamic"  # of lraqvit_jax.config.QUANTIZERS, with one scale for all or one a token
     export: bool = True  # writes StableHLO of every model

@@ -155,7 +155,7 @@ def compress(
     keep_dense: Iterable[str] = (),
     multiple: int = 1,
     steps: int = 0,
-    learning_rate: float = 5e-5,
+    learning_rate: float = 0.0,
     seed: int = 0,
 ) -> Function:
     """Makes a function small: products of attention heads, fewer hidden units, and pairs with identity blocks in place
@@ -176,7 +176,7 @@ def compress(
         keep_dense: paths of sites, or of what holds them, that stay as they are.
         multiple: of which every rank and every width is one.
         steps: of distillation from the function as it came; 0 trains nothing. Only what `budget` changed is worth it.
-        learning_rate: of these, the highest.
+        learning_rate: of these, the highest; 0 is the one whose first step lowers the loss most.
         seed: of the random projections, and of the order of batches.
 
     Raises:
@@ -209,13 +209,13 @@ def smaller(
     keep_dense: Iterable[str] = (),
     multiple: int = 1,
     steps: int = 0,
-    learning_rate: float = 5e-5,
+    learning_rate: float = 0.0,
     seed: int = 0,
 ) -> Function:
     """`compress` in floats; arguments as there."""
     multiple, steps = whole_number(multiple, "multiple", low=1), whole_number(steps, "steps", low=0)
-    if not files.number(learning_rate) or learning_rate <= 0:
-        raise UserError(f"learning_rate is {short(repr(learning_rate))}; give a number above 0, such as 5e-5.")
+    if not files.number(learning_rate) or learning_rate < 0:
+        raise UserError(f"learning_rate is {short(repr(learning_rate))}; give one above 0, or 0 to have it found.")
     batches = listed(batches)
     sites = products.find(apply, params, batches[0])
     layers = _layers(sites, keep_dense)
@@ -238,7 +238,7 @@ def trained(
     *,
     metric: str,
     steps: int,
-    learning_rate: float = 5e-5,
+    learning_rate: float = 0.0,
     seed: int = 0,
 ) -> Function:
     """A float function after steps of distillation from the one as it came; arguments as of `compress`.

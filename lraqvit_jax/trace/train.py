@@ -15,6 +15,10 @@ from lraqvit_jax.trace.rewrite import Rewritten
 
 WARMUP = 0.05
 """Share of the steps in which the learning rate rises."""
+LOWEST, HIGHEST = 1e-7, 1e-2
+"""Learning rates that are tried where none is given."""
+JUDGED = 8
+"""Batches, at most, on which the loss must be lower after training than before."""
 
 
 def distil(
@@ -33,7 +37,8 @@ def distil(
     """The parameters after as many steps, each on one of the batches: all of them in an order, then in another.
 
     Forms are trained as they are deployed: what an identity block copies stays a copy. From a good start the learning
-    rate must be small (1e-5 to 1e-4).
+    rate must be small, and how small is the function's own affair: 1e-6 for one, 1e-4 for another. Parameters that
+    training did not make better on these batches stay as they were, and a line says so.
 
     Args:
         function: float.
@@ -43,7 +48,8 @@ def distil(
         batches: as both take them.
         keep: see `trace.moments.KEPT`; "loss" lowers what the function gives, without the dense one.
         steps: how many.
-        learning_rate: the highest; a cosine leads to zero.
+        learning_rate: the highest; a cosine leads to zero. 0 is where a step of Adam's first direction, of one batch,
+            lowers the loss of another most.
         seed: of the orders.
         fixed: paths of leaves that stay as they are, for which nothing is computed.
 
@@ -58,34 +64,64 @@ def distil(
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not (part == "leaves" and path in fixed)
     ]
     others = sorted(set(range(len(leaves))) - set(trained))
+
+    def loss(values: list[jax.Array], rest: list[jax.Array], teacher: Any, batch: Any) -> jax.Array:
+        whole = dict(zip(trained, values, strict=True)) | dict(zip(others, rest, strict=True))
+        outputs = function(jax.tree.unflatten(tree, [whole[index] for index in range(len(leaves))]), batch)
+        return _loss(outputs, None if keep == "loss" else dense(teacher, batch), keep)
+
+    measured, gradient = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
+    first, rest = [leaves[index] for index in trained], [leaves[index] for index in others]
+    draw = np.random.default_rng(seed)
+    order = list(draw.permutation(len(batches)))
+    if not learning_rate:
+        one, other = batches[order[-1]], batches[order[0]]
+        slopes = gradient(first, rest, dense_params, one)[1]
+        learning_rate = _rate(lambda values: float(measured(values, rest, dense_params, other)), first, slopes)
+        console.detail(f"learning rate {learning_rate:.1e}")
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, int(WARMUP * steps)), max(2, steps))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(
-        values: list[jax.Array], state: Any, rest: list[jax.Array], teacher: Any, batch: Any
-    ) -> tuple[list[jax.Array], Any, jax.Array]:
-        def loss(values: list[jax.Array]) -> jax.Array:
-            whole = dict(zip(trained, values, strict=True)) | dict(zip(others, rest, strict=True))
-            outputs = function(jax.tree.unflatten(tree, [whole[index] for index in range(len(leaves))]), batch)
-            return _loss(outputs, None if keep == "loss" else dense(teacher, batch), keep)
-
-        value, slopes = jax.value_and_grad(loss)(values)
+    def update(values: list[jax.Array], state: Any, slopes: Any) -> tuple[list[jax.Array], Any]:
         updates, state = optimizer.update(slopes, state, values)
-        return optax.apply_updates(values, updates), state, value
+        return optax.apply_updates(values, updates), state
 
-    values, rest = [jnp.copy(leaves[index]) for index in trained], [leaves[index] for index in others]
-    state, draw, order, value = optimizer.init(values), np.random.default_rng(seed), list[int](), jnp.zeros(())
+    values, state, value = [jnp.copy(leaf) for leaf in first], optimizer.init(first), jnp.zeros(())
     for number in console.progress(range(steps), "distil", "step", steps):
         order = order or list(draw.permutation(len(batches)))
         jax.block_until_ready(value)  # One step ahead and no more, as each holds its activations.
-        values, state, value = step(values, state, rest, dense_params, batches[order.pop()])
+        value, slopes = gradient(values, rest, dense_params, batches[order.pop()])
+        values, state = update(values, state, slopes)
         if number % 50 == 0 and not np.isfinite(value):
             raise UserError(f"The loss is {float(value)} after {number} steps; lower the learning rate.")
+    before, after = (
+        float(np.mean([measured(one, rest, dense_params, batch) for batch in batches[:JUDGED]]))
+        for one in (first, values)
+    )
+    if not after < before:
+        console.warn(
+            f"{steps} steps of distillation did not lower the loss ({before:.3g} before, {after:.3g} after), so the "
+            f"function stays untrained; lower learning_rate, which was {learning_rate:.1e}, or take more steps."
+        )
+        values = first
     for index, leaf in zip(trained, values, strict=True):
         leaves[index] = leaf
     made: dict[str, Any] = jax.tree.unflatten(tree, leaves)
     return made
+
+
+def _rate(measured: Callable[[list[jax.Array]], float], values: list[jax.Array], slopes: Sequence[jax.Array]) -> float:
+    """The learning rate, doubled from LOWEST on, at which one step of Adam's first direction, the signs of the slopes,
+    has the lowest loss; the first that raises the loss ends it."""
+    start = measured(values)
+    rates, losses = [LOWEST], list[float]()
+    while True:
+        moved = [value - rates[-1] * jnp.sign(slope) for value, slope in zip(values, slopes, strict=True)]
+        losses.append(measured(moved))
+        if not losses[-1] < start or 2 * rates[-1] > HIGHEST:
+            return rates[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))]
+        rates.append(2 * rates[-1])
 
 
 def _loss(outputs: Any, dense: Any, keep: str) -> jax.Array:

@@ -37,7 +37,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--method", choices=("plain", "pivoted"), default="plain", help="of the baselines' pairs")
     parser.add_argument("--metric", default="", help="what compress keeps, in place of the model's")
     parser.add_argument("--steps", type=int, default=0, help="of distillation, in rows of their own")
-    parser.add_argument("--rate", type=float, default=5e-5, help="of learning in these, the highest")
+    parser.add_argument("--rate", type=float, default=0.0, help="of learning in these, the highest; 0 has one found")
     parser.add_argument("--keep", type=pathlib.Path, help="folder for what was compressed, read where it is there")
     parser.add_argument("--rows", nargs="*", choices=METHODS, default=list(METHODS), help="which rows")
     parser.add_argument("--examples", type=int, default=0, help="to calibrate on; 0 is the model's own number")

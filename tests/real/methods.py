@@ -28,7 +28,7 @@ class Options:
         method: of the pairs of the baselines: "plain", or "pivoted", with an identity block.
         metric: of `compress`, in place of the model's; "" is that.
         steps: of distillation in rows of their own; 0 is none.
-        rate: of learning, the highest.
+        rate: of learning, the highest; 0 has one found.
         keep: folder in which what was compressed is kept for another time; None keeps nothing.
     """
 
@@ -37,7 +37,7 @@ class Options:
     method: str = "plain"
     metric: str = ""
     steps: int = 0
-    rate: float = 5e-5
+    rate: float = 0.0
     keep: pathlib.Path | None = None
 
 

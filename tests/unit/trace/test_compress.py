@@ -109,7 +109,7 @@ def _leaves(tree):
         ({"quantizer": "none"}, "quantizer is 'none'"),
         ({"metric": "accuracy"}, "metric is 'accuracy'"),
         ({"steps": -3}, "steps is -3"),
-        ({"steps": 3, "fields": {"learning_rate": 0}}, "learning_rate is 0"),
+        ({"steps": 3, "fields": {"learning_rate": -1e-5}}, "learning_rate is -1e-05"),
         ({"fields": {"plan.method": "logits"}}, "fields has 'plan.method'"),
         ({"fields": ["seed"]}, "fields is"),
         ({"fields": {"keep_dense": ["nowhere"]}}, "names 'nowhere'"),
@@ -137,19 +137,32 @@ def test_a_function_without_products_is_refused_with_what_was_seen(rng):
         lraqvit_jax.compress(lambda p, x: jnp.take(p, x, 0), np.ones((3, 4), np.float32), [np.zeros((2, 1), np.int32)])
 
 
-@pytest.mark.parametrize("metric", ["logits", "features"])
-def test_distillation_brings_the_outputs_back(metric, rng):
+@pytest.mark.parametrize(("metric", "rate"), [("logits", 3e-3), ("features", 3e-3), ("logits", 0.0), ("features", 0.0)])
+def test_distillation_brings_the_outputs_back(metric, rate, rng):
     apply, params, _ = modern(rng)
     batches = [rng.standard_normal((32, 5, 12)).astype(np.float32) for _ in range(24)]
     unseen = rng.standard_normal((64, 5, 12)).astype(np.float32)
     dense, changes = apply(params, unseen), []
     for steps in (0, 240):
-        options = {"steps": steps, "metric": metric, "fields": {"learning_rate": 3e-3}}
+        options = {"steps": steps, "metric": metric, "fields": {"learning_rate": rate}}
         small = lraqvit_jax.compress(apply, params, batches, budget=0.4, bits=0, **options)
         moved = small(unseen) - dense
         changes.append(float(jnp.sum(jnp.square(moved - moved.mean(-1, keepdims=True)))))
         assert small.parameters < 0.8 * sum(map(np.size, jax.tree.leaves(params)))
     assert changes[1] < 0.8 * changes[0]
+
+
+def test_a_learning_rate_that_harms_leaves_the_function_as_it_was(rng, capsys):
+    """And says so; the rate that is found by itself does not harm."""
+    apply, params, _ = modern(rng)
+    batches = [rng.standard_normal((8, 5, 12)).astype(np.float32) for _ in range(4)]
+    options = {"budget": 0.6, "bits": 0, "metric": "features"}
+    plain = lraqvit_jax.compress(apply, params, batches, **options)
+    for rate, same in ((1.0, True), (0.0, False)):
+        fields = {"steps": 12, "fields": {"learning_rate": rate}}
+        small = lraqvit_jax.compress(apply, params, batches, **options, **fields)
+        assert np.array_equal(small(batches[0]), plain(batches[0])) == same
+        assert ("did not lower the loss" in capsys.readouterr().err) == same
 
 
 def test_distillation_leaves_kernels_alone_that_are_no_site(rng):
@@ -166,7 +179,7 @@ def test_distillation_leaves_kernels_alone_that_are_no_site(rng):
 
     decoder = {"kernel": rng.standard_normal((4, 1, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}
     batches = [rng.standard_normal((8, 5, 12)).astype(np.float32) for _ in range(3)]
-    options = {"budget": 0.6, "bits": 0, "metric": "features", "steps": 6, "fields": {"learning_rate": 1e-2}}
+    options = {"budget": 0.6, "bits": 0, "metric": "features", "steps": 6}
     small = lraqvit_jax.compress(decoded, {"encoder": params, "decoder": decoder}, batches, **options)
     leaves = small.params["leaves"]
     assert np.array_equal(leaves["decoder/kernel"], decoder["kernel"])
