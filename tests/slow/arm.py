@@ -1,17 +1,19 @@
 """Files in ONNX Runtime on an Arm processor, emulated or not: sums on integers against int64, logits against JAX's.
 
-    python -m tests.slow.arm COMMAND ... [--packages DIR]
+    python -m tests.slow.arm COMMAND ... [--packages DIR] [--model DIR/checkpoints/NAME --images folder:PHOTOS]
 
 COMMAND is a Python for arm64 as one starts it here, such as `qemu-aarch64 -cpu neoverse-n1 -L ROOT
 ROOT/usr/bin/python3.11`, and DIR the unpacked wheels of numpy and onnxruntime for it. QEMU 7.2 ends with a segmentation
 fault as it loads ONNX Runtime 1.32; 10.0 runs it. ROOT needs no more than Debian's packages of Python and the C++
 library, unpacked. Processors differ in their instructions for int8: cortex-a72 has none, neoverse-n1 dot products, max
-matrix products too (and takes minutes for an image of 224 pixels, the others seconds). Models are small here.
+matrix products too (and takes minutes for an image of 224 pixels, the others seconds). Models are small here. With
+--model, the first photographs of a source go through those that are named instead, there and here.
 
 Prints a line for each file. Exit code 1: a wrong sum, or logits that are another model's.
 """
 
 import argparse
+import functools
 import pathlib
 import subprocess
 import sys
@@ -24,6 +26,8 @@ import numpy as np
 import onnx as onnx_format
 
 from lraqvit_jax.export import onnx
+from lraqvit_jax.weights import artifacts
+from tests.slow import files
 from tests.unit.export import rounding
 from tests.unit.export.test_by_head import _float, _quantized
 from tests.unit.export.test_onnx import artifact
@@ -49,7 +53,9 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.onnx")):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_outputs()]
     images = numpy.load(path.with_suffix(".images.npy"))
-    numpy.save(path.with_suffix(".there.npy"), session.run(names[-1:], {"images": images})[0])
+    parts = [session.run(names[-1:], {"images": images[at : at + 16]})[0] for at in range(0, len(images), 16)]
+    numpy.save(path.with_suffix(".there.npy"), numpy.concatenate(parts))
+    print(path.name, flush=True)
 """
 """What runs there: the last output of every file."""
 
@@ -112,18 +118,54 @@ def compare(folder: pathlib.Path, right: Any, wanted: Any) -> bool:
     return good
 
 
+def real(folder: pathlib.Path, artifact: Any, images: np.ndarray) -> np.ndarray:
+    """Writes the file of a model; the logits that it has here."""
+    path = folder / f"{artifact.name}.onnx"
+    onnx.export(artifact, path, "arm")
+    np.save(path.with_suffix(".images.npy"), images)
+    return files.logits(onnx.load(path), images)
+
+
+def compare_real(folder: pathlib.Path, artifact: Any, images: np.ndarray, here: np.ndarray) -> bool:
+    """Prints a line for a model; whether what ran there is as near to JAX as what ran here: of integers, values on an
+    edge between two part any two exact runtimes."""
+    there = np.load(folder / f"{artifact.name}.there.npy")
+    want = files.logits(functools.partial(jax.jit(artifact.model.apply), {"params": artifact.params}), images)
+    mean, most = (lambda one: float(np.abs(one).mean())), float(np.abs(want).max())
+    equal = [int((there.argmax(-1) == other.argmax(-1)).sum()) for other in (want, here)]
+    print(
+        f"{artifact.name}: {len(images)} images, largest logit {most:.1f}; off from JAX by {mean(there - want):.1e} on "
+        f"average and {np.abs(there - want).max():.1e} at most, here by {mean(here - want):.1e} and "
+        f"{np.abs(here - want).max():.1e}, from here by {mean(there - here):.1e} and {np.abs(there - here).max():.1e}; "
+        f"{equal[0]} answers are JAX's, {equal[1]} those of here"
+    )
+    if files.integers(artifact):
+        return mean(there - want) < 1.5 * mean(here - want) + rounding.EPS * most
+    return bool(np.abs(there - want).max() < 4 * rounding.ROUNDINGS * rounding.EPS * most)
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests.slow.arm", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--packages", default="", help="folder of the unpacked wheels")
+    parser.add_argument("--model", action="append", default=[], type=pathlib.Path, help="DIR/checkpoints/NAME")
+    parser.add_argument("--images", default="", help="a data source, for these")
+    parser.add_argument("--count", type=int, default=100, help="how many of them, the first ones")
     given, command = parser.parse_known_args(argv)
+    if bool(given.model) != bool(given.images):
+        parser.error("--model and --images go together")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        right, wanted = written(folder)
+        right, wanted = ({}, {}) if given.model else written(folder)
+        models_of = [artifacts.load_artifact(path) for path in given.model]
+        seen = [files.prepared(one, given.images, given.count)[0] for one in models_of]
+        here = [real(folder, one, images) for one, images in zip(models_of, seen, strict=True)]
         (folder / "there.py").write_text(THERE)
         arguments = [*command, str(folder / "there.py"), name, *([given.packages] if given.packages else [])]
         environment = {"LC_ALL": "C", "OPENBLAS_NUM_THREADS": "1"}  # Nothing of this machine's processor.
         subprocess.run(arguments, check=True, env=environment)
-        sys.exit(0 if compare(folder, right, wanted) else 1)
+        good = [compare(folder, right, wanted)]
+        good += [compare_real(folder, *of_one) for of_one in zip(models_of, seen, here, strict=True)]
+        sys.exit(0 if all(good) else 1)
 
 
 if __name__ == "__main__":
