@@ -294,10 +294,14 @@ def _cost_axis(axes: Any, costs: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+ROUND = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
+"""Round numbers of a decade, ever more of them."""
+
+
 def _round_ticks(low: float, high: float) -> list[float]:
     """Round numbers between the ends of a logarithmic axis: as round as they can be and still be ENOUGH."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), np.arange(1, 10, 0.5), np.arange(1, 10, 0.2)):
+    for steps in (*ROUND, np.arange(1, 10, 0.5), np.arange(1, 10, 0.2)):
         ticks = [float(step) * 10.0**power for power in powers for step in steps]
         if len(ticks := [tick for tick in ticks if low <= tick <= high]) >= ENOUGH:
             break
