@@ -17,6 +17,8 @@ WARMUP = 0.05
 """Share of the steps in which the learning rate rises."""
 LOWEST, HIGHEST = 1e-7, 1e-2
 """Learning rates that are tried where none is given."""
+AVERAGED = 4
+"""Batches whose slopes say where a first step goes, and as many others, where there are, that say how far."""
 JUDGED = 8
 """Batches, at most, on which the loss must be lower after training than before."""
 
@@ -48,8 +50,8 @@ def distil(
         batches: as both take them.
         keep: see `trace.moments.KEPT`; "loss" lowers what the function gives, without the dense one.
         steps: how many.
-        learning_rate: the highest; a cosine leads to zero. 0 is where a step of Adam's first direction, of one batch,
-            lowers the loss of another most.
+        learning_rate: the highest; a cosine leads to zero. 0 is where a step along the signs of the slopes of some
+            batches lowers the loss of others most.
         seed: of the orders.
         fixed: paths of leaves that stay as they are, for which nothing is computed.
 
@@ -75,9 +77,14 @@ def distil(
     draw = np.random.default_rng(seed)
     order = list(draw.permutation(len(batches)))
     if not learning_rate:
-        one, other = batches[order[-1]], batches[order[0]]
-        slopes = gradient(first, rest, dense_params, one)[1]
-        learning_rate = _rate(lambda values: float(measured(values, rest, dense_params, other)), first, slopes)
+        ones = [batches[index] for index in order[:AVERAGED]]
+        far = [batches[index] for index in order[AVERAGED : 2 * AVERAGED]] or ones
+        slopes = [jnp.zeros_like(leaf) for leaf in first]
+        for batch in ones:
+            slopes = jax.tree.map(jnp.add, slopes, gradient(first, rest, dense_params, batch)[1])
+        learning_rate = _rate(
+            lambda values: float(np.mean([measured(values, rest, dense_params, batch) for batch in far])), first, slopes
+        )
         console.detail(f"learning rate {learning_rate:.1e}")
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, int(WARMUP * steps)), max(2, steps))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
@@ -112,8 +119,8 @@ def distil(
 
 
 def _rate(measured: Callable[[list[jax.Array]], float], values: list[jax.Array], slopes: Sequence[jax.Array]) -> float:
-    """The learning rate, doubled from LOWEST on, at which one step of Adam's first direction, the signs of the slopes,
-    has the lowest loss; the first that raises the loss ends it."""
+    """The learning rate, doubled from LOWEST on, at which one step along the signs of the slopes, Adam's first, has the
+    lowest loss; the first that raises the loss ends it."""
     start = measured(values)
     rates, losses = [LOWEST], list[float]()
     while True:
