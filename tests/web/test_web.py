@@ -27,6 +27,8 @@ FOLDER = pathlib.Path(__file__).parents[2] / "examples" / "web"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 PHOTOS = pathlib.Path(sklearn.datasets.__file__).parent / "images"
+GPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+"""Chromium's own GPU in software, where there is no other."""
 pytestmark = [
     pytest.mark.web,
     pytest.mark.skipif(not CHROMIUM, reason="needs Chromium on the PATH or in CHROMIUM"),
@@ -45,7 +47,7 @@ def browser():
     handler = functools.partial(Quiet, directory=FOLDER)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, playwright.sync_playwright() as driver:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        started = driver.chromium.launch(executable_path=CHROMIUM)
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=GPU)
         yield started, f"http://127.0.0.1:{server.server_port}/index.html"
         started.close()
         server.shutdown()
@@ -66,11 +68,11 @@ def page(browser):
         assert not errors
 
 
-def open_with(page, model=b""):
+def open_with(page, model=b"", query=""):
     """Opens the page with a model beside it, or without one."""
     answer = {"body": model} if model else {"status": 404}
     page.route("**/model.onnx", lambda route: route.fulfill(**answer))
-    page.goto(page.address)
+    page.goto(page.address + query)
     page.evaluate("() => work")
 
 
@@ -150,6 +152,32 @@ def test_answers_are_those_of_python(rng, tmp_path, page, model, rank, fields, b
     assert max(errors) < 0.2
 
 
+@pytest.mark.parametrize("fields", [None, {"granularity": "per_token_dynamic"}, {"granularity": "per_tensor"}])
+def test_a_gpu_computes_the_same(rng, tmp_path, page, fields):
+    one, _ = artifact(rng, "vit_pico", 8, 8, fields)
+    export.export(one, tmp_path / "one.onnx")
+    open_with(page, (tmp_path / "one.onnx").read_bytes(), "?device=webgpu")
+    if not page.evaluate("async () => !!await navigator.gpu?.requestAdapter()"):
+        assert "this browser has no WebGPU" in page.locator("#status").inner_text()
+        pytest.skip("this Chromium has no WebGPU")
+    session, errors = onnxruntime.InferenceSession(tmp_path / "one.onnx", providers=["CPUExecutionProvider"]), []
+    for data in small_photos():
+        show(page, data)
+        got = np.float32(page.evaluate("async () => Array.from(await run(model, prepare(photo, model.preprocess)))"))
+        want = session.run(None, {"images": one.preprocess(Image.open(io.BytesIO(data)))[None]})[0][0]
+        errors.append(np.abs(got - want).max() / np.abs(want).max())
+    assert page.evaluate("device") == "webgpu"
+    assert np.median(errors) < 2e-5, errors
+    assert max(errors) < 0.2
+
+
+def test_a_device_that_there_is_not_is_refused(rng, tmp_path, page):
+    one, _ = artifact(rng, "vit_pico", 8)
+    export.export(one, tmp_path / "one.onnx")
+    open_with(page, (tmp_path / "one.onnx").read_bytes(), "?device=npu")
+    assert "there is no device npu; take wasm or webgpu" in page.locator("#status").inner_text()
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int8])
 def test_its_integer_sums_are_exact_in_8_bits(rng, page, kind):
     """As those of AVX2 are not, where kernels are int8 (see `export.onnx`)."""
@@ -163,7 +191,7 @@ def test_its_integer_sums_are_exact_in_8_bits(rng, page, kind):
     outputs = [helper.make_tensor_value_info("sums", TensorProto.INT32, [48, 32])]
     constants = [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(np.uint8(128), "zero")]
     graph = helper.make_graph([node], "sums", inputs, outputs, constants)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", export.OPSET)], ir_version=export.IR)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", export.OPSET)], ir_version=11)
     open_with(page)
     code = """async ([model, rows]) => {
         const session = await ort.InferenceSession.create(Uint8Array.from(model));
