@@ -180,7 +180,7 @@ def _grid(product: Product, layer: LayerPlan, codes: type[np.int8 | np.uint8 | n
     """The grid of the plan; of uint16, one between the same ends."""
     bits = 16 if codes is np.uint16 else layer.bits
     limit = qarray.qmax(bits)
-    step = np.float32(np.float32(product.x_scale) * qarray.qmax(layer.bits) / limit)
+    step = np.float32(np.float32(product.x_scale) * (qarray.qmax(layer.bits) / limit))  # Of the plan, to the last bit.
     center = np.float32(0 if product.x_center is None else product.x_center)
     middle, kept = 0 if codes is np.int8 else _zero(bits), np.iinfo(codes)
     zero, moved = middle - round(float(center / step)), np.float32(0)

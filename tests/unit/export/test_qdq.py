@@ -261,6 +261,22 @@ def test_activations_of_sixteen_bits_are_the_integer_kernels_with_float_rows(rng
     assert made.opset_import[0].version == 21
 
 
+@pytest.mark.parametrize("target", ["vnni", "qdq"])
+def test_static_scales_are_the_models_to_the_last_bit(rng, tmp_path, target):
+    """Of scales that change as they are multiplied and divided by the ends of the grid."""
+    one, _ = artifact(rng, "vit_pico_depth1", 8, 0, STATIC)
+    drawn = rng.random(4000).astype(np.float32)
+    scales = iter(drawn[drawn * np.float32(127) / np.float32(127) != drawn])
+    leaves = trees.flatten(one.params)
+    params = {path: next(scales) if path.endswith("/x_scale") else leaf for path, leaf in leaves.items()}
+    made = export.export(dataclasses.replace(one, params=trees.nest(params)), tmp_path / "one.onnx", target)
+    constants = {constant.name: numpy_helper.to_array(constant) for constant in made.graph.initializer}
+    written = [constants[node.input[1]] for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    wanted = {float(leaf) for path, leaf in params.items() if path.endswith("/x_scale")}
+    assert {float(scale) for scale in written} == wanted
+    assert len(wanted) == len(one.plan)
+
+
 def test_activations_of_sixteen_bits_are_of_static_qdq_files(rng, tmp_path):
     one, _ = artifact(rng, "vit_pico_depth1", 8, 0, STATIC)
     for fields, mend in (({"target": "vnni"}, "is written for vnni"), ({"target": "qdq", "opset": 20}, "in opset 20")):
