@@ -35,6 +35,18 @@ def points(workdir):
     return json.loads((workdir / "search" / "search.json").read_text())
 
 
+def is_what_was_asked(workdir):
+    """The arrays of `smallest` are those of the model that the search chose, whose name it gives."""
+    arrays, chosen = parameters(workdir), points(workdir)["chosen"]
+    mine, asked = (
+        {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith(f"{name}/")}
+        for name in ("smallest", chosen)
+    )
+    assert mine.keys() == asked.keys() != set()
+    assert all(np.array_equal(mine[path], asked[path]) for path in mine)
+    return chosen
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("searched")
@@ -70,11 +82,7 @@ def test_what_is_taken_is_the_smallest_that_was_kept_and_the_next_smaller_was_re
 def test_the_row_is_the_model_that_the_search_asked(searched):
     """The stages make of its plan what the search made, to the last bit."""
     workdir, _ = searched
-    arrays, chosen = parameters(workdir), points(workdir)["chosen"]
-    mine = {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith("smallest/")}
-    asked = {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith(f"{chosen}/")}
-    assert mine.keys() == asked.keys() != set()
-    assert all(np.array_equal(mine[path], asked[path]) for path in mine)
+    chosen = is_what_was_asked(workdir)
     images = np.load(workdir / "report" / "answers-smallest.npz")
     seen, _ = search.split(len(images["image"]), 0.5, 0)
     dense = np.load(workdir / "report" / "answers-dense.npz")
@@ -124,11 +132,7 @@ def test_distilled_models_go_on_below_what_is_found_untrained(tmp_path):
     kept = [point for point in tried if point["keeps"]]
     assert content["chosen"] == min(kept, key=lambda point: point["budget"])["name"]
     assert command.rows(tmp_path / "distilled")["smallest"]["drop"] < 10
-    arrays = parameters(tmp_path / "distilled")
-    mine = {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith("smallest/")}
-    asked = {path.partition("/")[2]: leaf for path, leaf in arrays.items() if path.startswith(f"{content['chosen']}/")}
-    assert mine.keys() == asked.keys() != set()
-    assert all(np.array_equal(mine[path], asked[path]) for path in mine)
+    is_what_was_asked(tmp_path / "distilled")
 
 
 KILLED = """

@@ -154,8 +154,6 @@ def prepared(artifact: artifacts.Artifact, source: str, count: int) -> tuple[np.
     meta = artifact.meta
     classes = Classes.of(meta["num_classes"], meta["class_names"] or (), meta.get("data_names"))
     matched = matching.matched(sources.load(source, "eval"), classes, short(source))
-    if not count > 0:
-        raise UserError(f"--count is {count}; give 1 at least.")
     chosen = np.arange(min(count, len(matched)))
     batches = list(pipeline.ordered(matched, artifact.preprocess, batch_size=BATCH, indices=chosen))
     images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])

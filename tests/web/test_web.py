@@ -97,6 +97,16 @@ def small_photos():
         yield encoded(Image.open(PHOTOS / name).crop(box), quality=90)
 
 
+def answers(page, one, path):
+    """Shows each of the photos to a page with that model: its logits, and those of ONNX Runtime."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for data in small_photos():
+        show(page, data)
+        got = page.evaluate("async () => Array.from(await run(model, prepare(photo, model.preprocess)))")
+        want = session.run(None, {"images": one.preprocess(Image.open(io.BytesIO(data)))[None]})[0][0]
+        yield np.float32(got), want
+
+
 @pytest.mark.parametrize("interpolation", sorted(preprocess.INTERPOLATIONS))
 @pytest.mark.parametrize(("size", "crop_pct"), [(64, 1.0), (57, 0.875), (224, 0.9)])
 def test_a_photo_is_prepared_to_the_last_bit(page, size, crop_pct, interpolation):
@@ -138,12 +148,8 @@ def test_answers_are_those_of_python(rng, tmp_path, page, model, rank, fields, b
     one.meta["class_names"] = names = [f"a kind of bird, the {index}th" for index in range(10)]
     export.export(one, tmp_path / "one.onnx")
     open_with(page, (tmp_path / "one.onnx").read_bytes())
-    session = onnxruntime.InferenceSession(tmp_path / "one.onnx", providers=["CPUExecutionProvider"])
     errors = []
-    for data in small_photos():
-        show(page, data)
-        got = np.float32(page.evaluate("async () => Array.from(await run(model, prepare(photo, model.preprocess)))"))
-        want = session.run(None, {"images": one.preprocess(Image.open(io.BytesIO(data)))[None]})[0][0]
+    for got, want in answers(page, one, tmp_path / "one.onnx"):
         errors.append(np.abs(got - want).max() / np.abs(want).max())
         shares = np.exp(got - got.max()) / np.exp(got - got.max()).sum()
         shown = [f"{names[index]}|{100 * shares[index]:.1f} %" for index in np.argsort(-got)[:5]]
@@ -160,12 +166,8 @@ def test_a_gpu_computes_the_same(rng, tmp_path, page, fields):
     if not page.evaluate("async () => !!await navigator.gpu?.requestAdapter()"):
         assert "this browser has no WebGPU" in page.locator("#status").inner_text()
         pytest.skip("this Chromium has no WebGPU")
-    session, errors = onnxruntime.InferenceSession(tmp_path / "one.onnx", providers=["CPUExecutionProvider"]), []
-    for data in small_photos():
-        show(page, data)
-        got = np.float32(page.evaluate("async () => Array.from(await run(model, prepare(photo, model.preprocess)))"))
-        want = session.run(None, {"images": one.preprocess(Image.open(io.BytesIO(data)))[None]})[0][0]
-        errors.append(np.abs(got - want).max() / np.abs(want).max())
+    pairs = answers(page, one, tmp_path / "one.onnx")
+    errors = [np.abs(got - want).max() / np.abs(want).max() for got, want in pairs]
     assert page.evaluate("device") == "webgpu"
     assert np.median(errors) < 2e-5, errors
     assert max(errors) < 0.2
