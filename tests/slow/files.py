@@ -147,13 +147,15 @@ def torch(path: pathlib.Path) -> Run:
     return run
 
 
-def prepared(artifact: artifacts.Artifact, source: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+def prepared(
+    artifact: artifacts.Artifact, source: str, count: int, role: str = "eval"
+) -> tuple[np.ndarray, np.ndarray]:
     """The first images of a source, and their labels as the model numbers classes, -1 for one that it has not."""
     if count <= 0:
         raise UserError(f"--count is {count}; give 1 at least.")
     meta = artifact.meta
     classes = Classes.of(meta["num_classes"], meta["class_names"] or (), meta.get("data_names"))
-    matched = matching.matched(sources.load(source, "eval"), classes, short(source))
+    matched = matching.matched(sources.load(source, role), classes, short(source))
     chosen = np.arange(min(count, len(matched)))
     batches = list(pipeline.ordered(matched, artifact.preprocess, batch_size=BATCH, indices=chosen))
     images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])

@@ -1,0 +1,89 @@
+"""Static int8 files in OpenVINO beside what NNCF makes of the same float models, over draws of the calibration images.
+
+    python -m tests.slow.draws DIR/checkpoints/dense DIR/checkpoints/NAME ... --calibration folder:PHOTOS?labels=none \
+        --images folder:LABELLED [--draws 3] [--count 1000]
+
+For each draw of IMAGES photographs: `qdq` files by the quantizer `static`, and the same asymmetric, and NNCF's int8 of
+the float file. Right answers on the first labelled images, and KL from the answers of the first model's float file.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from lraqvit_jax.base import arguments, console
+from lraqvit_jax.calibration import observe
+from lraqvit_jax.export import onnx
+from lraqvit_jax.options.quant import QUANTIZERS
+from lraqvit_jax.plan import records
+from lraqvit_jax.plan.files import to_json
+from lraqvit_jax.quant import quantize
+from lraqvit_jax.runtimes import nncf
+from lraqvit_jax.training.losses import logits_kl
+from lraqvit_jax.weights import artifacts
+from tests.slow import files
+from tests.unit import small
+
+IMAGES, BATCH = 32, 16
+
+
+def integers(artifact: artifacts.Artifact, images: np.ndarray, asymmetric: bool) -> artifacts.Artifact:
+    """A float artefact by `static`, calibrated on these images."""
+    layers = records.resolved(artifact.spec.layers, artifact.plan)
+    parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    batches = [{"image": part, "mask": np.ones(len(part), bool)} for part in parts]
+    seen = observe.inputs(artifact.model, artifact.params, layers, batches, small.MESH)
+    fields = {"form": "quantized", "bits": 8, "granularity": "per_tensor", "asymmetric": asymmetric}
+    plan = {info.path: dataclasses.replace(artifact.plan[info.path], **fields) for info in layers}
+    method = dataclasses.replace(QUANTIZERS["static"], asymmetric=asymmetric)
+    made = quantize.quantize(artifact.params, plan, list(layers), seen, method)
+    meta = {**artifact.meta, "plan": to_json(made.plan)}
+    return artifacts.Artifact(artifacts.build(meta), made.params, artifact.preprocess, meta)
+
+
+def written(
+    artifact: artifacts.Artifact, pool: np.ndarray, draws: int, folder: pathlib.Path
+) -> Iterator[tuple[str, pathlib.Path]]:
+    """The float file of a model and those of integers of every draw, with what each is."""
+    whole = folder / "float.onnx"
+    onnx.export(artifact, whole, "qdq")
+    yield "float", whole
+    for draw in range(draws):
+        images = pool[np.random.default_rng(draw).choice(len(pool), IMAGES, replace=False)]
+        for words, asymmetric in (("static", False), ("static, asymmetric", True)):
+            path = folder / f"{draw}.{asymmetric}.onnx"
+            onnx.export(integers(artifact, images, asymmetric), path, "qdq")
+            yield f"draw {draw}, {words}", path
+        nncf.convert(whole, folder / f"{draw}.xml", images)
+        yield f"draw {draw}, NNCF", folder / f"{draw}.xml"
+
+
+def command(argv: list[str]) -> None:
+    parser = arguments.Parser("python -m tests.slow.draws", __doc__)
+    parser.add_argument("model", nargs="+", type=pathlib.Path, help="DIR/checkpoints/NAME, float; the first is dense")
+    parser.add_argument("--calibration", required=True, help="a data source")
+    parser.add_argument("--images", required=True, help="a data source with labels")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--count", type=int, default=1000, help="how many labelled images, the first ones")
+    given = parser.parse_args(argv)
+    console.set_level(console.QUIET)
+    models = [artifacts.load_artifact(path) for path in given.model]
+    pool = files.prepared(models[0], given.calibration, sys.maxsize, "calibration")[0]
+    images, labels = files.prepared(models[0], given.images, given.count)
+    load, dense = files.openvinos(models[0].preprocess.size)["OpenVINO"], None
+    print(f"| model | file | top-1 of {len(images):,} | KL |\n|---|---|---|---|", flush=True)
+    for artifact in models:
+        with tempfile.TemporaryDirectory() as name:
+            for words, path in written(artifact, pool, given.draws, pathlib.Path(name)):
+                logits = files.logits(load(path), images)
+                dense = logits if dense is None else dense
+                kl = float(logits_kl(dense, logits))
+                print(f"| {artifact.name} | {words} | {files.top1(logits, labels):.1f} | {kl:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    arguments.run(command)
