@@ -131,8 +131,9 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
         stored: Any = (weights.get(f"{part}_{one}") for one in ("scale", "center"))
         x_scale, x_center = (value[order] if order is not None and np.ndim(value) else value for value in stored)
         x = unscaled = outputs[0]
-        if part == "x" and "smooth" in weights:
-            x = graph.scaled(x, 1 / weights["smooth"])
+        smooth = weights.get("smooth" if part == "x" else "z_smooth")
+        if smooth is not None:
+            x = graph.scaled(x, 1 / smooth)
         spread = functools.partial(basis.spread, weights=weights, m=m) if copies else None
         inputs, rows = m if part == "x" else layer.rank, plan_basis.inputs_of(weights["basis"], m) if copies else None
         whole = Product(name, values, scale, bias, x_scale, x_center, inputs, spread, rows)

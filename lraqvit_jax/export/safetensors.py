@@ -265,7 +265,7 @@ def _linear(name: str, weights: Mapping[str, Any], layer: LayerPlan, pixels: boo
         by_pixel = pixels and not packed and layer.basis != "input"
         if isinstance(kernel, Mapping):
             named[f"{one}.weight_scale"] = kernel["scale"].T if kernel["scale"].ndim > 1 else kernel["scale"][:, None]
-            for stored in ("scale", "center"):
+            for stored in ("scale", "center", "smooth"):
                 value = weights.get(f"{'x' if first else 'z'}_{stored}")
                 named |= {} if value is None else {f"{one}.input_{stored}": value}
             if first and "smooth" in weights:

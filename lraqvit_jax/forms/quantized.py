@@ -80,8 +80,8 @@ def quantized(
     """A layer on integers: its product, or the two of its pair.
 
     Args:
-        params: the kernel, or u and v, as they are stored; static scales and centres; what the input is divided by; in
-            training shares of the range; the basis of a pivoted layer.
+        params: the kernel, or u and v, as they are stored; static scales and centres; what the inputs of each are
+            divided by; in training shares of the range; the basis of a pivoted layer.
         x: float activations.
         layer: of the plan.
         rows: of each kernel.
@@ -108,7 +108,7 @@ def quantized(
 
 def _grid(params: Mapping[str, Any], part: str, layer: LayerPlan) -> InputGrid:
     """The grid of "x", what the layer reads, or of "z", what is between its factors."""
-    smooth = params.get("smooth") if part == "x" else None
+    smooth = params.get("smooth" if part == "x" else "z_smooth")
     if layer.granularity == "per_token_dynamic":
         clip = params.get(f"{part}_clip")
         return InputGrid(smooth=smooth, clip=layer.clip_of(part) if clip is None else jnp.minimum(1, clip))

@@ -122,6 +122,8 @@ class Linear(nn.Module):
         params: dict[str, Any] = {}
         if layer.smoothed:
             params["smooth"] = self._param("smooth", nn.initializers.ones, (x.shape[-1],), self.axes[:1])
+        if layer.smoothed_z:
+            params["z_smooth"] = self._param("z_smooth", nn.initializers.ones, (layer.rank,), (None,))
         if layer.basis in ("input", "output"):
             params["basis"] = self._basis(layer)
         shapes, arithmetic = self._factor_shapes(x.shape[-1], layer), self.options.arithmetic

@@ -78,6 +78,11 @@ def check_basis(info: LinearInfo, layer: LayerPlan) -> None:
             f"Layer {info.path!r} has basis {layer.basis!r} but no rank; only 'key' and 'value' of a head can, and "
             "theirs is 'input'."
         )
+    if layer.smoothed_z and (layer.form != "quantized" or not layer.copies_between):
+        raise UserError(
+            f"Layer {info.path!r} has smoothed_z, which only a quantized pair with an identity block can have: between "
+            "other factors it is folded into the first."
+        )
     if layer.rank and info.heads and name in (*HEAD_PARTS, "proj") and layer.width:
         raise UserError(f"Layer {info.path!r} has a rank and a width; a layer of a head has a width alone.")
 

@@ -28,7 +28,7 @@ def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
     """Cost of one layer in its deployed form (a training form counts as the pair it merges to).
 
     FLOPs are 2 for a multiply-accumulate, the kernel products only, as the paper counts them; channels that a basis
-    copies cost none. Bytes are those of the kernels, scales, smoothing vector, bias and basis as they are stored.
+    copies cost none. Bytes are those of the kernels, scales, smoothing vectors, bias and basis as they are stored.
     `info` is the layer as the plan leaves it (`records.resolved`).
     """
     m, n = info.features_in, info.features_out
@@ -38,7 +38,7 @@ def layer_cost(info: LinearInfo, layer: LayerPlan) -> Cost:
     if layer.form != "quantized":
         return Cost(params, flops, 4 * params + basis)
     positions = {"per_tensor": 1, "per_token": info.tokens, "per_token_dynamic": 0}[layer.granularity]
-    scales = m * layer.smoothed + len(shapes) * positions * (1 + layer.asymmetric)
+    scales = m * layer.smoothed + layer.rank * layer.smoothed_z + len(shapes) * positions * (1 + layer.asymmetric)
     scales += sum(-(-rows // (layer.group or rows)) * columns for rows, columns in shapes)
     stored = sum(packed_rows(rows, layer.kernel_bits) * columns for rows, columns in shapes)
     return Cost(params, flops, stored + basis + 4 * (scales + bias))

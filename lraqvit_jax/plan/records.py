@@ -95,6 +95,7 @@ class LayerPlan:
         granularity: of the activation scales: "per_tensor", "per_token" (static, by position), "per_token_dynamic".
         clip: share of the observed activation range that the grid spans, in (0, 1].
         smoothed: whether the input is divided by a stored vector before it is quantized.
+        smoothed_z: likewise what is between the factors of a pair with an identity block.
         weight_bits: of its kernels; 0 is `bits`.
         group: input channels that share a scale of the kernel; 0 is all of them.
         asymmetric: whether the grid of the activations has a zero point.
@@ -116,10 +117,16 @@ class LayerPlan:
     attention: str = "float"
     width: int = 0
     basis: str = ""
+    smoothed_z: bool = False
 
     @property
     def kernel_bits(self) -> int:
         return self.weight_bits or self.bits
+
+    @property
+    def copies_between(self) -> bool:
+        """Whether an identity block makes what is between two factors an input or an output itself."""
+        return bool(self.rank and self.basis)
 
     def clip_of(self, part: str) -> float:
         """The share of the range of "x", what the layer reads, or of "z", what is between its factors."""

@@ -202,8 +202,6 @@ def quantize(
     steps = steps or steps_of(options)
     turned = between.apply(options.between, products(params, plan, layers, seen))
     alphas, shifts = dict(steps.smooth(turned, options)), steps.shift(turned, options)
-    for key in [key for key in alphas if key.endswith(":z") and key in turned and turned[key].layer.basis]:
-        del alphas[key]  # What is between these factors is an input or an output itself, and cannot be divided.
     changes, new_plan, errors = {}, dict(plan), dict[str, float]()
     for info in console.progress(layers, "quantize", "layer"):
         if plan[info.path].form != "quantized":
@@ -219,7 +217,9 @@ def quantize(
         )
         errors |= {keys[part]: error for part, error in layer.errors.items()}
         divides = alpha is not None and not info.norm
-        new_plan[info.path] = dataclasses.replace(plan[info.path], smoothed=divides, **layer.clips)
+        new_plan[info.path] = dataclasses.replace(
+            plan[info.path], smoothed=divides, smoothed_z="z_smooth" in layer.weights, **layer.clips
+        )
         changes[info.path] = (
             basis | layer.weights | _bias(trees.get(params, info.path), info, plan[info.path].basis, shift)
         )
@@ -256,7 +256,8 @@ class _Layer(NamedTuple):
 def _quantize_layer(
     layer_products: Products, alphas: Mapping[str, np.ndarray | None], shift: np.ndarray | None, steps: Steps
 ) -> _Layer:
-    """One layer, its products in turn. Between two factors, `1/alpha` folds into the scales of the first."""
+    """One layer, its products in turn. Between two factors, `1/alpha` folds into the scales of the first; where one of
+    these has an identity block, what is between them is an input or an output itself, and alpha is stored."""
     weights, errors, clips, outputs = dict[str, Any](), dict[str, float](), dict[str, Any](), None
     for part, product in layer_products.items():
         layer, alpha = product.layer, alphas[part]
@@ -271,7 +272,9 @@ def _quantize_layer(
         if layer.granularity != "per_token_dynamic":
             weights[f"{part}_scale"] = grid.scale
             weights |= {} if grid.center is None else {f"{part}_center": grid.center}
-        if part == "z" and alpha is not None:
+        if part == "z" and alpha is not None and layer.copies_between:
+            weights["z_smooth"] = jnp.asarray(alpha, jnp.float32)
+        elif part == "z" and alpha is not None:
             weights["u"]["scale"] = weights["u"]["scale"] / alpha
         if grid.clip is not None:
             clips["clip_z" if part == "z" else "clip"] = grid.clip

@@ -149,6 +149,8 @@ def _narrowed(
     if method.method != "naive":  # What it may store to divide inputs by counts; `quantize` sets it as it is.
         unfolded = [info.path for info in layers if plan[info.path].form == "quantized" and not info.norm]
         plan |= {path: dataclasses.replace(plan[path], smoothed=True) for path in unfolded}
+        divided = [path for path, layer in plan.items() if layer.form == "quantized" and layer.copies_between]
+        plan |= {path: dataclasses.replace(plan[path], smoothed_z=True) for path in divided}
     return mixed.allocate(plan, layers, divergences, 1e6 * method.budget_mb - rest)
 
 
@@ -201,7 +203,7 @@ def tune(ws: Workspace, result: quantize.Quantized, method: Quantizer, name: str
         student,
         teacher.model,
         method.distillation,
-        freeze=tuple(path for path in paths if path.endswith("/smooth") or not (rate or qat.learned_scale(path))),
+        freeze=tuple(path for path in paths if path.endswith("smooth") or not (rate or qat.learned_scale(path))),
         scale_ratio=scale_rate / rate if rate else 1.0,
     )
     optimizer, first_rate = ws.config.optimizer, rate or scale_rate

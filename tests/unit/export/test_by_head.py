@@ -66,6 +66,7 @@ def test_a_float_file_computes_the_same(name, rng, tmp_path):
         ("vit_pico", "per_token_dynamic", "dynamic", {}),
         ("vit_pico", "per_tensor", "naive", {}),
         ("vit_pico", "per_token", "wads", {}),
+        ("vit_pico", "per_tensor", "static", {"asymmetric": True}),
         ("vit_pico", "per_token_dynamic", "dynamic", {"asymmetric": True, "group": 4}),
         ("vit_pico", "per_token_dynamic", "dynamic", {"weight_bits": 4}),
         ("deit3", "per_token_dynamic", "dynamic", {}),
@@ -87,6 +88,78 @@ def test_integers_follow_the_float_model_and_the_file_follows_them(name, granula
     dense = models.spec(made.meta["model"], num_classes=5, image_size=images.shape[1]).layers
     assert kernels == cost.total_cost(made.plan, dense).bytes
     assert records.resolved(dense, made.plan) == list(made.spec.layers)
+
+
+def _smoothed(artifact, images, alpha):
+    """By `static`, with `alpha(key, channels)` as smoothing vectors of what is between factors."""
+    layers = list(artifact.spec.layers)
+    entry = {"form": "quantized", "bits": 8, "granularity": "per_tensor"}
+    plan = {path: dataclasses.replace(layer, **entry) for path, layer in artifact.plan.items()}
+    rows = {"image": images, "mask": np.ones(len(images), bool)}
+    seen = observe.inputs(artifact.model, artifact.params, layers, [rows], small.MESH)
+    options = config.QUANTIZERS["naive"]
+
+    def smooth(products, options):
+        del options
+        widths = {key: product.x.shape[-1] for key, product in products.items() if key.endswith(":z")}
+        return {key: np.asarray(alpha(key, width), np.float32) for key, width in widths.items()}
+
+    steps = quantize.steps_of(options)._replace(smooth=smooth)
+    return quantize.quantize(artifact.params, plan, layers, seen, options, steps)
+
+
+def _with_copies(rng):
+    """Pairs with every place of an identity block, and one without any."""
+    artifact, images = _float("vit_pico", rng)
+    plan = dict(artifact.plan) | {
+        "patch_embed": records.LayerPlan("pivoted", small.RANK, basis="input"),
+        "head": records.LayerPlan("low_rank", 3),
+    }
+    shapes = small.unboxed(models.create("vit_pico", num_classes=5, image_size=8, plan=plan), images)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    for path, layer in plan.items():
+        if layer.basis in ("input", "output"):
+            count = 48 if path == "patch_embed" else 32
+            rows = np.zeros(trees.get(shapes, path)["basis"].shape, np.int16)
+            for row in np.atleast_2d(rows):
+                row[:] = np.sort(rng.permutation(count)[: len(row)])
+            trees.get(params, path)["basis"] = rows
+    one = _artifact("vit_pico", 8, params, plan)
+    assert {"input", "output", "leading", ""} == {layer.basis for layer in plan.values() if layer.rank}
+    return one, images
+
+
+def test_a_power_of_two_between_factors_changes_not_one_bit(rng):
+    """Folded where nothing is copied, stored where an identity block makes it an input or an output itself."""
+    artifact, images = _with_copies(rng)
+    logits = []
+    for power in (1.0, 8.0):
+        made = _smoothed(artifact, images, lambda key, width, power=power: np.full(width, power))
+        assert made.plan["head"].rank and not made.plan["head"].basis
+        for path, layer in made.plan.items():
+            assert layer.smoothed_z == layer.copies_between == ("z_smooth" in trees.get(made.params, path))
+        one = _artifact("vit_pico", 8, made.params, made.plan)
+        logits.append(np.asarray(small.apply(one.model, one.params, images)))
+    np.testing.assert_array_equal(*logits)
+
+
+def test_a_loud_channel_between_factors_that_copy_is_made_quiet(rng):
+    """On one static scale for all channels, SmoothQuant's vector takes most of the error away."""
+    artifact, images = _with_copies(rng)
+    loud = dict(trees.get(artifact.params, "blocks_0/mlp/fc2"))
+    loud["u"], loud["v"] = (value.copy() for value in (loud["u"], loud["v"]))
+    loud["u"][:, 1] *= 100
+    loud["v"][1] /= 100
+    artifact = dataclasses.replace(artifact, params=trees.replace(artifact.params, {"blocks_0/mlp/fc2": loud}))
+    largest = {}
+
+    def factors(key, width, strength):
+        return np.where(np.arange(width) == 1, strength if key == "blocks_0/mlp/fc2:z" else 1, 1)
+
+    for strength in (1, 100):
+        made = _smoothed(artifact, images, lambda key, width, strength=strength: factors(key, width, strength))
+        largest[strength] = made.errors["blocks_0/mlp/fc2:z"]
+    assert largest[100] < 0.1 * largest[1]
 
 
 def test_onnx_runtime_multiplies_static_integers_as_integers(rng, tmp_path):

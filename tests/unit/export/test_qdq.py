@@ -43,11 +43,13 @@ def test_integers_are_those_of_jax(rng, tmp_path, model, rank, fields, method):
     assert rounding.same_integers(errors(one, images, tmp_path / "one.onnx", target="qdq", exact=True))
 
 
-def test_pivoted_pairs_and_heads_are_those_of_jax(rng, tmp_path):
+@pytest.mark.parametrize("method", ["naive", "static"])
+def test_pivoted_pairs_and_heads_are_those_of_jax(method, rng, tmp_path):
     """What is copied stays in float; a kernel of heads that copy inputs has zeros for these."""
     one, images = test_by_head._float("vit_pico", rng)
-    one = test_by_head._quantized(one, images, "per_tensor", "naive", weight_bits=WEIGHT_BITS)
+    one = test_by_head._quantized(one, images, "per_tensor", method, weight_bits=WEIGHT_BITS)
     assert {"input", "leading"} <= {layer.basis for layer in one.plan.values()}
+    assert {layer.smoothed_z for layer in one.plan.values() if layer.copies_between} == {method == "static"}
     assert rounding.same_integers(errors(one, images, tmp_path / "one.onnx", target="qdq", exact=True))
 
 

@@ -140,6 +140,7 @@ WRONG = {
     "no other float form": ("mlp/fc1", {"form": "low_rank"}),
     "basis 'outputs'": ("mlp/fc1", {"basis": "outputs"}),
     "only at ranks 1 to": ("mlp/fc1", {"rank": 32}),
+    "smoothed_z, which": ("mlp/fc1", {"smoothed_z": True}),
     "a width alone": ("attn/query", {"form": "low_rank", "rank": 2}),
 }
 PARTNERS = {"attn/query": "attn/key", "mlp/fc1": "mlp/fc2"}

@@ -76,6 +76,7 @@ def mixed_up(draw):
         weight_bits=draw(st.sampled_from([0, 0, 3, *BITS])),
         group=draw(st.sampled_from([-1, 0, 3, 50])),
         smoothed=draw(st.booleans()),
+        smoothed_z=draw(st.booleans()),
         asymmetric=draw(st.booleans()),
     )
 
