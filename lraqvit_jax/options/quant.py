@@ -75,7 +75,7 @@ QUANTIZERS = {
     "wads": Quantizer(method="wads", granularity="per_tensor"),
     "wads_per_token": Quantizer(method="wads", granularity="per_token"),
     "wads_per_token_weight_error": Quantizer(method="wads", granularity="per_token", penalty="weight_error"),
-    "static": Quantizer(method="smoothquant", granularity="per_tensor", strength=0.8),
+    "static": Quantizer(method="smoothquant", granularity="per_tensor", strength=0.8, rounding="ridge"),
     "dynamic": Quantizer(granularity="per_token_dynamic"),
     "gptq": Quantizer(granularity="per_token_dynamic", rounding="gptq"),
     "ours": Quantizer(

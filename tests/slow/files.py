@@ -162,6 +162,11 @@ def prepared(
     return images, np.concatenate([batch["label"][batch["mask"]] for batch in batches])
 
 
+def model(artifact: artifacts.Artifact) -> Run:
+    """The artefact itself."""
+    return functools.partial(jax.jit(artifact.model.apply), {"params": artifact.params})
+
+
 def logits(run: Run, images: np.ndarray) -> np.ndarray:
     parts = [np.asarray(run(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
     return np.concatenate(parts)
@@ -186,8 +191,7 @@ def table(
     Returns:
         the files that are the model and whose top-1 is too far from it; what was left out, and why.
     """
-    apply = functools.partial(jax.jit(artifact.model.apply), {"params": artifact.params})
-    want, wrong, left = logits(apply, images), list[str](), list[str]()
+    want, wrong, left = logits(model(artifact), images), list[str](), list[str]()
     right, largest = top1(want, labels), float(np.abs(want).max())
     for kind in kinds(artifact, images[: litert.CALIBRATION]):
         name = f"{artifact.name}, {kind.name}"

@@ -204,7 +204,8 @@ def test_a_loss_can_be_what_is_kept(rng):
     assert losses[2] < min(losses[:2])
 
 
-def test_integers_keep_the_channels_that_are_left(rng):
+@pytest.mark.parametrize("quantizer", ["dynamic", "static"])
+def test_integers_keep_the_channels_that_are_left(quantizer, rng, tmp_path):
     """Of heads, hidden units, and pairs within them: close to the float function that they are made of."""
     case = Case(biased, rng)
     made, biases = [], {}
@@ -216,7 +217,12 @@ def test_integers_keep_the_channels_that_are_left(rng):
     whole = {path: bias + case.layers[path].bias for path, bias in biases.items()}
     function, params = rewrite.of_parts(case.apply, case.params, made, whole, case.sites)
     small = compress.Function(function, jax.tree.map(jnp.asarray, params), function.plan, case.sites)
-    integers = compress.integers(small, case.batches, 8)
+    integers = compress.integers(small, case.batches, 8, quantizer)
+    smoothed = {entry.smoothed_z for entry in integers.plan.values() if entry.copies_between}
+    assert smoothed == {quantizer == "static"}
+    integers.save(tmp_path / "function")
+    stored = lraqvit_jax.Function.restore(tmp_path / "function", case.apply, case.params, case.batches[0])
+    np.testing.assert_array_equal(stored(case.batches[0]), integers(case.batches[0]))
     assert {entry.width for entry in integers.plan.values()} >= {5, 26}
     for batch in case.batches:
         moved = integers(batch) - small(batch)
