@@ -11,8 +11,9 @@ for a kernel of shape (m, n) = (in, out) and rank r:
     quantized  kernel, or u and v, as {qvalue, scale} (`quant.qarray`), with the input scales `x_scale`
                (and `z_scale` between u and v) where they are static, the centres `x_center` and
                `z_center` where they are asymmetric too, and `smooth` (m,) where the input is divided
-               by a vector first; for training (`training.qat`) kernels as {latent, scale}, float, and
-               where scales are dynamic the shares of the range `x_clip` and `z_clip` ()          Eq. 11
+               by a vector first, `z_smooth` (r,) where what is between u and v is; for training
+               (`training.qat`) kernels as {latent, scale}, float, and where scales are dynamic
+               the shares of the range `x_clip` and `z_clip` ()                                   Eq. 11
 
 and bias (n,) in every form, where the layer has one.
 """
