@@ -38,7 +38,8 @@ def _float(name, rng, size_of=by_head.smaller):
     return _artifact(variant, images.shape[1], made, plan), images
 
 
-def _quantized(artifact, images, granularity, method, **fields):
+def _integers(artifact, images, granularity, options, steps=None, **fields):
+    """Every layer in integers, calibrated on the images themselves."""
     plan = {
         path: dataclasses.replace(layer, form="quantized", bits=8, granularity=granularity, **fields)
         for path, layer in artifact.plan.items()
@@ -46,7 +47,11 @@ def _quantized(artifact, images, granularity, method, **fields):
     rows = {"image": images, "label": np.zeros(len(images), np.int32), "mask": np.ones(len(images), bool)}
     layers = list(artifact.spec.layers)
     seen = observe.inputs(artifact.model, artifact.params, layers, [rows], small.MESH)
-    made = quantize.quantize(artifact.params, plan, layers, seen, config.QUANTIZERS[method])
+    return quantize.quantize(artifact.params, plan, layers, seen, options, steps)
+
+
+def _quantized(artifact, images, granularity, method, **fields):
+    made = _integers(artifact, images, granularity, config.QUANTIZERS[method], **fields)
     check.check(made.plan, models.spec(artifact.meta["model"], num_classes=5, image_size=images.shape[1]).layers)
     return _artifact(artifact.meta["model"], images.shape[1], made.params, made.plan)
 
@@ -91,12 +96,7 @@ def test_integers_follow_the_float_model_and_the_file_follows_them(name, granula
 
 
 def _smoothed(artifact, images, alpha):
-    """By `static`, with `alpha(key, channels)` as smoothing vectors of what is between factors."""
-    layers = list(artifact.spec.layers)
-    entry = {"form": "quantized", "bits": 8, "granularity": "per_tensor"}
-    plan = {path: dataclasses.replace(layer, **entry) for path, layer in artifact.plan.items()}
-    rows = {"image": images, "mask": np.ones(len(images), bool)}
-    seen = observe.inputs(artifact.model, artifact.params, layers, [rows], small.MESH)
+    """On one static scale, with `alpha(key, channels)` as smoothing vectors of what is between factors."""
     options = config.QUANTIZERS["naive"]
 
     def smooth(products, options):
@@ -105,7 +105,7 @@ def _smoothed(artifact, images, alpha):
         return {key: np.asarray(alpha(key, width), np.float32) for key, width in widths.items()}
 
     steps = quantize.steps_of(options)._replace(smooth=smooth)
-    return quantize.quantize(artifact.params, plan, layers, seen, options, steps)
+    return _integers(artifact, images, "per_tensor", options, steps)
 
 
 def _with_copies(rng):
@@ -144,22 +144,22 @@ def test_a_power_of_two_between_factors_changes_not_one_bit(rng):
 
 
 def test_a_loud_channel_between_factors_that_copy_is_made_quiet(rng):
-    """On one static scale for all channels, SmoothQuant's vector takes most of the error away."""
+    """On one static scale for all channels, a vector that divides it takes most of the error away."""
     artifact, images = _with_copies(rng)
     loud = dict(trees.get(artifact.params, "blocks_0/mlp/fc2"))
     loud["u"], loud["v"] = (value.copy() for value in (loud["u"], loud["v"]))
     loud["u"][:, 1] *= 100
     loud["v"][1] /= 100
     artifact = dataclasses.replace(artifact, params=trees.replace(artifact.params, {"blocks_0/mlp/fc2": loud}))
-    largest = {}
+    errors = {}
 
     def factors(key, width, strength):
         return np.where(np.arange(width) == 1, strength if key == "blocks_0/mlp/fc2:z" else 1, 1)
 
     for strength in (1, 100):
         made = _smoothed(artifact, images, lambda key, width, strength=strength: factors(key, width, strength))
-        largest[strength] = made.errors["blocks_0/mlp/fc2:z"]
-    assert largest[100] < 0.1 * largest[1]
+        errors[strength] = made.errors["blocks_0/mlp/fc2:z"]
+    assert errors[100] < 0.1 * errors[1]
 
 
 def test_onnx_runtime_multiplies_static_integers_as_integers(rng, tmp_path):
