@@ -1,7 +1,7 @@
 """Static int8 files in OpenVINO beside what NNCF makes of the same float models, over draws of the calibration images.
 
     python -m tests.slow.draws DIR/checkpoints/dense DIR/checkpoints/NAME ... --calibration folder:PHOTOS?labels=none \
-        --images folder:LABELLED [--draws 3] [--count 1000]
+        --images folder:LABELLED [--draws 3] [--count 1000] [--weight_bits 8]
 
 For each draw of IMAGES photographs: `qdq` files by the quantizer `static`, and the same asymmetric, and NNCF's int8 of
 the float file. Right answers on the first labelled images, and KL from the answers of the first model's float file; of
@@ -19,7 +19,7 @@ import numpy as np
 from lraqvit_jax.base import arguments, console
 from lraqvit_jax.calibration import observe
 from lraqvit_jax.export import onnx
-from lraqvit_jax.options.quant import QUANTIZERS
+from lraqvit_jax.options.quant import BITS, QUANTIZERS
 from lraqvit_jax.plan import records
 from lraqvit_jax.plan.files import to_json
 from lraqvit_jax.quant import quantize
@@ -32,13 +32,21 @@ from tests.unit import small
 IMAGES, BATCH = 32, 16
 
 
-def integers(artifact: artifacts.Artifact, images: np.ndarray, asymmetric: bool) -> artifacts.Artifact:
+def integers(
+    artifact: artifacts.Artifact, images: np.ndarray, asymmetric: bool, weight_bits: int
+) -> artifacts.Artifact:
     """A float artefact by `static`, calibrated on these images."""
     layers = records.resolved(artifact.spec.layers, artifact.plan)
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     batches = [{"image": part, "mask": np.ones(len(part), bool)} for part in parts]
     seen = observe.inputs(artifact.model, artifact.params, layers, batches, small.MESH)
-    fields = {"form": "quantized", "bits": 8, "granularity": "per_tensor", "asymmetric": asymmetric}
+    fields = {
+        "form": "quantized",
+        "bits": 8,
+        "weight_bits": weight_bits,
+        "granularity": "per_tensor",
+        "asymmetric": asymmetric,
+    }
     plan = {info.path: dataclasses.replace(artifact.plan[info.path], **fields) for info in layers}
     method = dataclasses.replace(QUANTIZERS["static"], asymmetric=asymmetric)
     made = quantize.quantize(artifact.params, plan, list(layers), seen, method)
@@ -47,7 +55,7 @@ def integers(artifact: artifacts.Artifact, images: np.ndarray, asymmetric: bool)
 
 
 def written(
-    artifact: artifacts.Artifact, pool: np.ndarray, draws: int, folder: pathlib.Path
+    artifact: artifacts.Artifact, pool: np.ndarray, draws: int, weight_bits: int, folder: pathlib.Path
 ) -> Iterator[tuple[str, pathlib.Path, artifacts.Artifact | None]]:
     """The float file of a model and those of integers of every draw: what each is, and the model where it is ours."""
     whole = folder / "float.onnx"
@@ -57,7 +65,7 @@ def written(
         images = pool[np.random.default_rng(draw).choice(len(pool), IMAGES, replace=False)]
         for words, asymmetric in (("static", False), ("static, asymmetric", True)):
             path = folder / f"{draw}.{asymmetric}.onnx"
-            made = integers(artifact, images, asymmetric)
+            made = integers(artifact, images, asymmetric, weight_bits)
             onnx.export(made, path, "qdq")
             yield f"draw {draw}, {words}", path, made
         nncf.convert(whole, folder / f"{draw}.xml", images)
@@ -71,6 +79,7 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--images", required=True, help="a data source with labels")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--count", type=int, default=1000, help="how many labelled images, the first ones")
+    parser.add_argument("--weight_bits", type=int, choices=BITS, default=8, help="of our kernels; NNCF's have its own")
     given = parser.parse_args(argv)
     console.set_level(console.QUIET)
     models = [artifacts.load_artifact(path) for path in given.model]
@@ -80,8 +89,8 @@ def command(argv: list[str]) -> None:
     print(f"| model | file | OpenVINO: top-1 of {len(images):,}, KL | JAX |\n|---|---|---|---|", flush=True)
     for artifact in models:
         with tempfile.TemporaryDirectory() as name:
-            for words, path, made in written(artifact, pool, given.draws, pathlib.Path(name)):
-                runs = [load(path), *([] if made is None else [files.model(made)])]
+            for words, path, made in written(artifact, pool, given.draws, given.weight_bits, pathlib.Path(name)):
+                runs = [load(path)] if made is None else [load(path), files.model(made)]
                 answers = [files.logits(run, images) for run in runs]
                 dense = answers[0] if dense is None else dense
                 cells = [f"{files.top1(one, labels):.1f}, {float(logits_kl(dense, one)):.4f}" for one in answers]
