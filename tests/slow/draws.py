@@ -5,7 +5,7 @@
 
 For each draw of IMAGES photographs: `qdq` files by the quantizer `static`, and the same asymmetric, and NNCF's int8 of
 the float file. Right answers on the first labelled images, and KL from the answers of the first model's float file; of
-what is ours in JAX as well, whose sums are exact on every processor.
+what is ours in JAX as well, whose sums are exact on every processor, and in ONNX Runtime the file for this processor.
 """
 
 import dataclasses
@@ -86,15 +86,22 @@ def command(argv: list[str]) -> None:
     pool = files.prepared(models[0], given.calibration, sys.maxsize, "calibration")[0]
     images, labels = files.prepared(models[0], given.images, given.count)
     load, dense = files.openvinos(models[0].preprocess.size)["OpenVINO"], None
-    print(f"| model | file | OpenVINO: top-1 of {len(images):,}, KL | JAX |\n|---|---|---|---|", flush=True)
+    print(
+        f"| model | file | OpenVINO: top-1 of {len(images):,}, KL | JAX | ONNX Runtime |\n|---|---|---|---|---|",
+        flush=True,
+    )
     for artifact in models:
         with tempfile.TemporaryDirectory() as name:
             for words, path, made in written(artifact, pool, given.draws, given.weight_bits, pathlib.Path(name)):
-                runs = [load(path)] if made is None else [load(path), files.model(made)]
+                runs = [load(path)]
+                if made is not None:
+                    own = path.with_suffix(".own.onnx")
+                    onnx.export(made, own, "auto")
+                    runs += [files.model(made), onnx.load(own)]
                 answers = [files.logits(run, images) for run in runs]
                 dense = answers[0] if dense is None else dense
                 cells = [f"{files.top1(one, labels):.1f}, {float(logits_kl(dense, one)):.4f}" for one in answers]
-                cells += [""] * (2 - len(cells))
+                cells += [""] * (3 - len(cells))
                 print(f"| {artifact.name} | {words} | {' | '.join(cells)} |", flush=True)
 
 
