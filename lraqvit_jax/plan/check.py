@@ -21,6 +21,8 @@ def check(plan: Plan, layers: Iterable[LinearInfo]) -> None:
         raise UserError(f"The plan leaves out layer {missing[0]!r}; add it, with form 'dense' to keep it as it is.")
 
 
+OF_INTEGERS = ("granularity", "clip", "clip_z", "smoothed", "group", "asymmetric")
+"""Fields that say how a layer is quantized: one in floats has their defaults."""
 COUPLED = (("query", "key"), ("value", "proj"), ("fc1", "fc2"))
 """Layers with one width, which they share."""
 
@@ -98,6 +100,13 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
         raise UserError(
             f"Layer {info.path!r} has form {layer.form!r} with {layer.bits} bits, {layer.kernel_bits} of them for the "
             "kernel; a quantized layer has 4, 6, 7 or 8 and every other form has 0."
+        )
+    if layer.form != "quantized" and (
+        given := [name for name in OF_INTEGERS if getattr(layer, name) != getattr(LayerPlan(), name)]
+    ):
+        raise UserError(
+            f"Layer {info.path!r} has {given[0]} {getattr(layer, given[0])!r}, which says how a layer is quantized, "
+            f"and form {layer.form!r}; leave the field out, or quantize the layer."
         )
     if layer.group < 0:
         raise UserError(f"Layer {info.path!r} has group {layer.group}; give a number of input channels, or 0 for all.")

@@ -29,6 +29,8 @@ def entries(draw, info, forms=("dense", "low_rank", "reparam", "quantized")):
     paying = ranks(info)
     form = draw(st.sampled_from([form for form in forms if paying or form in ("dense", "quantized")]))
     rank = draw(st.sampled_from(paying)) if paying and form != "dense" else 0
+    if form != "quantized":
+        return LayerPlan(form, rank)
     fields = {
         "granularity": draw(st.sampled_from(GRANULARITIES)),
         "clip": draw(clips),
@@ -37,8 +39,6 @@ def entries(draw, info, forms=("dense", "low_rank", "reparam", "quantized")):
         "group": draw(st.sampled_from([0, 1, 5, 8, 1000])),
         "asymmetric": draw(st.booleans()),
     }
-    if form != "quantized":
-        return LayerPlan(form, rank, **fields)
     rank = draw(st.sampled_from([0, rank]))
     fields |= {"bits": draw(st.sampled_from(BITS)), "weight_bits": draw(st.sampled_from([0, *BITS]))}
     if info.path.endswith("/qkv"):

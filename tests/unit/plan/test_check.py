@@ -51,6 +51,10 @@ def spoiled(draw):
     }
     if not quantized or not info.path.endswith("/qkv"):
         wrong["attention"] |= st.sampled_from(["uniform", "log_sqrt2"])
+    if not quantized:
+        wrong |= {"smoothed": st.just(True), "asymmetric": st.just(True)}
+        wrong["granularity"] |= st.sampled_from([one for one in GRANULARITIES if one != entry.granularity])
+        wrong["group"] |= st.integers(1, 50)
     if entry.form == "dense":
         wrong["rank"] = st.integers(1, 2000)
     field = draw(st.sampled_from(sorted(wrong)))
