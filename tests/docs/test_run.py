@@ -36,8 +36,8 @@ SNIPPETS = {
     for page in blocks.PAGES
     if (code := [one for one in blocks.of(page) if one.kind == "python" and not one.mark])
 }
-LONG = "compress("
-"""Snippets with this are run in slow tests alone; what it does is tested elsewhere."""
+LONG = ("compress(", "smallest(")
+"""Snippets with one of these are run in slow tests alone; what they do is tested elsewhere."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,10 @@ def test_a_command_runs(folder, tmp_path, words):
     assert place.run(folder, list(words)).stdout
 
 
+def long(block):
+    return any(call in block.text for call in LONG)
+
+
 def run_snippets(folder, monkeypatch, code):
     """One after another, each with the names that those before it have."""
     monkeypatch.chdir(folder)
@@ -83,10 +87,10 @@ def run_snippets(folder, monkeypatch, code):
 
 @pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.stem)
 def test_snippets_run(folder, monkeypatch, page):
-    run_snippets(folder, monkeypatch, [one for one in SNIPPETS[page] if LONG not in one.text])
+    run_snippets(folder, monkeypatch, [one for one in SNIPPETS[page] if not long(one)])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in SNIPPETS if any(LONG in one.text for one in SNIPPETS[page])])
+@pytest.mark.parametrize("page", [page for page in SNIPPETS if any(map(long, SNIPPETS[page]))])
 def test_long_snippets_run(folder, monkeypatch, page):
     run_snippets(folder, monkeypatch, SNIPPETS[page])
