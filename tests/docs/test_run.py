@@ -38,6 +38,11 @@ SNIPPETS = {
 }
 LONG = ("compress(", "smallest(")
 """Snippets with one of these are run in slow tests alone; what they do is tested elsewhere."""
+SHORT = {
+    page: short
+    for page, code in SNIPPETS.items()
+    if (short := [one for one in code if not any(call in one.text for call in LONG)])
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +76,6 @@ def test_a_command_runs(folder, tmp_path, words):
     assert place.run(folder, list(words)).stdout
 
 
-def long(block):
-    return any(call in block.text for call in LONG)
-
-
 def run_snippets(folder, monkeypatch, code):
     """One after another, each with the names that those before it have."""
     monkeypatch.chdir(folder)
@@ -85,12 +86,12 @@ def run_snippets(folder, monkeypatch, code):
         assert np.shape(names["logits"])[-1] == place.CLASSES
 
 
-@pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", SHORT, ids=lambda page: page.stem)
 def test_snippets_run(folder, monkeypatch, page):
-    run_snippets(folder, monkeypatch, [one for one in SNIPPETS[page] if not long(one)])
+    run_snippets(folder, monkeypatch, SHORT[page])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in SNIPPETS if any(map(long, SNIPPETS[page]))])
+@pytest.mark.parametrize("page", [page for page in SNIPPETS if SNIPPETS[page] != SHORT.get(page)])
 def test_long_snippets_run(folder, monkeypatch, page):
     run_snippets(folder, monkeypatch, SNIPPETS[page])
