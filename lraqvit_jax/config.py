@@ -218,6 +218,8 @@ def parse(fields: Mapping[str, Any]) -> Config:
     joint = (config.plan.method, config.plan.unit) == ("products", "bytes") and bool(config.quant.methods)
     if config.plan.widths and not joint:
         raise UserError("plan.widths wants plan.method=products, plan.unit=bytes and a quantizer in quant.methods.")
+    if config.plan.groups and not config.plan.widths:
+        raise UserError("plan.groups wants plan.widths: the kernels whose bits are chosen are those that have groups.")
     _check_goal(config)
     config.data.source("train")
     check_names(config)

@@ -73,7 +73,7 @@ def compress(
             source such as "folder:PHOTOS?labels=none".
         preprocess: of the model's images.
         budget: share of the parameters of the encoder's linear layers to keep, in (0, 1]; 1 keeps dense kernels.
-        bits: of kernels and activations, 8, 7, 6 or 4; 0 stays in float32.
+        bits: of kernels and activations, 3 to 8; 0 stays in float32.
         quantizer: how, one of `config.QUANTIZERS`.
         steps: of distillation from the dense model, by its blocks and logits.
         class_names: in the order of the logits; () has numbers.

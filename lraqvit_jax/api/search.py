@@ -18,7 +18,7 @@ from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import precision
 from lraqvit_jax.devices.sharding import Mesh
 
-WIDTHS = (8, 6, 4)
+WIDTHS = (8, 6, 5, 4, 3)
 
 
 @precision.usual()

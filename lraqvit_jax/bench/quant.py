@@ -93,7 +93,7 @@ def bits_of(width: str) -> dict[str, Any]:
     """Fields of a `Quantizer` for "w4a8", 4 bits for kernels and 8 for activations; UserError for anything else."""
     weights, _, activations = width.removeprefix("w").partition("a")
     if width != f"w{weights}a{activations}" or not {weights, activations} <= {str(bits) for bits in quant.BITS}:
-        raise UserError(f"quant_grid.widths has {width!r}; write w and a with 4, 6, 7 or 8 each, such as 'w4a8'.")
+        raise UserError(f"quant_grid.widths has {width!r}; write w and a with 3 to 8 each, such as 'w4a8'.")
     return {"weight_bits": int(weights), "bits": int(activations)}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
@@ -16,8 +17,8 @@ from lraqvit_jax.devices.sharding import Mesh
 
 
 class Changes:
-    """Measures on a few images, in the dense model's shapes. It holds what every block reads of them: images * tokens *
-    features * 4 bytes a block."""
+    """Measures on a few images, in the dense model's shapes. It holds them, and what every block reads of them: images
+    * tokens * features * 4 bytes a block."""
 
     def __init__(self, model: nn.Module, params: Any, batches: Iterable[Batch], mesh: Mesh) -> None:
         """Runs the model once.
@@ -30,13 +31,13 @@ class Changes:
         """
         unbound: Any = model
         self._params, self._mesh, self._chain = params, mesh, unbound.chain()
-        self._classify = _call(model, "classify")
+        self._classify, self._embed = _call(model, "classify"), _call(model, "embed")
         self.paths = [path for path, _ in self._chain]
-        embed = _call(model, "embed")
         with sharding.use(mesh):
             placed = [sharding.put_batch(batch, mesh) for batch in batches]
             self._masks = [batch["mask"] for batch in placed]
-            self._inputs = [[embed(params, batch["image"]) for batch in placed]]
+            self._pixels = [batch["image"] for batch in placed]
+            self._inputs = [[self._embed(params, pixels) for pixels in self._pixels]]
             for path, module in self._chain:
                 step = _call(module)
                 self._inputs.append([step(trees.get(params, path), x) for x in self._inputs[-1]])
@@ -58,10 +59,24 @@ class Changes:
         with sharding.use(self._mesh):
             for x, logits, mask in zip(self._inputs[first], self._logits, self._masks, strict=True):
                 y = _call(self._chain[first][1])(changed, x)
-                for path, module in self._chain[first + 1 :]:
-                    y = _call(module)(trees.get(self._params, path), y)
-                total += float(squared_change(self._classify(self._params, y), logits, mask))
+                total += self._lost(self._params, y, first + 1, logits, mask)
         return total / self.images
+
+    def of_kernel(self, path: str, kernel: Float[np.ndarray, "m n"]) -> float:
+        """The same, of another kernel at the path of a layer anywhere in the model."""
+        old, total = trees.get(self._params, path), 0.0
+        new = jax.device_put(kernel.astype(np.float32), old["kernel"].sharding)
+        params = trees.replace(self._params, {path: {**old, "kernel": new}})
+        with sharding.use(self._mesh):
+            for pixels, logits, mask in zip(self._pixels, self._logits, self._masks, strict=True):
+                total += self._lost(params, self._embed(params, pixels), 0, logits, mask)
+        return total / self.images
+
+    def _lost(self, params: Any, x: Array, first: int, logits: Array, mask: Array) -> float:
+        """The sum over a batch of what a model loses that goes on with what its block number `first` reads."""
+        for path, module in self._chain[first:]:
+            x = _call(module)(trees.get(params, path), x)
+        return float(squared_change(self._classify(params, x), logits, mask))
 
 
 @functools.lru_cache(maxsize=64)

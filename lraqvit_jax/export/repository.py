@@ -9,6 +9,7 @@ from lraqvit_jax.base.version import VERSION
 from lraqvit_jax.data import preprocess
 from lraqvit_jax.data.preprocess import INTERPOLATIONS
 from lraqvit_jax.export import card
+from lraqvit_jax.options.quant import BITS
 from lraqvit_jax.weights import cards
 from lraqvit_jax.weights.artifacts import Artifact
 
@@ -129,7 +130,7 @@ def text(said: Shared) -> str:
 
 
 def _tags(said: Shared) -> list[str]:
-    bits = [f"{bits}-bit" for bits in (8, 7, 6, 4) if re.search(rf"int{bits}(?!\d)", said.name)]
+    bits = [f"{bits}-bit" for bits in reversed(BITS) if re.search(rf"int{bits}(?!\d)", said.name)]
     litert = ["litert"] * any(name.endswith("tflite") for name in said.files)
     return ["image-classification", "vision-transformer", "lraqvit_jax", "onnx", *litert, "quantized", *bits]
 

@@ -16,16 +16,17 @@ A layer X of timm's model, with m features in and n out, is stored in the form t
                input is divided by a vector first, and X.input_center, like input_scale, where the grid of the
                activations is asymmetric. A pair has these under X.0 and X.1. With groups of g input channels,
                weight_scale is (n, m / g rounded up), m without those that a basis copies.
-    int4, int6 X.weight_packed uint8 (n, bytes) for X.weight: m integers plus 8 (int6: plus 32), of which a byte holds
-               two: the first half of the row in the low bits, the second half in the high bits. Three bytes hold four
-               integers of 6 bits, one of each quarter, the first lowest; first all first bytes, then all second ones.
+    3-6 bits   X.weight_packed uint8 (n, bytes) for X.weight: m integers of b bits plus 2 ** (b - 1), of which a byte
+               holds two of 4 bits: the first half of the row in the low bits, the second half in the high bits. Three
+               bytes hold four of 6 bits, one of each quarter, the first lowest, or eight of 3 bits, one of each
+               eighth; five bytes eight of 5 bits. First come all first bytes, then all second ones.
 
 Where the plan is by head, attn.query, attn.key and attn.value stand in place of attn.qkv, head after head; query and
 key have a width of their own, value another. Scores are q @ k.T / sqrt(dim / heads), whatever the width.
 
 With sums over integers exact and rounding to nearest, ties to even, such a matrix computes
 
-    q = clip(round((x / input_smooth - input_center) / input_scale), -127, 127)     7 for int4, 31 for int6 activations
+    q = clip(round((x / input_smooth - input_center) / input_scale), -127, 127)     2 ** (b - 1) - 1 for b bits
     y = (q @ weight.T) * input_scale * weight_scale.T + input_center * (weight * weight_scale).sum(1) + bias
 
 where a missing input_smooth is 1, a missing bias or input_center 0, and a missing input_scale, for each token,

@@ -4,6 +4,7 @@ import dataclasses
 
 from lraqvit_jax.options.quant import BITS
 from lraqvit_jax.options.records import option
+from lraqvit_jax.plan.records import Integers
 
 UNITS = ("params", "macs", "bytes", "latency")
 
@@ -24,10 +25,19 @@ class PlanOptions:
     rounds: int = option(3, low=0)  # of products: how often they are measured and the sizes chosen anew
     # Of products, in bytes: bits of which each kernel's are chosen with the sizes, such as (8,6,4); () leaves that.
     widths: tuple[int, ...] = option((), choices=BITS)
+    groups: tuple[int, ...] = option((), above=0)  # input channels that may share a scale, below the most of these bits
     attention_rank: int = option(0, low=0)
     mlp_rank: int = option(0, low=0)
     pivot: bool = False  # pairs with an identity block, r (m + n - r) numbers: every rank below the full one saves
     keep_dense: tuple[str, ...] = ()  # paths, or beginnings of paths, that are not factorized
+
+    @property
+    def integers(self) -> tuple[Integers, ...]:
+        """All that a kernel may be, where they are chosen."""
+        most = max(self.widths, default=0)
+        return tuple(
+            Integers(bits, group) for bits in self.widths for group in (0, *(self.groups if bits < most else ()))
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import dataclasses
 from lraqvit_jax.options.records import named, option
 from lraqvit_jax.options.training import Distillation
 
-BITS = (4, 6, 7, 8)
+BITS = (3, 4, 5, 6, 7, 8)
 GRANULARITIES = ("per_tensor", "per_token", "per_token_dynamic")
 ATTENTION = ("float", "uniform", "log_sqrt2")
 PENALTIES = ("printed", "weight_error", "none")

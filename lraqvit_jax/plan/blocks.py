@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from lraqvit_jax.base import console
 from lraqvit_jax.plan.budget import Choice, Curve, cheapest
 from lraqvit_jax.plan.cost import FormCost
-from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan, by_head, pivoted, resolved, sibling
+from lraqvit_jax.plan.records import Integers, LayerPlan, LinearInfo, Plan, by_head, pivoted, resolved, sibling
 
 PRIOR = 3.0
 """What a measured change is to its prediction where nothing was measured: errors of the tokens of an image add up."""
@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
         width: hidden units.
         fc1: its rank, 0 for a whole kernel.
         fc2: likewise.
-        bits: of kernels, by the name of their layer, where they are chosen with the sizes.
+        integers: of kernels, by the name of their layer, where they are chosen with the sizes.
     """
 
     score: int = 0
@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
     width: int = 0
     fc1: int = 0
     fc2: int = 0
-    bits: tuple[tuple[str, int], ...] = ()
+    integers: tuple[tuple[str, Integers], ...] = ()
 
 
 def blocks(layers: Iterable[LinearInfo]) -> list[Block]:
@@ -100,10 +100,10 @@ FIXED = 8
 def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:
     """The block's part of the plan, float and deployed: identity blocks wherever they save parameters, and both kernels
     have bits enough."""
-    whole, made, bits = full(block), dict[str, LayerPlan](), dict(sizes.bits)
+    whole, made, integers = full(block), dict[str, LayerPlan](), dict(sizes.integers)
 
     def fixed(*names: str) -> bool:
-        return all(bits.get(name, FIXED) >= FIXED for name in names)
+        return all(integers[name].bits >= FIXED for name in names if name in integers)
 
     if block.attention:
         qkv, proj = block.attention
@@ -120,10 +120,12 @@ def entries(block: Block, sizes: Sizes) -> dict[str, LayerPlan]:
                 made[info.path] = pivoted(info, rank, width)
             else:
                 made[info.path] = LayerPlan("low_rank" if rank else "dense", rank=rank, width=width)
-    return {
-        path: dataclasses.replace(layer, weight_bits=bits.get(path.rpartition("/")[2], 0))
-        for path, layer in made.items()
-    }
+    return {path: _in_integers(layer, integers.get(path.rpartition("/")[2])) for path, layer in made.items()}
+
+
+def _in_integers(layer: LayerPlan, integers: Integers | None) -> LayerPlan:
+    """An entry with those of its kernels, where they are chosen."""
+    return dataclasses.replace(layer, weight_bits=integers.bits, group=integers.group) if integers else layer
 
 
 def sizes_of(block: Block, plan: Plan) -> Sizes:
@@ -206,7 +208,8 @@ class Problem:
         limit: of the sum of all costs.
         multiple: of which hidden widths and ranks are.
         head_multiple: of which channels of a head are.
-        widths: what each layer loses with its kernels in so many bits, by its path, where bits are chosen, too.
+        widths: what each layer loses with its kernels in such integers, by its path, where these are chosen, too.
+        others: layers that keep their sizes, but whose integers are chosen: by path, `widths` has each.
         costs: of layers at sizes, as they were asked for.
     """
 
@@ -216,24 +219,37 @@ class Problem:
     limit: float
     multiple: int
     head_multiple: int
-    widths: Mapping[str, Mapping[int, float]] = dataclasses.field(default_factory=dict)
+    widths: Mapping[str, Mapping[Integers, float]] = dataclasses.field(default_factory=dict)
+    others: Sequence[LinearInfo] = ()
     costs: dict[Any, float] = dataclasses.field(default_factory=dict)
 
     def solve(self, scales: Scales) -> dict[str, Sizes]:
-        """The sizes of each block with the least loss within the limit; ValueError where the smallest are too large."""
-        choices = {}
+        """The sizes of each block, and of `others` the integers, with the least loss within the limit; ValueError where
+        the smallest are too large."""
+        choices = {info.path: self._whole(info) for info in self.others}
         for block in self.blocks:
             for name, options in self._choices(block, scales):
                 choices[f"{block.path}:{name}"] = options
         chosen = cheapest(choices, self.limit)
-        made = {}
+        made = {info.path: Sizes(**chosen[info.path].size) for info in self.others}
         for block in self.blocks:
             sizes = full(block)
             for name in ("score", "value", "mlp"):
                 if choice := chosen.get(f"{block.path}:{name}"):
-                    sizes = sizes._replace(**{**choice.size, "bits": sizes.bits + choice.size.get("bits", ())})
+                    integers = sizes.integers + choice.size.get("integers", ())
+                    sizes = sizes._replace(**{**choice.size, "integers": integers})
             made[block.path] = sizes
         return made
+
+    def _whole(self, info: LinearInfo) -> list[Choice]:
+        """A layer in all integers that it may have."""
+        name = info.path.rpartition("/")[2]
+        return undominated(
+            [
+                Choice(self.cost(info, _in_integers(LayerPlan(), integers)), loss, {"integers": ((name, integers),)})
+                for integers, loss in self.widths[info.path].items()
+            ]
+        )
 
     def _choices(self, block: Block, scales: Scales) -> Iterator[tuple[str, list[Choice]]]:
         whole, curves = full(block), self.curves[block.path]
@@ -244,7 +260,7 @@ class Problem:
                 made = [
                     Choice(self._cost(block, whole._replace(**size), layers), loss + lost, size)
                     for channels, loss in zip(sizes, losses, strict=True)
-                    for lost, size in self._in_bits(block.attention[0].path, {part: channels}, layers)
+                    for lost, size in self._in_integers(block.attention[0].path, {part: channels}, layers)
                 ]
                 yield part, undominated(made)
         if block.mlp:
@@ -262,26 +278,26 @@ class Problem:
             return [
                 Choice(self._cost(block, one._replace(**size), (part,)), loss + rounding, size)
                 for one, loss, rank in zip(tried, losses, ranks, strict=True)
-                for rounding, size in self._in_bits(block.mlp[0].path, {part: rank}, (part,), pair=bool(rank))
+                for rounding, size in self._in_integers(block.mlp[0].path, {part: rank}, (part,), pair=bool(rank))
             ]
 
         smaller = min(block.mlp[0].features_in, block.mlp[1].features_out)
         return mlp_choices(whole.width, smaller, self.multiple, lost, side)
 
-    def _in_bits(
+    def _in_integers(
         self, near: str, size: dict[str, int], layers: Sequence[str], pair: bool = False
     ) -> Iterator[tuple[float, dict[str, Any]]]:
-        """A size in all widths of the kernels of these layers, siblings of the layer `near`, with what rounding loses;
-        as it is where no width is chosen.
+        """A size in all integers of the kernels of these layers, siblings of the layer `near`, with what rounding
+        loses; as it is where none are chosen.
 
         Two factors are rounded each, so a pair loses twice what its kernel would."""
         if not self.widths:
             yield 0.0, size
             return
         of_layers = [self.widths[sibling(near, name)] for name in layers]
-        for bits in itertools.product(*of_layers):
-            lost = sum(losses[width] for losses, width in zip(of_layers, bits, strict=True))
-            yield (1 + pair) * lost, {**size, "bits": tuple(zip(layers, bits, strict=True))}
+        for each in itertools.product(*of_layers):
+            lost = sum(losses[integers] for losses, integers in zip(of_layers, each, strict=True))
+            yield (1 + pair) * lost, {**size, "integers": tuple(zip(layers, each, strict=True))}
 
     def _cost(self, block: Block, sizes: Sizes, layers: tuple[str, ...]) -> float:
         """What some layers of a block cost; blocks of the same shapes share it."""
@@ -302,8 +318,8 @@ def mlp_choices(
     lost: Callable[[int], float],
     side: Callable[[str, int, Sequence[int]], list[Choice]],
 ) -> list[Choice]:
-    """Every number of hidden units with every two ranks, of sizes {"width", "fc1", "fc2"}, and "bits" where these are
-    chosen, too.
+    """Every number of hidden units with every two ranks, of sizes {"width", "fc1", "fc2"}, and "integers" where these
+    are chosen, too.
 
     Args:
         units: all of them.
@@ -325,8 +341,8 @@ def mlp_choices(
 
 
 def _joined(width: int, first: Choice, second: Choice) -> dict[str, Any]:
-    bits = first.size.get("bits", ()) + second.size.get("bits", ())
-    return {**first.size, **second.size, "width": width, **({"bits": bits} if bits else {})}
+    integers = first.size.get("integers", ()) + second.size.get("integers", ())
+    return {**first.size, **second.size, "width": width, **({"integers": integers} if integers else {})}
 
 
 def settle(
@@ -387,9 +403,14 @@ def _best(cost: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> Int[n
 
 
 def plan_of(layers: Iterable[LinearInfo], chosen: Mapping[str, Sizes]) -> dict[str, LayerPlan]:
-    """The float plan of a model, in the order of its layers: those of the blocks as chosen, all others dense."""
+    """The float plan of a model, in the order of its layers: those of the blocks as chosen, all others dense, in the
+    integers that were chosen for them."""
     layers = list(layers)
-    planned: dict[str, LayerPlan] = {}
+    planned = {
+        info.path: _in_integers(LayerPlan(), dict(chosen[info.path].integers).get(info.path.rpartition("/")[2]))
+        for info in layers
+        if info.path in chosen
+    }
     for block in blocks(layers):
         if block.path in chosen:
             planned |= entries(block, chosen[block.path])

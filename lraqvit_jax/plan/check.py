@@ -99,7 +99,7 @@ def check_layer(info: LinearInfo, layer: LayerPlan) -> None:
     if (layer.bits in BITS) != (layer.form == "quantized") or layer.kernel_bits not in (BITS if layer.bits else (0,)):
         raise UserError(
             f"Layer {info.path!r} has form {layer.form!r} with {layer.bits} bits, {layer.kernel_bits} of them for the "
-            "kernel; a quantized layer has 4, 6, 7 or 8 and every other form has 0."
+            "kernel; a quantized layer has 3 to 8 and every other form has 0."
         )
     if layer.form != "quantized" and (
         given := [name for name in OF_INTEGERS if getattr(layer, name) != getattr(LayerPlan(), name)]

@@ -6,6 +6,7 @@ travels with every artefact, and is all that a model needs to know its own shape
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 FORMS = ("dense", "reparam", "low_rank", "pivoted", "quantized")
 BASES = ("", "input", "output", "leading")
@@ -14,8 +15,24 @@ PAIR_BASES = {"qkv": "input", "fc1": "leading"}
 from its inputs, a third of its outputs; the order of fc1's outputs goes into fc2."""
 HEAD_PARTS = ("query", "key", "value")
 """Layers in place of a "qkv" whose attention is planned by head."""
-PACKED = (4, 6)
+PACKED = (3, 4, 5, 6)
 """Widths of kernels that are stored in fewer bytes than entries; 7 bits take a byte, as 8 do."""
+
+
+class Integers(NamedTuple):
+    """Integers of which a kernel may be: `weight_bits` and `group` of a `LayerPlan`."""
+
+    bits: int
+    group: int = 0
+
+    def __str__(self) -> str:
+        """Such as "4", or "4/64" in groups of 64."""
+        return f"{self.bits}/{self.group}" if self.group else str(self.bits)
+
+    @classmethod
+    def read(cls, text: str) -> "Integers":
+        """The inverse of `str`; ValueError for anything else."""
+        return cls(*map(int, text.split("/")))
 
 
 @dataclasses.dataclass(frozen=True)

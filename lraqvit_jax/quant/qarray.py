@@ -175,31 +175,37 @@ def quantize_kernel(
 
 
 def pack(values: Int8[Array, "m n"], bits: int) -> Array:
-    """Packs integers of 4 or 6 bits into bytes along the rows; 7 and 8 bits stay int8.
+    """Packs integers of 3 to 6 bits into bytes along the rows; 7 and 8 bits stay int8.
 
-    With 4 bits a byte holds two rows, with 6 bits three bytes hold four: row i of the first half (quarter) has the
-    lowest bits, the same row of the next half (quarter) those above. Stored are values plus 2**(bits - 1); rows that
-    fill up are 0.
+    A word of lcm(bits, 8) bits holds one row of each of lcm(bits, 8) / bits equal parts of the kernel, that of the
+    first part in the lowest bits: with 4 bits a byte holds two rows, with 6 bits three bytes hold four. First come the
+    lowest bytes of all words, then the next ones. Stored are values plus 2**(bits - 1); rows that fill up are 0.
     """
     if bits not in PACKED:
         return values
     word, per_word = math.lcm(bits, 8), math.lcm(bits, 8) // bits
     unsigned = values.astype(jnp.uint32) + 2 ** (bits - 1) & (2**bits - 1)
     unsigned = jnp.pad(unsigned, ((0, -len(values) % per_word), (0, 0)), constant_values=2 ** (bits - 1))
-    parts = unsigned.reshape(per_word, -1, values.shape[1])
-    words = sum(part << (bits * index) for index, part in enumerate(parts))
-    return jnp.concatenate([(words >> shift & 255).astype(jnp.uint8) for shift in range(0, word, 8)])
+    parts = list(zip(range(0, word, bits), unsigned.reshape(per_word, -1, values.shape[1]), strict=True))
+    return jnp.concatenate([_bits(parts, bits, byte, 8).astype(jnp.uint8) for byte in range(0, word, 8)])
 
 
 def unpack(packed: Array, bits: int, rows: int) -> Int8[Array, "m n"]:
     """The inverse of `pack`; `rows` is m."""
     if bits not in PACKED:
         return packed
-    word, per_word = math.lcm(bits, 8), math.lcm(bits, 8) // bits
-    parts = packed.astype(jnp.uint32).reshape(word // 8, -1, packed.shape[1])
-    words = sum(part << (8 * index) for index, part in enumerate(parts))
-    values = jnp.concatenate([words >> (bits * index) & (2**bits - 1) for index in range(per_word)])
+    word = math.lcm(bits, 8)
+    parts = list(zip(range(0, word, 8), packed.astype(jnp.uint32).reshape(word // 8, -1, packed.shape[1]), strict=True))
+    values = jnp.concatenate([_bits(parts, 8, at, bits) for at in range(0, word, bits)])
     return (values[:rows].astype(jnp.int32) - 2 ** (bits - 1)).astype(jnp.int8)
+
+
+def _bits(parts: list[tuple[int, Array]], width: int, at: int, count: int) -> Array:
+    """The `count` bits from bit `at` of a word on, of what it is made of: integers of `width` bits, each with the bit
+    that it begins at."""
+    there = [(start, part) for start, part in parts if at - width < start < at + count]
+    moved = [part << (start - at) if start >= at else part >> (at - start) for start, part in there]
+    return functools.reduce(jnp.bitwise_or, moved) & (2**count - 1)
 
 
 def _grouped(rows: Array, group: int) -> Array:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from lraqvit_jax.plan import blocks, budget, cost, ranks
 from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
 from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
-from lraqvit_jax.stages import search, searched, sizes
+from lraqvit_jax.stages import rounding, search, searched, sizes
 from lraqvit_jax.weights import artifacts
 from lraqvit_jax.weights.artifacts import Artifact
 
@@ -54,7 +55,8 @@ class Planner:
     solved: Mapping[str, block.Solved]
     changes: Changes
     scales: blocks.Scales
-    widths: Mapping[str, Mapping[int, float]]
+    widths: rounding.Losses
+    others: Sequence[LinearInfo] = ()
 
     @classmethod
     def of(
@@ -63,27 +65,60 @@ class Planner:
         dense: Artifact,
         layers: list[LinearInfo],
         moments: Mapping[str, Moments],
-        widths: Mapping[str, Mapping[int, float]] | None = None,
+        known: rounding.Losses | None = None,
     ) -> "Planner":
-        """Solves every block; arguments as of `choose`, the moments with gradients, and the `widths` where they were
-        measured before."""
+        """Solves every block; arguments as of `choose`, the moments with gradients, and what is `known` of widths from
+        before."""
         solved = block.solve(blocks.blocks(layers), artifacts.host(dense.params), moments)
         batches = ws.others(ws.config.factorize.calibration_images, ws.config.plan.measured_images)
         changes = Changes(dense.model, dense.params, batches, ws.mesh)
-        rounding = next((one.rounding for one in ws.config.quant.methods.values()), "nearest")
-        widths = widths or sizes.widths(solved, moments, changes, ws.config.plan.widths, rounding)
-        return cls(solved, changes, sizes.scales(solved), widths)
+        planner = cls(solved, changes, sizes.scales(solved), {})
+        if not ws.config.plan.integers:
+            return planner
+        others = [
+            info
+            for info in ws.spec.layers
+            if info not in planner.layers and planning.quantized_layer(ws.config, info, LayerPlan()).form == "quantized"
+        ]
+        same = known and all(set(losses) == set(ws.config.plan.integers) for losses in known.values())
+        found = known if known and same else planner._measured(ws, dense, others, moments)
+        return dataclasses.replace(planner, widths=found, others=others)
+
+    @property
+    def layers(self) -> list[LinearInfo]:
+        """Those of the blocks, dense."""
+        return [info for one in self.solved.values() for info in (*one.block.attention, *one.block.mlp)]
+
+    def _measured(
+        self, ws: Workspace, dense: Artifact, others: list[LinearInfo], moments: Mapping[str, Moments]
+    ) -> rounding.Losses:
+        """What rounding loses, of the layers of the blocks, and of others with the moments that these read."""
+        method = next(iter(ws.config.quant.methods.values())).rounding
+        read: Mapping[str, Moments] = {}
+        if others and method != "nearest":
+            batches, _ = ws.calibration(ws.config.factorize.calibration_images)
+            read = statistics.moments(dense.model, dense.params, others, batches, ws.mesh)
+        host = artifacts.host(dense.params)
+        kernels = {info.path: trees.get(host, info.path)["kernel"] for info in others}
+        measured = itertools.chain(
+            rounding.of_blocks(self.solved, moments, self.changes), rounding.of_others(kernels, read, self.changes)
+        )
+        parts = [one.block for one in self.solved.values()]
+        count = sum(4 * bool(part.attention) + 2 * bool(part.mlp) for part in parts) + len(others)
+        return rounding.measure(measured, count, ws.config.plan.integers, method)
 
     def plan(self, ws: Workspace, options: PlanOptions) -> dict[str, LayerPlan]:
         """The float plan for the options' budget."""
         parts = [one.block for one in self.solved.values()]
-        layers = [info for part in parts for info in (*part.attention, *part.mlp)]
         deployed = functools.partial(planning.quantized_layer, ws.config)
         form_cost = cost.form_cost(options.unit, deployed, _table_of(options))
         curves = {path: one.curves for path, one in self.solved.items()}
-        limit = cost.limit(layers, options.budget, form_cost, options.unit)
-        widths = self.widths if options.unit == "bytes" else {}
-        problem = blocks.Problem(parts, curves, form_cost, limit, options.multiple, options.head_multiple, widths)
+        limit = cost.limit(self.layers, options.budget, form_cost, options.unit)
+        lost, others = (self.widths, self.others) if options.unit == "bytes" else ({}, ())
+        # The share is of the blocks; what others save of their own bytes goes to them.
+        limit += sum(form_cost(info, LayerPlan()) for info in others)
+        multiples = options.multiple, options.head_multiple
+        problem = blocks.Problem(parts, curves, form_cost, limit, *multiples, lost, others)
         chosen = sizes.choose(self.solved, problem, self.changes, self.scales, options)
         return blocks.plan_of(ws.spec.layers, chosen)
 

@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from lraqvit_jax.base import files
+from lraqvit_jax.base.errors import UserError
 from lraqvit_jax.devices import processes
 from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan import files as plan_files
 from lraqvit_jax.plan.blocks import Scales
-from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.plan.records import Integers, LayerPlan
 from lraqvit_jax.run.workspace import Workspace
 
 FOLDER, MEND = "search", "delete the folder to search anew"
+SCHEMA = 2
+"""Of both files: plans of another are by other rules."""
 Layers = dict[str, LayerPlan]
 
 
@@ -24,14 +27,14 @@ class Planner(Protocol):
 
     Attributes:
         scales: what was measured so far.
-        widths: what rounding each layer loses, by bits.
+        widths: what rounding each layer loses, by the integers of its kernel.
     """
 
     @property
     def scales(self) -> Scales: ...
 
     @property
-    def widths(self) -> Mapping[str, Mapping[int, float]]: ...
+    def widths(self) -> Mapping[str, Mapping[Integers, float]]: ...
 
     def plan(self, ws: Workspace, options: PlanOptions) -> Layers: ...
 
@@ -41,7 +44,7 @@ class Record:
 
     def __init__(self, directory: pathlib.Path, head: Mapping[str, Any]) -> None:
         self._path, self._head = directory / FOLDER / "search.json", dict(head)
-        before = files.json_object(self._path, MEND) if self._path.exists() else {}
+        before = _read(self._path)
         same = all(before.get(name) == value for name, value in self._head.items())
         self.points: list[dict[str, Any]] = before.get("points", []) if same else []
 
@@ -53,15 +56,29 @@ class Record:
         self.write()
 
     def write(self, **more: Any) -> None:
-        text = json.dumps({"schema": 1, **self._head, "points": self.points, **more}, indent=1)
+        text = json.dumps({"schema": SCHEMA, **self._head, "points": self.points, **more}, indent=1)
         processes.once(functools.partial(files.write_atomically, self._path, text + "\n"))
 
 
-def widths(directory: pathlib.Path) -> dict[str, dict[int, float]]:
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """What a file of a search holds; {} where there is none.
+
+    Raises:
+        UserError: it is broken, or another version wrote it.
+    """
+    content = files.json_object(path, MEND) if path.exists() else {}
+    if content.get("schema", SCHEMA) != SCHEMA:
+        raise UserError(
+            f"{path} is of a version of lraqvit_jax that searched by other rules, and models of the two would be "
+            "compared; start a new work directory, or go on with that version."
+        )
+    return content
+
+
+def widths(directory: pathlib.Path) -> dict[str, dict[Integers, float]]:
     """What rounding loses, as `Plans` wrote it; {} where it did not yet."""
-    path = directory / FOLDER / "plans.json"
-    known = files.json_object(path, MEND).get("widths", {}) if path.exists() else {}
-    return {layer: {int(bits): loss for bits, loss in losses.items()} for layer, losses in known.items()}
+    known = _read(directory / FOLDER / "plans.json").get("widths", {})
+    return {layer: {Integers.read(name): loss for name, loss in losses.items()} for layer, losses in known.items()}
 
 
 class Plans:
@@ -70,7 +87,7 @@ class Plans:
 
     def __init__(self, ws: Workspace, planner: Planner) -> None:
         self._ws, self._planner, self._path = ws, planner, ws.directory / FOLDER / "plans.json"
-        before = files.json_object(self._path, MEND) if self._path.exists() else {}
+        before = _read(self._path)
         self._plans: dict[str, Any] = before.get("plans", {})
         for path, part, prior, points in before.get("scales", []):
             scale = planner.scales[path, part]
@@ -87,7 +104,11 @@ class Plans:
                 [path, part, scale.prior, sorted(scale.points.items())]
                 for (path, part), scale in self._planner.scales.items()
             ]
-            content = {"schema": 1, "plans": self._plans, "scales": scales, "widths": self._planner.widths}
+            widths = {
+                layer: {str(integers): loss for integers, loss in losses.items()}
+                for layer, losses in self._planner.widths.items()
+            }
+            content = {"schema": SCHEMA, "plans": self._plans, "scales": scales, "widths": widths}
             text = json.dumps(content)
             processes.once(functools.partial(files.write_atomically, self._path, text))
         return plan_files.from_json(self._plans[name])

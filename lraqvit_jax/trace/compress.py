@@ -171,7 +171,7 @@ def compress(
         budget: share of the parameters of the kernels to keep, in (0, 1]; the first and the last layer are not counted,
             and stay whole.
         metric: what is to be kept, of `trace.moments.KEPT`.
-        bits: of kernels and activations, 8, 7, 6 or 4; 0 stays in floats.
+        bits: of kernels and activations, 3 to 8; 0 stays in floats.
         quantizer: how, one of `config.QUANTIZERS`, with scales by token as they come or one scale for all.
         keep_dense: paths of sites, or of what holds them, that stay as they are.
         multiple: of which every rank and every width is one.

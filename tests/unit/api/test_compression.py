@@ -90,7 +90,7 @@ def test_a_second_call_in_the_work_directory_finds_everything_there(made, params
     [
         ({"budget": 0}, "budget is 0"),
         ({"quantizer": "dinamic"}, "did you mean 'dynamic'"),
-        ({"bits": 5}, "bits is 5; give 4, 6, 7, 8, or 0"),
+        ({"bits": 2}, "bits is 2; give 3, 4, 5, 6, 7, 8, or 0"),
         ({"fields": {"plan.multipel": 8}}, r"no field 'plan\.multipel'; did you mean 'plan\.multiple'"),
         ({"class_names": ["one"]}, "1 class_names for 10 classes"),
         ({"images": []}, "no images"),

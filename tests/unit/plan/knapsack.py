@@ -18,7 +18,8 @@ def least(groups: list[Group], budget: float) -> float | None:
     """The least loss of all ways to choose, by integer programming; None where no way fits the budget."""
     cost, loss, one_of_each = _matrices(groups)
     limits = [optimize.LinearConstraint(one_of_each, 1, 1), optimize.LinearConstraint(cost[None], -np.inf, budget)]
-    unit = max(loss.max(), 1e-300)
+    # The solver stops within 1e-6 of the optimum: of losses as small as there are, not of the largest.
+    unit = min(loss[loss > 0], default=1.0)
     options = {"mip_rel_gap": 0}
     made = optimize.milp(
         loss / unit, integrality=np.ones(len(cost)), constraints=limits, bounds=(0, 1), options=options
