@@ -57,7 +57,7 @@ def allocate(plan: Plan, layers: list[LinearInfo], divergence: Divergences, budg
         budget: bytes for the linear layers.
 
     Raises:
-        UserError: they do not fit at 4 bits.
+        UserError: they do not fit in the fewest bits.
     """
     infos = {info.path: info for info in layers}
     chosen = {
@@ -77,8 +77,8 @@ def allocate(plan: Plan, layers: list[LinearInfo], divergence: Divergences, budg
             if size(path, narrower) < size(path, bits := chosen[path].weight_bits)
         ]
         if not steps:
-            least = (total - budget) / 1e6
-            raise UserError(f"budget_mb is {least:.3f} MB less than the model takes at 4 bits; raise it.")
+            least, fewest = (total - budget) / 1e6, min(min(costs) for costs in divergence.values())
+            raise UserError(f"budget_mb is {least:.3f} MB less than the model takes at {fewest} bits; raise it.")
         _, path, bits = min(steps)
         total -= size(path, chosen[path].weight_bits) - size(path, bits)
         chosen[path] = dataclasses.replace(chosen[path], weight_bits=bits)
