@@ -35,6 +35,6 @@ def get_config(forms: str = "integers"):
     config.quant.methods = {}
     if integers:
         config.plan.widths = (8, 6, 5, 4, 3)
-        config.quant.methods = {"smallest": base.quantizer(**dataclasses.asdict(base.QUANTIZERS["gptq"]))}
+        config.quant.methods = {"smallest": base.quantizer(**dataclasses.asdict(base.SMALLEST_QUANTIZER))}
     config.export.artifacts = ("smallest",)
     return config

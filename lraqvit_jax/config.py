@@ -230,6 +230,8 @@ def parse(fields: Mapping[str, Any]) -> Config:
 
 SMALLEST = "smallest"
 """The name of the row that a goal asks for."""
+SMALLEST_QUANTIZER = dataclasses.replace(QUANTIZERS["gptq"], asymmetric=True)
+"""Of that row: a zero point of each token costs no bytes."""
 
 
 def _check_goal(config: Config) -> None:

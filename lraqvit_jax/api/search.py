@@ -72,7 +72,7 @@ def smallest(
     chosen = compress.options(model, preprocess, source, 0.5, {}, steps)
     chosen["data"]["eval"], _labelled = memory.named(*([evaluation] if isinstance(evaluation, str) else evaluation))
     chosen["plan"] |= {"unit": "bytes", "widths": WIDTHS}
-    chosen["quant"]["methods"] = {SMALLEST: dataclasses.asdict(config_lib.QUANTIZERS["gptq"])}
+    chosen["quant"]["methods"] = {SMALLEST: dataclasses.asdict(config_lib.SMALLEST_QUANTIZER)}
     chosen["goal"]["max_drop"] = max_drop
     chosen["export"]["artifacts"] = (SMALLEST,)
     compress.set_fields(chosen, fields or {})

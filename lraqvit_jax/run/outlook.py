@@ -40,7 +40,9 @@ def work(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
     size, dense_integers = ws.preprocess.size, config_lib.DENSE_INTEGERS in config_lib.rows(config)
     of_stage = {
         "teacher": config.teacher.steps * config.batch_size * BACKWARD * dense,
-        "plan": calibration * (CHOOSING if config.plan.method == "products" else 2) * ws.provisional + searched,
+        "plan": calibration * (CHOOSING if config.plan.method == "products" else 2) * ws.provisional
+        + _rounded(ws, dense) * ws.provisional
+        + searched,
         "factorize": calibration,
         "distill": sum(
             _steps(ws, run.steps, sources)
@@ -61,6 +63,12 @@ def work(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
 def speed(ws: Workspace) -> float:
     """FLOPs a second of a whole model on the devices of the mesh."""
     return SHARE * rate(ws) * max(1, ws.mesh.size(tuple(ws.mesh.shape)))
+
+
+def _rounded(ws: Workspace, dense: int) -> float:
+    """FLOPs of measuring what rounding each kernel loses: from its block on, which is half of the model on average."""
+    plan, kernels = ws.config.plan, sum(3 if info.path.endswith("/qkv") else 1 for info in ws.spec.layers)
+    return max(0, len(plan.integers) - 1) * kernels * plan.measured_images * dense / 2
 
 
 def _searched(ws: Workspace, sources: Mapping[str, Source], small: int) -> float:

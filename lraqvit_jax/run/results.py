@@ -56,7 +56,7 @@ def pick(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The row to take: what a goal asked for; else the smallest model that loses at most BOUND points of top-1; where
     all lose more, the smallest that is at most BOUND points below the best of them. Of those within 5 % of its size,
     the most accurate. None where there is nothing to compare."""
-    if asked := next((row for row in rows if row["name"] == SMALLEST), None):
+    if asked := next((row for row in rows if row["name"] == SMALLEST and "drop" in row), None):
         return asked
     dense = next((row for row in rows if row["name"] == "dense"), None)
     others = [row for row in rows if row["name"] != "dense"]
