@@ -31,6 +31,13 @@ def test_the_pick(rows, wanted):
     assert (found and found["name"]) == wanted
 
 
+@pytest.mark.parametrize(("fields", "wanted"), [({"drop": 3.0}, "smallest"), ({}, "int8")])
+def test_what_a_goal_asked_for_is_taken_and_not_what_happens_to_be_called_so(fields, wanted):
+    run = some(dense=(4, 90), smallest=(0.6, 87), int8=(0.5, 89.2))
+    rows = [{**row, **fields} if row["name"] == "smallest" else row for row in run.rows]
+    assert table.pick(run._replace(rows=rows))["name"] == wanted
+
+
 def test_the_order_is_by_group_then_accuracy():
     run = some(int8=(0.5, 97), kd=(2, 80), lra=(2, 99), int4=(0.3, 98), dense=(4, 90))
     assert [row["name"] for row in table.ordered(run)] == ["dense", "lra", "kd", "int4", "int8"]
