@@ -49,10 +49,13 @@ def measure(layers: Iterator[Measured], count: int, integers: Sequence[Integers]
     """
     losses: Losses = {}
     order = sorted(integers, key=lambda one: (-one.bits, one.group))
+    last, factor = None, None
     for path, kernel, read, change in progress(layers, "widths", "layer", count):
+        if read is not last:  # Query, key and value read the same.
+            last, factor = read, None if read is None or method == "nearest" else gptq.Factor.of(read.second)
         of_layer = losses[path] = {order[0]: 0.0}
         for one in order[1:]:
-            lost = change(rounded(kernel, None if method == "nearest" else read, one))
+            lost = change(rounded(kernel, factor, one))
             # Fewer bits never count as better: what is measured of a few images is not as sure as that.
             of_layer[one] = max([lost, *(loss for other, loss in of_layer.items() if other.group == one.group)])
     return losses
@@ -94,12 +97,10 @@ def of_others(kernels: Mapping[str, Kernel], moments: Mapping[str, Moments], cha
         )
 
 
-def rounded(kernel: Kernel, read: Moments | None, integers: Integers) -> Kernel:
+def rounded(kernel: Kernel, factor: gptq.Factor | None, integers: Integers) -> Kernel:
     """What such integers hold of a kernel, by GPTQ where it is known what it reads."""
     layer = LayerPlan("quantized", bits=8, weight_bits=integers.bits, group=integers.group)
-    if read is None:
+    if factor is None:
         single = jnp.asarray(kernel, jnp.float32)
         return np.asarray(qarray.quantize_kernel(single, *integers).dequantize(), np.float64)
-    hessian = gptq.damped(read.second)
-    scale = gptq.search_scale(kernel, np.diag(hessian), layer)
-    return np.asarray(gptq.solve(kernel, hessian, scale, layer).dequantize(), np.float64)
+    return np.asarray(gptq.solve(kernel, factor, layer).dequantize(), np.float64)

@@ -4,10 +4,12 @@ What is made good is what the product puts out on the calibration inputs as the 
 Hessian `H = X^T X` of those inputs. Rows go in the order of falling diagonal of H.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
@@ -24,10 +26,30 @@ def round_kernel(
     """Integers on the scales of `search_scale`, chosen row by row."""
     del target
     rows = np.asarray(rounded, np.float64)
-    hessian = damped(rows.T @ rows)
-    exact = np.asarray(kernel, np.float64)
-    scale = search_scale(exact, np.diag(hessian), layer)
-    return solve(exact, hessian, scale, layer)
+    return solve(np.asarray(kernel, np.float64), Factor.of(rows.T @ rows), layer)
+
+
+class Factor(NamedTuple):
+    """What all kernels that read the same have in common.
+
+    Attributes:
+        weight: diagonal of the damped Hessian.
+        order: of the rows, by falling diagonal.
+        upper: Cholesky factor of its inverse, rows in that order.
+    """
+
+    weight: Float[np.ndarray, " m"]
+    order: Int[np.ndarray, " m"]
+    upper: Float[np.ndarray, "m m"]
+
+    @classmethod
+    def of(cls, hessian: Float[np.ndarray, "m m"]) -> "Factor":
+        """Of `X^T X`, or a multiple of it."""
+        hessian = damped(hessian)
+        weight = np.diag(hessian).copy()
+        order = np.argsort(-weight, kind="stable")
+        inverse = scipy.linalg.cho_solve((np.linalg.cholesky(hessian[np.ix_(order, order)]), True), np.eye(len(order)))
+        return cls(weight, order, scipy.linalg.cholesky(inverse))
 
 
 def damped(hessian: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
@@ -57,19 +79,13 @@ def search_scale(
     return best
 
 
-def solve(
-    kernel: Float[np.ndarray, "m n"],
-    hessian: Float[np.ndarray, "m m"],
-    scale: Float[np.ndarray, "..."],
-    layer: LayerPlan,
-) -> QArray:
+def solve(kernel: Float[np.ndarray, "m n"], factor: Factor, layer: LayerPlan) -> QArray:
     """Rounds row by row with the Cholesky factor of the inverse Hessian, in blocks of BLOCK rows."""
     m, limit = len(kernel), qarray.qmax(layer.kernel_bits)
-    order = np.argsort(-np.diag(hessian), kind="stable")
+    weight, order, upper = factor
+    scale = search_scale(kernel, weight, layer)
     spread = np.asarray(qarray.each_row(scale, m, layer.group)) * np.ones_like(kernel)
     left, spread = kernel[order].copy(), spread[order]
-    inverse = scipy.linalg.cho_solve((np.linalg.cholesky(hessian[np.ix_(order, order)]), True), np.eye(m))
-    upper = scipy.linalg.cholesky(inverse)
     codes = np.empty_like(left)
     for start in range(0, m, BLOCK):
         stop = min(start + BLOCK, m)
