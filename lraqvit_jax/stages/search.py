@@ -159,12 +159,12 @@ class Search:
         return Candidate("both", budget)
 
     def _keeps(self, candidate: Candidate) -> tuple[bool, float]:
-        """Whether a candidate keeps within the goal, and its drop; nothing does that cannot be so small."""
+        """Whether a candidate keeps within the goal, and what is held to it; nothing does that cannot be so small."""
         try:
             point = self._point(candidate)
         except TooSmallError:
             return False, 100.0
-        return point["keeps"], point["expected"] if self._rule.by == "expected" else point["drop"]
+        return point["keeps"], point["held"]
 
     def _largest(self) -> float:
         """The largest budget within all that the goal bounds."""
@@ -318,10 +318,10 @@ def _moved(made: pathlib.Path, name: pathlib.Path) -> None:
 
 
 def _fields(judged: Judged) -> dict[str, Any]:
-    drop, expected, keeps = judged
+    drop, expected, keeps, held = judged
     fields = {"drop": drop.drop, "drop_low": drop.low, "drop_high": drop.high, "images": drop.images}
     likewise = {"expected": expected.drop, "expected_low": expected.low, "expected_high": expected.high}
-    return {**fields, **likewise, "keeps": keeps}
+    return {**fields, **likewise, "keeps": keeps, "held": held}
 
 
 def images(ws: Workspace, dense: Artifact) -> Images:

@@ -67,11 +67,13 @@ class Judged(NamedTuple):
         drop: of its accuracy, counted, with its interval.
         expected: the same by `expected`, which says it with far less noise where images are few; with its interval.
         keeps: whether it keeps within what is allowed.
+        held: the number that is held to it, in points.
     """
 
     drop: Drop
     expected: Drop
     keeps: bool
+    held: float
 
 
 class Rule(NamedTuple):
@@ -92,8 +94,8 @@ class Rule(NamedTuple):
         """What all of these images say."""
         drop, expected = _drops(teacher, answer, self.confidence)
         counted = drop.high if self.by == "bound" else drop.drop
-        values = [counted, expected.high] if self.by == "expected" else [counted]
-        return Judged(drop, expected, bool(max(values) <= self.limit + 1e-9))
+        held = max(counted, expected.high) if self.by == "expected" else counted
+        return Judged(drop, expected, bool(held <= self.limit + 1e-9), float(held))
 
     def refuses(self, teacher: Teacher, answer: Int[np.ndarray, " images"]) -> Judged | None:
         """What a part of the images says where that is enough to refuse the model, whatever the others say."""
@@ -217,7 +219,7 @@ def _between(refused: int, kept: int, limit: float, drops: Mapping[int, float]) 
     if refused in drops and kept in drops:
         below, above, wanted = (math.log(max(value, FLOOR)) for value in (drops[refused], drops[kept], limit))
         share = (wanted - above) / (below - above) if below > above else share
-    margin = max(1, (kept - refused) // 4)
+    margin = max(1, round((kept - refused) / 4))
     return min(max(round(kept - share * (kept - refused)), refused + margin), max(refused + 1, kept - margin))
 
 
