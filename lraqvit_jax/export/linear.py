@@ -8,8 +8,10 @@ The layer of query, key and value becomes three products with one input: nobody 
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int8
 from onnx import TensorProto
@@ -20,7 +22,7 @@ from lraqvit_jax.export.graph import Graph
 from lraqvit_jax.lowrank import reparam
 from lraqvit_jax.plan import basis as plan_basis
 from lraqvit_jax.plan.cost import LATER, kernel_shapes
-from lraqvit_jax.plan.records import LayerPlan
+from lraqvit_jax.plan.records import PACKED, LayerPlan
 from lraqvit_jax.quant import qarray
 
 OUTPUTS = ("query", "key", "value")
@@ -376,10 +378,37 @@ def _kernel(graph: Graph, product: Product, layer: LayerPlan) -> list[str]:
     if layer.kernel_bits == 4:
         stored = graph.constant(values, product.name, TensorProto.INT4)
         return [_spread(graph, graph.add("Cast", stored, to=TensorProto.INT8), product, np.int8(0))]
+    if layer.kernel_bits in PACKED and graph.opset >= operators.BITWISE:
+        return [_spread(graph, _unpacked(graph, product, layer.kernel_bits), product, np.int8(0))]
     if graph.target == "avx2" and 2 * top * np.abs(values.astype(int)).max() >= ROOM:
         stored = graph.constant((values.astype(np.int16) + ZERO).astype(np.uint8), product.name)
         return [_spread(graph, stored, product, np.uint8(ZERO)), graph.constant(np.uint8(ZERO))]
     return [_spread(graph, graph.constant(values, product.name), product, np.int8(0))]
+
+
+def _unpacked(graph: Graph, product: Product, bits: int) -> str:
+    """The kernel in int8, of bytes as `qarray.pack` fills them: ONNX has no integers of so many bits. All of it is of
+    constants, and a runtime computes it once, as it loads the file."""
+    stored = graph.constant(np.asarray(qarray.pack(jnp.asarray(product.values), bits)), f"{product.name}_packed")
+    word = math.lcm(bits, 8)
+    names = graph.add("Split", stored, outputs=word // 8, axis=0, num_outputs=word // 8) if word > 8 else [stored]
+    values = []
+    for at in range(0, word, bits):
+        places = zip(range(-at, word - at, 8), names, strict=True)
+        moved = [_shifted(graph, name, place) for place, name in places if -8 < place < bits]
+        joined = functools.reduce(functools.partial(graph.add, "BitwiseOr"), moved)
+        values.append(graph.add("BitwiseAnd", joined, graph.constant(np.uint8(2**bits - 1))))
+    whole = graph.add("Concat", *values, axis=0)
+    ends = (graph.constant(np.asarray([end], np.int64)) for end in (0, len(product.values), 0))
+    wide = graph.add("Cast", graph.add("Slice", whole, *ends), to=TensorProto.INT32)
+    return graph.add("Cast", graph.add("Sub", wide, graph.constant(np.int32(2 ** (bits - 1)))), to=TensorProto.INT8)
+
+
+def _shifted(graph: Graph, x: str, bits: int) -> str:
+    """Bytes moved so many bits up, or down where that is below 0."""
+    if not bits:
+        return x
+    return graph.add("BitShift", x, graph.constant(np.uint8(abs(bits))), direction="LEFT" if bits > 0 else "RIGHT")
 
 
 def _spread(graph: Graph, stored: str, product: Product, zero: np.generic) -> str:

@@ -16,6 +16,7 @@ from lraqvit_jax.base import trees
 from lraqvit_jax.data.preprocess import Preprocess
 from lraqvit_jax.devices import sharding
 from lraqvit_jax.export import onnx as export
+from lraqvit_jax.plan.cost import packed_rows
 from lraqvit_jax.plan.files import to_json
 from lraqvit_jax.plan.records import LayerPlan
 from lraqvit_jax.quant import qarray
@@ -77,13 +78,36 @@ def case(rng, bits, weight_bits, granularity, rank):
 
 @pytest.mark.parametrize("target", [name for name, runs in RUNS.items() if runs])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_token_dynamic"])
-@pytest.mark.parametrize(("bits", "weight_bits"), [(8, 8), (8, 7), (7, 8), (8, 6), (8, 4), (6, 8)])
+@pytest.mark.parametrize(("bits", "weight_bits"), [(8, 8), (8, 7), (7, 8), (8, 6), (8, 5), (8, 4), (8, 3), (6, 8)])
 def test_sums_are_exact(rng, tmp_path, bits, weight_bits, granularity, target):
     layer, weights, kernels, codes = case(rng, bits, weight_bits, granularity, 0)
     got = outputs(embedding(rng, layer, weights), codes, tmp_path / "one.onnx", target)
     sums = codes.astype(np.int64) @ kernels["kernel"]
     assert np.abs(sums).max() >= M * qarray.qmax(bits) * qarray.qmax(weight_bits)
     np.testing.assert_array_equal(np.rint(got / (STEP * UNIT)), sums)
+
+
+@pytest.mark.parametrize("weight_bits", [3, 5, 6])
+def test_a_kernel_takes_its_bits_and_is_taken_apart_once(rng, tmp_path, weight_bits):
+    """In the file there are as many bytes as are counted; the session that has read it holds int8."""
+    layer, weights, kernels, _ = case(rng, 8, weight_bits, "per_token_dynamic", 0)
+    made = export.export(embedding(rng, layer, weights), tmp_path / "one.onnx", "avx2")
+    (packed,) = (one for one in made.graph.initializer if one.name == "patch_embed/kernel_packed")
+    assert (packed.data_type, list(packed.dims)) == (TensorProto.UINT8, [packed_rows(M, weight_bits), N])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(tmp_path / "one.onnx", options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "loaded.onnx").graph
+    assert not {"BitShift", "BitwiseAnd", "BitwiseOr"} & {node.op_type for node in graph.node}
+    held = [onnx.numpy_helper.to_array(one) for one in graph.initializer if one.data_type == TensorProto.INT8]
+    assert any(one.shape == (M, N) and np.array_equal(one, kernels["kernel"]) for one in held)
+
+
+def test_an_opset_that_cannot_take_bytes_apart_has_one_for_each(rng, tmp_path):
+    layer, weights, kernels, _ = case(rng, 8, 5, "per_token_dynamic", 0)
+    made = export.export(embedding(rng, layer, weights), tmp_path / "one.onnx", "avx2", opset=17)
+    (kernel,) = (one for one in made.graph.initializer if one.name == "patch_embed/kernel")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(kernel), kernels["kernel"])
 
 
 @pytest.mark.parametrize("weight_bits", [8, 7])
