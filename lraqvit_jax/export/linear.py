@@ -158,9 +158,9 @@ def _quantized(graph: Graph, x: str, path: str, layer: LayerPlan, weights: Any, 
     return outputs
 
 
-def _split(graph: Graph, outputs: list[str], parts: int) -> list[str]:
+def _split(graph: Graph, outputs: list[str], parts: int, axis: int = -1) -> list[str]:
     fields = {"num_outputs": parts} if graph.opset >= operators.AXES else {}  # Before, as many as it has outputs.
-    return graph.add("Split", *outputs, outputs=parts, axis=-1, **fields) if parts > 1 else outputs
+    return graph.add("Split", *outputs, outputs=parts, axis=axis, **fields) if parts > 1 else outputs
 
 
 class StaticGrid(NamedTuple):
@@ -378,7 +378,7 @@ def _kernel(graph: Graph, product: Product, layer: LayerPlan) -> list[str]:
     if layer.kernel_bits == 4:
         stored = graph.constant(values, product.name, TensorProto.INT4)
         return [_spread(graph, graph.add("Cast", stored, to=TensorProto.INT8), product, np.int8(0))]
-    if layer.kernel_bits in PACKED and graph.opset >= operators.BITWISE:
+    if layer.kernel_bits in PACKED:
         return [_spread(graph, _unpacked(graph, product, layer.kernel_bits), product, np.int8(0))]
     if graph.target == "avx2" and 2 * top * np.abs(values.astype(int)).max() >= ROOM:
         stored = graph.constant((values.astype(np.int16) + ZERO).astype(np.uint8), product.name)
@@ -388,27 +388,27 @@ def _kernel(graph: Graph, product: Product, layer: LayerPlan) -> list[str]:
 
 def _unpacked(graph: Graph, product: Product, bits: int) -> str:
     """The kernel in int8, of bytes as `qarray.pack` fills them: ONNX has no integers of so many bits. All of it is of
-    constants, and a runtime computes it once, as it loads the file."""
+    constants, and a runtime computes it once, as it loads the file. In int32, by division and remainder: OpenVINO's
+    shifts of bytes are others than ONNX's."""
     stored = graph.constant(np.asarray(qarray.pack(jnp.asarray(product.values), bits)), f"{product.name}_packed")
-    word = math.lcm(bits, 8)
-    names = graph.add("Split", stored, outputs=word // 8, axis=0, num_outputs=word // 8) if word > 8 else [stored]
-    values = []
+    word, wide = math.lcm(bits, 8), graph.add("Cast", stored, to=TensorProto.INT32)
+    names, values = _split(graph, [wide], word // 8, axis=0), []
     for at in range(0, word, bits):
         places = zip(range(-at, word - at, 8), names, strict=True)
-        moved = [_shifted(graph, name, place) for place, name in places if -8 < place < bits]
-        joined = functools.reduce(functools.partial(graph.add, "BitwiseOr"), moved)
-        values.append(graph.add("BitwiseAnd", joined, graph.constant(np.uint8(2**bits - 1))))
+        parts = [_taken(graph, name, place, bits) for place, name in places if -8 < place < bits]
+        values.append(functools.reduce(functools.partial(graph.add, "Add"), parts))
     whole = graph.add("Concat", *values, axis=0)
     ends = (graph.constant(np.asarray([end], np.int64)) for end in (0, len(product.values), 0))
-    wide = graph.add("Cast", graph.add("Slice", whole, *ends), to=TensorProto.INT32)
-    return graph.add("Cast", graph.add("Sub", wide, graph.constant(np.int32(2 ** (bits - 1)))), to=TensorProto.INT8)
+    middle = graph.constant(np.int32(2 ** (bits - 1)))
+    return graph.add("Cast", graph.add("Sub", graph.add("Slice", whole, *ends), middle), to=TensorProto.INT8)
 
 
-def _shifted(graph: Graph, x: str, bits: int) -> str:
-    """Bytes moved so many bits up, or down where that is below 0."""
-    if not bits:
-        return x
-    return graph.add("BitShift", x, graph.constant(np.uint8(abs(bits))), direction="LEFT" if bits > 0 else "RIGHT")
+def _taken(graph: Graph, x: str, place: int, bits: int) -> str:
+    """What bytes hold of integers of so many bits, of which their lowest bit is number `place`."""
+    if place < 0:
+        x = graph.add("Div", x, graph.constant(np.int32(2**-place)))
+    there = graph.add("Mod", x, graph.constant(np.int32(2 ** (bits - max(place, 0)))))
+    return graph.add("Mul", there, graph.constant(np.int32(2**place))) if place > 0 else there
 
 
 def _spread(graph: Graph, stored: str, product: Product, zero: np.generic) -> str:

@@ -10,7 +10,7 @@ In the last block of a ViT, only the tokens that the head reads go on behind the
 
 A kernel of 4 bits is stored in int4, one of 3, 5 or 6 in bytes that hold several (`quant.qarray.pack`): both become
 int8 as the file is loaded. Files of qdq have a byte for each integer of 3, 5 and 6 bits, in an opset below 21 of 4 as
-well; those of other targets do below 18.
+well.
 
 Integers of the target. `avx2` is right on every machine: ONNX Runtime's kernels for AVX2 add two products of uint8 and
 int8 in 16 bits, which hold them up to 7 bits of weights, or of activations; wider kernels are stored as uint8, whose

@@ -1,5 +1,5 @@
 """Operators that older opsets lack, spelled out: Attention (23), Gelu (20), axes of a mean or maximum as an input (18).
-int4 and scales of groups (21), and what takes bytes apart (18), have nothing to stand in for them."""
+int4, and scales of groups (21), have nothing to stand in for them."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 from lraqvit_jax.export.graph import Graph
 
-ATTENTION, BLOCKS, GELU, AXES, BITWISE = 23, 21, 20, 18, 18
+ATTENTION, BLOCKS, GELU, AXES = 23, 21, 20, 18
 """The opsets that have them."""
 
 
