@@ -61,7 +61,7 @@ MISTAKES = [
     (["latency", "--config.latency.runtimes=('onnxruntim',)"], ["'onnxruntim'; did you mean 'onnxruntime'"]),
     (["peers", "--config.peers.peers=('nncf_quantise',)"], ["'nncf_quantise'", "did you mean 'nncf_quantize'"]),
     (["peers"], ["peers.models has 'dense'", "run its stage first"]),
-    (["quant", "--config.quant_grid.widths=('w3a8',)"], ["quant_grid.widths has 'w3a8'"]),
+    (["quant", "--config.quant_grid.widths=('w2a8',)"], ["quant_grid.widths has 'w2a8'"]),
     (["quant", "--config.quant_grid.only=('mine',)"], ["quant_grid.only has 'mine', which is not a method"]),
     (["quant", "--config.quant_grid.sources=('none',)", *command.FAST], ["There is no whole artefact"]),
 ]
