@@ -39,6 +39,7 @@ MISTAKES = [
     (["--config.data.eval=embedded:digit"], ["'digit'", "did you mean 'digits'"]),
     (["--config.data.train=tfds:not_a_set"], ["not_a_set"]),
     (["--config.data.train=tfds:mnist", "--config.data.data_dir=nowhere"], ["mnist", "not prepared"]),
+    (["--config.plan.groups=(64,)"], ["plan.groups wants plan.widths"]),
     (["--config.data.on_bad_image=ignore"], ["data.on_bad_image", "'ignore'", "fail, skip"]),
     (["--config.augment=flip_rl"], ["flip_rl", "did you mean 'flip_lr'"]),
     (["--config.runs.rb_lra_kd.branch=wrong"], ["'wrong'", "small_random"]),
