@@ -4,7 +4,6 @@ import dataclasses
 
 from lraqvit_jax.options.quant import BITS
 from lraqvit_jax.options.records import option
-from lraqvit_jax.plan.records import Integers
 
 UNITS = ("params", "macs", "bytes", "latency")
 
@@ -30,14 +29,6 @@ class PlanOptions:
     mlp_rank: int = option(0, low=0)
     pivot: bool = False  # pairs with an identity block, r (m + n - r) numbers: every rank below the full one saves
     keep_dense: tuple[str, ...] = ()  # paths, or beginnings of paths, that are not factorized
-
-    @property
-    def integers(self) -> tuple[Integers, ...]:
-        """All that a kernel may be, where they are chosen."""
-        most = max(self.widths, default=0)
-        return tuple(
-            Integers(bits, group) for bits in self.widths for group in (0, *(self.groups if bits < most else ()))
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,13 @@ class Integers(NamedTuple):
         """The inverse of `str`; ValueError for anything else."""
         return cls(*map(int, text.split("/")))
 
+    @classmethod
+    def all(cls, widths: Iterable[int], groups: Iterable[int]) -> "list[Integers]":
+        """Those of these bits, and in these groups where there are more bits yet."""
+        widths, groups = list(widths), list(groups)
+        most = max(widths, default=0)
+        return [cls(bits, group) for bits in widths for group in (0, *(groups if bits < most else ()))]
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearInfo:

@@ -68,7 +68,7 @@ def speed(ws: Workspace) -> float:
 def _rounded(ws: Workspace, dense: int) -> float:
     """FLOPs of measuring what rounding each kernel loses: from its block on, which is half of the model on average."""
     plan, kernels = ws.config.plan, sum(3 if info.path.endswith("/qkv") else 1 for info in ws.spec.layers)
-    return max(0, len(plan.integers) - 1) * kernels * plan.measured_images * dense / 2
+    return max(0, len(plan_lib.Integers.all(plan.widths, plan.groups)) - 1) * kernels * plan.measured_images * dense / 2
 
 
 def _searched(ws: Workspace, sources: Mapping[str, Source], small: int) -> float:

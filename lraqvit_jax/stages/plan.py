@@ -17,7 +17,7 @@ from lraqvit_jax.devices import sharding
 from lraqvit_jax.lowrank import block, kfac, spectra, whitened
 from lraqvit_jax.options.plan import PlanOptions
 from lraqvit_jax.plan import blocks, budget, cost, ranks
-from lraqvit_jax.plan.records import LayerPlan, LinearInfo, Plan
+from lraqvit_jax.plan.records import Integers, LayerPlan, LinearInfo, Plan
 from lraqvit_jax.run import planning
 from lraqvit_jax.run.workspace import Workspace
 from lraqvit_jax.stages import rounding, search, searched, sizes
@@ -73,15 +73,16 @@ class Planner:
         batches = ws.others(ws.config.factorize.calibration_images, ws.config.plan.measured_images)
         changes = Changes(dense.model, dense.params, batches, ws.mesh)
         planner = cls(solved, changes, sizes.scales(solved), {})
-        if not ws.config.plan.integers:
+        if not ws.config.plan.widths:
             return planner
+        integers = Integers.all(ws.config.plan.widths, ws.config.plan.groups)
         others = [
             info
             for info in ws.spec.layers
             if info not in planner.layers and planning.quantized_layer(ws.config, info, LayerPlan()).form == "quantized"
         ]
-        same = known and all(set(losses) == set(ws.config.plan.integers) for losses in known.values())
-        found = known if known and same else planner._measured(ws, dense, others, moments)
+        same = known and all(set(losses) == set(integers) for losses in known.values())
+        found = known if known and same else planner._measured(ws, dense, others, moments, integers)
         return dataclasses.replace(planner, widths=found, others=others)
 
     @property
@@ -90,7 +91,12 @@ class Planner:
         return [info for one in self.solved.values() for info in (*one.block.attention, *one.block.mlp)]
 
     def _measured(
-        self, ws: Workspace, dense: Artifact, others: list[LinearInfo], moments: Mapping[str, Moments]
+        self,
+        ws: Workspace,
+        dense: Artifact,
+        others: list[LinearInfo],
+        moments: Mapping[str, Moments],
+        integers: list[Integers],
     ) -> rounding.Losses:
         """What rounding loses, of the layers of the blocks, and of others with the moments that these read."""
         method = next(iter(ws.config.quant.methods.values())).rounding
@@ -105,7 +111,7 @@ class Planner:
         )
         parts = [one.block for one in self.solved.values()]
         count = sum(4 * bool(part.attention) + 2 * bool(part.mlp) for part in parts) + len(others)
-        return rounding.measure(measured, count, ws.config.plan.integers, method)
+        return rounding.measure(measured, count, integers, method)
 
     def plan(self, ws: Workspace, options: PlanOptions) -> dict[str, LayerPlan]:
         """The float plan for the options' budget."""

@@ -105,7 +105,7 @@ def _leaves(tree):
     [
         ({"budget": 0}, "budget is 0"),
         ({"budget": 0.001}, "below what sizes"),
-        ({"bits": 5}, "bits is 5"),
+        ({"bits": 2}, "bits is 2"),
         ({"quantizer": "none"}, "quantizer is 'none'"),
         ({"metric": "accuracy"}, "metric is 'accuracy'"),
         ({"steps": -3}, "steps is -3"),
