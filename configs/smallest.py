@@ -34,7 +34,7 @@ def get_config(forms: str = "integers"):
     config.quant.update(source="low_rank", dense=integers)
     config.quant.methods = {}
     if integers:
-        config.plan.widths = (8, 6, 5, 4, 3)
+        config.plan.widths = base.SMALLEST_WIDTHS
         config.quant.methods = {"smallest": base.quantizer(**dataclasses.asdict(base.SMALLEST_QUANTIZER))}
     config.export.artifacts = ("smallest",)
     return config

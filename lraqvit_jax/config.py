@@ -232,6 +232,8 @@ SMALLEST = "smallest"
 """The name of the row that a goal asks for."""
 SMALLEST_QUANTIZER = dataclasses.replace(QUANTIZERS["gptq"], asymmetric=True)
 """Of that row: a zero point of each token costs no bytes."""
+SMALLEST_WIDTHS = (8, 6, 5, 4, 3)
+"""Bits of which its kernels are chosen."""
 
 
 def _check_goal(config: Config) -> None:

@@ -18,8 +18,6 @@ from lraqvit_jax.data.sources import memory
 from lraqvit_jax.devices import precision
 from lraqvit_jax.devices.sharding import Mesh
 
-WIDTHS = (8, 6, 5, 4, 3)
-
 
 @precision.usual()
 def smallest(
@@ -71,7 +69,7 @@ def smallest(
     steps = whole_number(steps, "steps", low=0)
     chosen = compress.options(model, preprocess, source, 0.5, {}, steps)
     chosen["data"]["eval"], _labelled = memory.named(*([evaluation] if isinstance(evaluation, str) else evaluation))
-    chosen["plan"] |= {"unit": "bytes", "widths": WIDTHS}
+    chosen["plan"] |= {"unit": "bytes", "widths": config_lib.SMALLEST_WIDTHS}
     chosen["quant"]["methods"] = {SMALLEST: dataclasses.asdict(config_lib.SMALLEST_QUANTIZER)}
     chosen["goal"]["max_drop"] = max_drop
     chosen["export"]["artifacts"] = (SMALLEST,)

@@ -376,14 +376,15 @@ def _kernel(graph: Graph, product: Product, layer: LayerPlan) -> list[str]:
     """The kernel as the target multiplies it exactly, and its zero point where that is not 0."""
     values, top = product.values, 2**layer.bits - 1
     if layer.kernel_bits == 4:
-        stored = graph.constant(values, product.name, TensorProto.INT4)
-        return [_spread(graph, graph.add("Cast", stored, to=TensorProto.INT8), product, np.int8(0))]
-    if layer.kernel_bits in PACKED:
-        return [_spread(graph, _unpacked(graph, product, layer.kernel_bits), product, np.int8(0))]
-    if graph.target == "avx2" and 2 * top * np.abs(values.astype(int)).max() >= ROOM:
+        stored = graph.add("Cast", graph.constant(values, product.name, TensorProto.INT4), to=TensorProto.INT8)
+    elif layer.kernel_bits in PACKED:
+        stored = _unpacked(graph, product, layer.kernel_bits)
+    elif graph.target == "avx2" and 2 * top * np.abs(values.astype(int)).max() >= ROOM:
         stored = graph.constant((values.astype(np.int16) + ZERO).astype(np.uint8), product.name)
         return [_spread(graph, stored, product, np.uint8(ZERO)), graph.constant(np.uint8(ZERO))]
-    return [_spread(graph, graph.constant(values, product.name), product, np.int8(0))]
+    else:
+        stored = graph.constant(values, product.name)
+    return [_spread(graph, stored, product, np.int8(0))]
 
 
 def _unpacked(graph: Graph, product: Product, bits: int) -> str:

@@ -260,7 +260,7 @@ class Problem:
                 made = [
                     Choice(self._cost(block, whole._replace(**size), layers), loss + lost, size)
                     for channels, loss in zip(sizes, losses, strict=True)
-                    for lost, size in self._in_integers(block.attention[0].path, {part: channels}, layers)
+                    for lost, size in self._rounded(block.attention[0].path, {part: channels}, layers)
                 ]
                 yield part, undominated(made)
         if block.mlp:
@@ -278,13 +278,13 @@ class Problem:
             return [
                 Choice(self._cost(block, one._replace(**size), (part,)), loss + rounding, size)
                 for one, loss, rank in zip(tried, losses, ranks, strict=True)
-                for rounding, size in self._in_integers(block.mlp[0].path, {part: rank}, (part,), pair=bool(rank))
+                for rounding, size in self._rounded(block.mlp[0].path, {part: rank}, (part,), pair=bool(rank))
             ]
 
         smaller = min(block.mlp[0].features_in, block.mlp[1].features_out)
         return mlp_choices(whole.width, smaller, self.multiple, lost, side)
 
-    def _in_integers(
+    def _rounded(
         self, near: str, size: dict[str, int], layers: Sequence[str], pair: bool = False
     ) -> Iterator[tuple[float, dict[str, Any]]]:
         """A size in all integers of the kernels of these layers, siblings of the layer `near`, with what rounding

@@ -36,13 +36,12 @@ def work(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
     dense = total_cost(plan_lib.dense(ws.spec.layers), ws.spec.layers).flops
     small = total_cost(ws.plan, ws.spec.layers).flops
     calibration = config.factorize.calibration_images * BACKWARD * dense
+    choosing = CHOOSING if config.plan.method == "products" else 2
     searched = _searched(ws, sources, small) if config.goal.is_set and ws.provisional else 0.0
     size, dense_integers = ws.preprocess.size, config_lib.DENSE_INTEGERS in config_lib.rows(config)
     of_stage = {
         "teacher": config.teacher.steps * config.batch_size * BACKWARD * dense,
-        "plan": calibration * (CHOOSING if config.plan.method == "products" else 2) * ws.provisional
-        + _rounded(ws, dense) * ws.provisional
-        + searched,
+        "plan": ws.provisional * (calibration * choosing + _rounded(ws, dense)) + searched,
         "factorize": calibration,
         "distill": sum(
             _steps(ws, run.steps, sources)

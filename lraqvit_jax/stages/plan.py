@@ -76,14 +76,14 @@ class Planner:
         if not ws.config.plan.widths:
             return planner
         integers = Integers.all(ws.config.plan.widths, ws.config.plan.groups)
+        of_blocks = planner.layers
+        outside = [info for info in ws.spec.layers if info not in of_blocks]
         others = [
-            info
-            for info in ws.spec.layers
-            if info not in planner.layers and planning.quantized_layer(ws.config, info, LayerPlan()).form == "quantized"
+            info for info in outside if planning.quantized_layer(ws.config, info, LayerPlan()).form == "quantized"
         ]
-        same = known and all(set(losses) == set(integers) for losses in known.values())
-        found = known if known and same else planner._measured(ws, dense, others, moments, integers)
-        return dataclasses.replace(planner, widths=found, others=others)
+        if not known or any(set(losses) != set(integers) for losses in known.values()):
+            known = planner._measured(ws, dense, others, moments, integers)
+        return dataclasses.replace(planner, widths=known, others=others)
 
     @property
     def layers(self) -> list[LinearInfo]:
@@ -104,8 +104,7 @@ class Planner:
         if others and method != "nearest":
             batches, _ = ws.calibration(ws.config.factorize.calibration_images)
             read = statistics.moments(dense.model, dense.params, others, batches, ws.mesh)
-        host = artifacts.host(dense.params)
-        kernels = {info.path: trees.get(host, info.path)["kernel"] for info in others}
+        kernels = artifacts.host({info.path: trees.get(dense.params, info.path)["kernel"] for info in others})
         measured = itertools.chain(
             rounding.of_blocks(self.solved, moments, self.changes), rounding.of_others(kernels, read, self.changes)
         )
