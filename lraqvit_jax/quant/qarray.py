@@ -32,6 +32,11 @@ def _static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
+_compiled = functools.partial(jax.jit, inline=True)
+"""One program of a function that is called with arrays of every layer's shape: XLA would compile each of its operations
+for each of them. Within another program it is as if it were not there."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QArray:
@@ -86,6 +91,7 @@ class QArray:
         """The scale of every entry, as it broadcasts."""
         return each_row(self.scale, self.rows, self.group)
 
+    @_compiled
     def dequantize(self) -> Float[Array, "m n"]:
         """The kernel that it stands for."""
         return self.unpack().astype(jnp.float32) * self.each_row()
@@ -146,6 +152,7 @@ def codes(x: Float[Array, "..."], scale: Float[Array, "..."], bits: int = 8) -> 
     return jnp.round(jnp.clip(x.astype(jnp.float32) * (1 / scale), -limit, limit))
 
 
+@_compiled(static_argnames=("bits", "group"))
 def kernel_scale(kernel: Float[Array, "m n"], bits: int = 8, group: int = 0) -> Float[Array, "..."]:
     """The scales of a kernel from max |w| over the inputs: (n,), or (groups, n) where `group` inputs share one."""
     if not group:
@@ -169,11 +176,17 @@ def quantize_kernel(
         group: how many input channels share a scale; 0 is all of them.
         scale: given, or by `kernel_scale`.
     """
+    return _rounded(kernel, bits, group, scale).check()
+
+
+@_compiled(static_argnames=("bits", "group"))
+def _rounded(kernel: Float[Array, "m n"], bits: int, group: int, scale: Float[Array, "..."] | None) -> QArray:
     scale = kernel_scale(kernel, bits, group) if scale is None else scale
     rounded = codes(kernel, each_row(scale, len(kernel), group), bits).astype(jnp.int8)
-    return QArray(pack(rounded, bits), scale, bits, group, len(kernel)).check()
+    return QArray(pack(rounded, bits), scale, bits, group, len(kernel))
 
 
+@_compiled(static_argnames="bits")
 def pack(values: Int8[Array, "m n"], bits: int) -> Array:
     """Packs integers of 3 to 6 bits into bytes along the rows; 7 and 8 bits stay int8.
 
@@ -190,6 +203,7 @@ def pack(values: Int8[Array, "m n"], bits: int) -> Array:
     return jnp.concatenate([_bits(parts, bits, byte, 8).astype(jnp.uint8) for byte in range(0, word, 8)])
 
 
+@_compiled(static_argnames=("bits", "rows"))
 def unpack(packed: Array, bits: int, rows: int) -> Int8[Array, "m n"]:
     """The inverse of `pack`; `rows` is m."""
     if bits not in PACKED:
@@ -214,6 +228,7 @@ def _grouped(rows: Array, group: int) -> Array:
     return rows.reshape(-1, group, *rows.shape[1:])
 
 
+@_compiled(static_argnames=("granularity", "bits"))
 def input_scale(x: Float[Array, "... tokens m"], granularity: str, clip: Any = 1.0, bits: int = 8) -> Array:
     """The scale of activations from their range.
 
@@ -232,6 +247,7 @@ def input_scale(x: Float[Array, "... tokens m"], granularity: str, clip: Any = 1
     return scale.reshape(scale.shape[-2:]) if granularity == "per_token" else scale
 
 
+@_compiled(static_argnames=("granularity", "bits"))
 def input_center(
     x: Float[Array, "... tokens m"], granularity: str, clip: Any = 1.0, bits: int = 8
 ) -> tuple[Array, Array]:

@@ -71,14 +71,13 @@ class Product(NamedTuple):
         """
         if self.inputs is None:
             array = round_kernel(kernel, rows, target, self.layer)
-            return array, rows @ array.dequantize()
-        kernels, targets = (jnp.split(one, len(self.inputs), -1) for one in (kernel, target))
+            return array, _put_out(rows, array)
         parts, outputs = [], []
-        for channels, of_head, goal in zip(self.inputs, kernels, targets, strict=True):
-            parts.append(round_kernel(of_head[channels], rows[:, channels], goal, self.layer))
-            outputs.append(rows[:, channels] @ parts[-1].dequantize())
-        joined = {name: jnp.concatenate([getattr(part, name) for part in parts], -1) for name in ("qvalue", "scale")}
-        return dataclasses.replace(parts[0], **joined), jnp.concatenate(outputs, -1)
+        for of_head in _by_head(kernel, rows, target, self.inputs):
+            parts.append(round_kernel(*of_head, self.layer))
+            outputs.append(_put_out(of_head[1], parts[-1]))
+        arrays, joined = _joined([part.stored() for part in parts], outputs)
+        return dataclasses.replace(parts[0], **arrays), joined
 
 
 Products = Mapping[str, Product]
@@ -263,7 +262,7 @@ def _quantize_layer(
         layer, alpha = product.layer, alphas[part]
         x, kernel = jnp.asarray(product.x), jnp.asarray(product.kernel, jnp.float32)
         x = x - shift if part == "x" and shift is not None else x
-        target = x @ kernel
+        target = _product(x, kernel)
         x = x if outputs is None else _between(outputs, layer_products["x"])
         if alpha is not None:
             x, kernel = x / alpha, kernel * alpha[:, None]
@@ -278,12 +277,13 @@ def _quantize_layer(
             weights["u"]["scale"] = weights["u"]["scale"] / alpha
         if grid.clip is not None:
             clips["clip_z" if part == "z" else "clip"] = grid.clip
-        errors[part] = float(jnp.linalg.norm(outputs - target) / jnp.maximum(jnp.linalg.norm(target), 1e-30))
+        errors[part] = float(_relative_error(outputs, target))
     return _Layer(weights, errors, clips)
 
 
-def _between(outputs: Float[Array, "images tokens r"], first: Product) -> Float[Array, "images tokens r"]:
+def _between(outputs: Float[Array, "rows r"], first: Product) -> Float[Array, "images tokens r"]:
     """What is between the factors of a pair: what the first puts out, and the inputs that it copies."""
+    outputs = outputs.reshape(*first.x.shape[:-1], -1)
     if first.inputs is None:
         return outputs
     return outputs + jnp.asarray(first.x)[..., rest_of(first.inputs[0], first.x.shape[-1])]
@@ -292,15 +292,14 @@ def _between(outputs: Float[Array, "images tokens r"], first: Product) -> Float[
 def _quantize_product(
     x: Float[Array, "images tokens m"],
     kernel: Float[Array, "m n"],
-    target: Float[Array, "images tokens n"],
+    target: Float[Array, "rows n"],
     product: Product,
     steps: Steps,
-) -> tuple[qarray.QArray, Grid, Float[Array, "images tokens n"]]:
+) -> tuple[qarray.QArray, Grid, Float[Array, "rows n"]]:
     """The rounded kernel, the grid of x, and what the product then puts out."""
     grid = steps.ranges(x, product.layer)
-    rows = on_grid(x, grid, product.layer.bits).reshape(-1, x.shape[-1])
-    array, outputs = product.rounded(kernel, rows, target.reshape(-1, kernel.shape[1]), steps.round_kernel)
-    return array, grid, outputs.reshape(target.shape)
+    array, outputs = product.rounded(kernel, _rows(x, grid, product.layer.bits), target, steps.round_kernel)
+    return array, grid, outputs
 
 
 @jax.jit(static_argnames="bits")
@@ -308,3 +307,44 @@ def on_grid(x: Float[Array, "images tokens m"], grid: Grid, bits: int) -> Float[
     """The inputs as a product on that grid sees them."""
     center = 0 if grid.center is None else grid.center
     return qarray.codes(x - center, grid.scale, bits) * grid.scale + center
+
+
+# Each a program of its own: XLA would compile every operation for the shapes of every layer.
+
+
+@jax.jit(static_argnames="bits")
+def _rows(x: Float[Array, "images tokens m"], grid: Grid, bits: int) -> Float[Array, "rows m"]:
+    return on_grid(x, grid, bits).reshape(-1, x.shape[-1])
+
+
+@jax.jit
+def _product(x: Float[Array, "images tokens m"], kernel: Float[Array, "m n"]) -> Float[Array, "rows n"]:
+    return x.reshape(-1, x.shape[-1]) @ kernel
+
+
+@jax.jit
+def _put_out(rows: Float[Array, "rows m"], array: qarray.QArray) -> Float[Array, "rows n"]:
+    return rows @ array.dequantize()
+
+
+@jax.jit
+def _by_head(
+    kernel: Float[Array, "m n"], rows: Float[Array, "rows m"], target: Float[Array, "rows n"], inputs: Any
+) -> list[tuple[Array, Array, Array]]:
+    """The kernel of each head, what it multiplies, and what it is to put out."""
+    kernels, targets = (jnp.split(one, len(inputs), -1) for one in (kernel, target))
+    return [
+        (of_head[channels], rows[:, channels], goal)
+        for channels, of_head, goal in zip(inputs, kernels, targets, strict=True)
+    ]
+
+
+@jax.jit
+def _joined(parts: list[dict[str, Array]], outputs: list[Array]) -> tuple[dict[str, Array], Float[Array, "rows n"]]:
+    """The kernels of all heads side by side, and what they put out."""
+    return jax.tree.map(lambda *each: jnp.concatenate(each, -1), *parts), jnp.concatenate(outputs, -1)
+
+
+@jax.jit
+def _relative_error(outputs: Float[Array, "rows n"], target: Float[Array, "rows n"]) -> Float[Array, ""]:
+    return jnp.linalg.norm(outputs - target) / jnp.maximum(jnp.linalg.norm(target), 1e-30)

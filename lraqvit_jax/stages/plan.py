@@ -57,6 +57,8 @@ class Planner:
     scales: blocks.Scales
     widths: rounding.Losses
     others: Sequence[LinearInfo] = ()
+    costs: dict[str, dict[Any, float]] = dataclasses.field(default_factory=dict)
+    """Of layers at sizes, by the unit, as they were asked for."""
 
     @classmethod
     def of(
@@ -123,7 +125,8 @@ class Planner:
         # The share is of the blocks; what others save of their own bytes goes to them.
         limit += sum(form_cost(info, LayerPlan()) for info in others)
         multiples = options.multiple, options.head_multiple
-        problem = blocks.Problem(parts, curves, form_cost, limit, *multiples, lost, others)
+        costs = self.costs.setdefault(options.unit, {})
+        problem = blocks.Problem(parts, curves, form_cost, limit, *multiples, lost, others, costs)
         chosen = sizes.choose(self.solved, problem, self.changes, self.scales, options)
         return blocks.plan_of(ws.spec.layers, chosen)
 

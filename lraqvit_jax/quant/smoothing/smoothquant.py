@@ -1,5 +1,6 @@
 """SmoothQuant (Xiao et al. 2023): moves part of the input channels' range into the weights."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -21,12 +22,12 @@ def factors(
 def smooth(products: Products, options: Quantizer) -> dict[str, np.ndarray]:
     """`factors` for every product, at the strength of the options."""
     return {
-        key: np.asarray(
-            factors(
-                jnp.max(jnp.abs(product.x), axis=(0, 1)),
-                jnp.max(jnp.abs(product.kernel), axis=1),
-                options.strength,
-            )
-        )
-        for key, product in products.items()
+        key: np.asarray(_factors_of(product.x, product.kernel, options.strength)) for key, product in products.items()
     }
+
+
+@jax.jit
+def _factors_of(
+    x: Float[Array, "images tokens m"], kernel: Float[Array, "m n"], strength: Float[Array, ""]
+) -> Float[Array, " m"]:
+    return factors(jnp.max(jnp.abs(x), axis=(0, 1)), jnp.max(jnp.abs(kernel), axis=1), strength)
