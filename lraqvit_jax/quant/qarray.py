@@ -76,7 +76,8 @@ class QArray:
             actual = f"{self.scale.dtype} {self.scale.shape}"
             raise ValueError(f"scales of {self.rows} rows in groups of {self.group} are float32 {groups}, not {actual}")
         if _has_values(self.qvalue) and _has_values(self.scale):
-            values, limit = np.asarray(self.unpack()), qmax(self.bits)
+            with jax.ensure_compile_time_eval():  # Constants of a program that is traced have values, too.
+                values, limit = np.asarray(self.unpack()), qmax(self.bits)
             if values.size and (values.min() < -limit or values.max() > limit):
                 raise ValueError(f"integers of {self.bits} bits from {values.min()} to {values.max()} leave +-{limit}")
             if not np.all(np.asarray(self.scale) > 0):

@@ -5,6 +5,8 @@ what the float model puts out; for the second factor of a pair that holds all er
 by GPTQ.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -20,19 +22,37 @@ def round_kernel(
     kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], target: Float[Array, "rows n"], layer: LayerPlan
 ) -> QArray:
     """Integers of the corrected kernel."""
-    arrays = (np.asarray(array, np.float64) for array in (kernel, rounded, target))
-    corrected = correct(*arrays)  # type: ignore[arg-type]
-    return gptq.round_kernel(corrected, rounded, target, layer)  # type: ignore[arg-type]
+    exact = np.asarray(kernel, np.float64)
+    if gptq.on_accelerator():
+        missed = _missed(kernel, rounded, target)
+        second, errors = gptq.product(rounded, rounded), gptq.product(rounded, missed)
+    else:
+        rows = np.asarray(rounded, np.float64)
+        second, errors = rows.T @ rows, rows.T @ (np.asarray(target, np.float64) - rows @ exact)
+    return gptq.solve(correct(exact, second, errors), gptq.Factor.of(second), layer)
+
+
+@jax.jit
+def _missed(
+    kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], target: Float[Array, "rows n"]
+) -> Float[Array, "rows n"]:
+    return target - jnp.matmul(rounded, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def correct(
     kernel: Float[np.ndarray, "m n"],
-    rounded: Float[np.ndarray, "rows m"],
-    target: Float[np.ndarray, "rows n"],
+    second: Float[np.ndarray, "m m"],
+    errors: Float[np.ndarray, "m n"],
     strength: float = STRENGTH,
 ) -> Float[np.ndarray, "m n"]:
-    """`W + (X^T X + lambda)^-1 X^T (Y - X W)`."""
-    second = rounded.T @ rounded
+    """`W + (X^T X + lambda)^-1 X^T (Y - X W)`.
+
+    Args:
+        kernel: W.
+        second: X^T X.
+        errors: X^T (Y - X W).
+        strength: lambda, as a share of the mean diagonal of X^T X.
+    """
     mean = np.trace(second) / len(second)
-    second[np.diag_indices(len(second))] += strength * mean if mean > 0 else 1.0
-    return kernel + np.linalg.solve(second, rounded.T @ (target - rounded @ kernel))
+    damped = second + (strength * mean if mean > 0 else 1.0) * np.eye(len(second))
+    return kernel + np.linalg.solve(damped, errors)
