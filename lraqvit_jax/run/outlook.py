@@ -1,7 +1,8 @@
 """What a run will take and leave, said before it: FLOPs and seconds by stage, and files.
 
-Seconds follow from FLOPs, and from how fast this machine multiplies matrices of the model's size. They tell minutes
-from hours, no more: what decomposes, compiles, loads and writes is not in them.
+Seconds follow from FLOPs, and from how fast this machine multiplies matrices of the model's size; and from how long its
+host takes to round a kernel by GPTQ, which no accelerator does for it. They tell minutes from hours, no more: what
+decomposes, compiles, loads and writes is not in them.
 """
 
 import math
@@ -10,11 +11,13 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lraqvit_jax import config as config_lib
 from lraqvit_jax.data.sources import Source
 from lraqvit_jax.plan import records as plan_lib
 from lraqvit_jax.plan.cost import total_cost
+from lraqvit_jax.quant.rounding import gptq
 from lraqvit_jax.run.workspace import Workspace
 
 BACKWARD = 3
@@ -23,6 +26,8 @@ SHARE = 0.5
 """Of the rate of one large product that a whole model reaches."""
 CHOOSING = 8
 """Times the forward and backward passes of the calibration images that choosing sizes by `products` takes."""
+SIDE = 768
+"""Rows and columns of the kernel whose rounding is timed."""
 
 
 def work(ws: Workspace, sources: Mapping[str, Source]) -> dict[str, float]:
@@ -70,15 +75,51 @@ def _rounded(ws: Workspace, dense: int) -> float:
     return max(0, len(plan_lib.Integers.all(plan.widths, plan.groups)) - 1) * kernels * plan.measured_images * dense / 2
 
 
+def rounding(ws: Workspace) -> dict[str, float]:
+    """Seconds of the host by stage to round kernels by GPTQ: those of each model that is made, and each in all integers
+    that it may have."""
+    config = ws.config
+    made = sum(method.rounding != "nearest" for method in config.quant.methods.values())
+    if not made:
+        return {}
+    of_rows, of_entries = _gptq()
+    kernels = [(info, 3 if info.path.endswith("/qkv") else 1) for info in ws.spec.layers]
+    factors = sum(count * of_rows * info.features_in**3 for info, count in kernels)
+    entries = sum(of_entries * info.features_in * info.features_out for info, _ in kernels)
+    widths = len(plan_lib.Integers.all(config.plan.widths, config.plan.groups))
+    searched = _models(ws) * (factors + entries) if config.goal.is_set else 0.0
+    measured = factors + widths * entries if widths > 1 else 0.0
+    return {"plan": ws.provisional * (searched + measured), "quantize": made * (factors + entries)}
+
+
+def _gptq() -> tuple[float, float]:
+    """Seconds of GPTQ here, of a kernel (m, n): how many times m**3, for the factor of what it reads, and how many
+    times m n."""
+    kernel, rows = np.random.default_rng(0).standard_normal((2, SIDE, SIDE))
+    layer = plan_lib.LayerPlan("quantized", bits=8, weight_bits=5)
+    for _ in range(2):  # the first time compiles
+        began = time.perf_counter()
+        factor = gptq.Factor.of(rows.T @ rows)
+        factored = time.perf_counter()
+        gptq.solve(kernel, factor, layer)
+        solved = time.perf_counter()
+    return (factored - began) / SIDE**3, (solved - factored) / SIDE**2
+
+
+def _models(ws: Workspace) -> int:
+    """How many models a search makes, at most about."""
+    goal = ws.config.goal
+    tried = goal.accuracy * math.ceil(math.log2(max(2.0, (1 - goal.lowest) / goal.resolution)))
+    return 1 + tried + len(goal.families) * len(goal.budgets)
+
+
 def _searched(ws: Workspace, sources: Mapping[str, Source], small: int) -> float:
     """FLOPs of making and asking the models of a search, and of distilling some."""
     config, goal = ws.config, ws.config.goal
-    tried = goal.accuracy * math.ceil(math.log2(max(2.0, (1 - goal.lowest) / goal.resolution)))
-    models = 1 + tried + len(goal.families) * len(goal.budgets)
     images = len(sources["eval"]) * (1 - goal.held_out) if "eval" in sources else 0
     asked = images * 2 + config.quant.calibration_images + config.factorize.calibration_images
     distilled = goal.trained * config.steps * config.batch_size * (BACKWARD + 1) if goal.accuracy else 0
-    return (models * asked + distilled) * small
+    return (_models(ws) * asked + distilled) * small
 
 
 def _steps(ws: Workspace, steps: int, sources: Mapping[str, Source]) -> int:
@@ -107,8 +148,9 @@ def rate(ws: Workspace) -> float:
 
 def sentences(ws: Workspace, sources: Mapping[str, Source]) -> list[str]:
     """What is said of it: time, what it does not hold, files."""
-    of_stage, fast = work(ws, sources), speed(ws)
-    by_stage = {stage: flops / fast for stage, flops in of_stage.items() if flops >= fast}
+    of_stage, fast, rounds = work(ws, sources), speed(ws), rounding(ws)
+    by_stage = {stage: flops / fast + rounds.get(stage, 0.0) for stage, flops in of_stage.items()}
+    by_stage = {stage: took for stage, took in by_stage.items() if took >= 1}
     parts = ", ".join(f"{stage} {_time(took)}" for stage, took in by_stage.items())
     whole = f"{_time(sum(by_stage.values()))} ({parts})" if parts else "seconds"
     goal = ws.config.goal
@@ -118,8 +160,9 @@ def sentences(ws: Workspace, sources: Mapping[str, Source]) -> list[str]:
     else:
         lines = []
     lines += [
-        f"Estimated time on this machine: {whole}, for {sum(of_stage.values()):.1e} FLOPs at {fast:.1e} a second, and "
-        "what decompositions, compiling and exports take."
+        f"Estimated time on this machine: {whole}, for {sum(of_stage.values()):.1e} FLOPs at {fast:.1e} a second"
+        + (f", {_time(sum(rounds.values()))} in which the host rounds kernels" if rounds else "")
+        + ", and what decompositions, compiling and exports take."
     ]
     if "eval" not in sources:
         lines.append("Without the evaluation, whose data are not here yet.")
