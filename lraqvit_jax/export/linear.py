@@ -375,7 +375,7 @@ def _zero(bits: int) -> int:
 def _kernel(graph: Graph, product: Product, layer: LayerPlan) -> list[str]:
     """The kernel as the target multiplies it exactly, and its zero point where that is not 0."""
     values, top = product.values, 2**layer.bits - 1
-    if layer.kernel_bits == 4:
+    if layer.kernel_bits == 4 and graph.opset >= operators.BLOCKS:
         stored = graph.add("Cast", graph.constant(values, product.name, TensorProto.INT4), to=TensorProto.INT8)
     elif layer.kernel_bits in PACKED:
         stored = _unpacked(graph, product, layer.kernel_bits)

@@ -8,9 +8,8 @@ and ":value".
 
 In the last block of a ViT, only the tokens that the head reads go on behind the attention.
 
-A kernel of 4 bits is stored in int4, one of 3, 5 or 6 in bytes that hold several (`quant.qarray.pack`): both become
-int8 as the file is loaded. Files of qdq have a byte for each integer of 3, 5 and 6 bits, in an opset below 21 of 4 as
-well.
+A kernel of 4 bits is stored in int4, one of 3, 5 or 6, and of 4 in an opset below 21, in bytes that hold several
+(`quant.qarray.pack`): both become int8 as the file is loaded. Files of qdq have a byte for each integer of those.
 
 Integers of the target. `avx2` is right on every machine: ONNX Runtime's kernels for AVX2 add two products of uint8 and
 int8 in 16 bits, which hold them up to 7 bits of weights, or of activations; wider kernels are stored as uint8, whose
@@ -170,9 +169,8 @@ def _layer_obstacle(path: str, layer: LayerPlan, target: str, opset: int) -> str
             f"has {blocks or layer.granularity + ' scales'} in {path}, which QuantizeLinear around MatMul cannot say; "
             "quantize with 'static', or choose another target."
         )
-    narrow = "kernels of 4 bits" if layer.kernel_bits == 4 and target != "qdq" else ""
-    if 0 < opset < operators.BLOCKS and (blocks or narrow):
-        return f"has {blocks or narrow} in {path}, which opset {opset} lacks; take onnx_opset={operators.BLOCKS}, or 0."
+    if 0 < opset < operators.BLOCKS and blocks:
+        return f"has {blocks} in {path}, which opset {opset} lacks; take onnx_opset={operators.BLOCKS}, or 0."
     return ""
 
 

@@ -96,7 +96,7 @@ def test_sums_are_exact(rng, tmp_path, bits, weight_bits, granularity, target):
     np.testing.assert_array_equal(np.rint(got / (STEP * UNIT)), sums)
 
 
-@pytest.mark.parametrize(("weight_bits", "opset"), [(3, 0), (5, 0), (6, 0), (5, 17)])
+@pytest.mark.parametrize(("weight_bits", "opset"), [(3, 0), (5, 0), (6, 0), (5, 17), (4, 17)])
 def test_a_kernel_takes_its_bits_and_is_taken_apart_once(rng, tmp_path, weight_bits, opset):
     """In the file there are as many bytes as are counted; the session that has read it holds int8."""
     layer, weights, kernels, _ = case(rng, 8, weight_bits, "per_token_dynamic", 0)
