@@ -391,34 +391,34 @@ def _unpacked(graph: Graph, product: Product, bits: int) -> str:
     """The kernel in int8, of bytes as `qarray.pack` fills them: ONNX has no integers of so many bits. All of it is of
     constants, and a runtime computes it once, as it loads the file. On bytes, in an opset whose runtimes all compute
     with them: ONNX Runtime keeps whatever it computes until it has loaded the file, in int32 four times as much."""
-    exact = np.uint8 if graph.opset >= operators.ATTENTION else np.int32
+    dtype = np.uint8 if graph.opset >= operators.ATTENTION else np.int32
     packed, word, values = np.asarray(qarray.pack(jnp.asarray(product.values), bits)), math.lcm(bits, 8), list[str]()
     stored = graph.constant(packed, f"{product.name}_packed")
-    if exact is np.int32:
+    if dtype is np.int32:
         stored = graph.add("Cast", stored, to=TensorProto.INT32)
     names = _split(graph, [stored], word // 8, axis=0)
     for at in range(0, word, bits):
         places = zip(range(-at, word - at, 8), names, strict=True)
-        parts = [_taken(graph, name, place, bits, exact) for place, name in places if -8 < place < bits]
+        parts = [_taken(graph, name, place, bits, dtype) for place, name in places if -8 < place < bits]
         values.append(functools.reduce(functools.partial(graph.add, "Add"), parts))
     whole, rows = graph.add("Concat", *values, axis=0), len(product.values)
     if rows % (word // bits):
         ends = (graph.constant(np.asarray([end], np.int64)) for end in (0, rows, 0))
         whole = graph.add("Slice", whole, *ends)
-    if exact is np.uint8:
+    if dtype is np.uint8:
         return graph.add("Sub", graph.add("Cast", whole, to=TensorProto.INT8), graph.constant(np.int8(2 ** (bits - 1))))
     return graph.add("Cast", graph.add("Sub", whole, graph.constant(np.int32(2 ** (bits - 1)))), to=TensorProto.INT8)
 
 
-def _taken(graph: Graph, x: str, place: int, bits: int, exact: type[np.integer]) -> str:
+def _taken(graph: Graph, x: str, place: int, bits: int, dtype: type[np.integer]) -> str:
     """What bytes hold of integers of so many bits, of which their lowest bit is number `place`. By remainders and
     divisions that leave none: OpenVINO folds others of bytes to the nearest, and shifts to the left saturate in it."""
     if place < 0:
-        below = graph.constant(exact(2**-place))
+        below = graph.constant(dtype(2**-place))
         x = graph.add("Div", graph.add("Sub", x, graph.add("Mod", x, below)), below)
     if place + 8 > bits:  # others lie above
-        x = graph.add("Mod", x, graph.constant(exact(2 ** (bits - max(place, 0)))))
-    return graph.add("Mul", x, graph.constant(exact(2**place))) if place > 0 else x
+        x = graph.add("Mod", x, graph.constant(dtype(2 ** (bits - max(place, 0)))))
+    return graph.add("Mul", x, graph.constant(dtype(2**place))) if place > 0 else x
 
 
 def _spread(graph: Graph, stored: str, product: Product, zero: np.generic) -> str:

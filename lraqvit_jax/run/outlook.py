@@ -71,8 +71,18 @@ def speed(ws: Workspace) -> float:
 
 def _rounded(ws: Workspace, dense: int) -> float:
     """FLOPs of measuring what rounding each kernel loses: from its block on, which is half of the model on average."""
-    plan, kernels = ws.config.plan, sum(3 if info.path.endswith("/qkv") else 1 for info in ws.spec.layers)
-    return max(0, len(plan_lib.Integers.all(plan.widths, plan.groups)) - 1) * kernels * plan.measured_images * dense / 2
+    kernels = sum(count for _, count in _kernels(ws))
+    return max(0, _widths(ws) - 1) * kernels * ws.config.plan.measured_images * dense / 2
+
+
+def _kernels(ws: Workspace) -> list[tuple[plan_lib.LinearInfo, int]]:
+    """The dense layers, and how many kernels each has once it is planned: query, key and value are one each."""
+    return [(info, 3 if info.path.endswith("/qkv") else 1) for info in ws.spec.layers]
+
+
+def _widths(ws: Workspace) -> int:
+    """Of how many kinds of integers each kernel may be."""
+    return len(plan_lib.Integers.all(ws.config.plan.widths, ws.config.plan.groups))
 
 
 def rounding(ws: Workspace) -> dict[str, float]:
@@ -83,10 +93,9 @@ def rounding(ws: Workspace) -> dict[str, float]:
     if not made:
         return {}
     of_rows, of_entries = _gptq()
-    kernels = [(info, 3 if info.path.endswith("/qkv") else 1) for info in ws.spec.layers]
-    factors = sum(count * of_rows * info.features_in**3 for info, count in kernels)
-    entries = sum(of_entries * info.features_in * info.features_out for info, _ in kernels)
-    widths = len(plan_lib.Integers.all(config.plan.widths, config.plan.groups))
+    factors = sum(count * of_rows * info.features_in**3 for info, count in _kernels(ws))
+    entries = sum(of_entries * info.features_in * info.features_out for info in ws.spec.layers)
+    widths = _widths(ws)
     searched = _models(ws) * (factors + entries) if config.goal.is_set else 0.0
     measured = factors + widths * entries if widths > 1 else 0.0
     return {"plan": ws.provisional * (searched + measured), "quantize": made * (factors + entries)}

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from ml_collections import config_dict
 from PIL import Image
 
 from configs import digits, smallest
@@ -34,13 +33,6 @@ def config(**changes):
             node = node[part]
         node[last] = value
     return parse(fields.to_dict())
-
-
-SAME = ("model", "data", "preprocess", "batch_size", "eval_batch_size", "factorize", "teacher")
-
-
-def digits_of(name):
-    return digits.get_config().to_dict()[name]
 
 
 @pytest.fixture
@@ -100,21 +92,22 @@ def test_roundings_of_the_host_are_counted_for_every_model_of_a_search(folder, c
     assert all(0 < one * 768**2 < 10 for one in seconds)
     monkeypatch.setattr(outlook, "_gptq", lambda: seconds)
 
-    def rounding(*words, **changes):
-        searched = smallest.get_config(*words)
-        fields = config_dict.ConfigDict({**searched.to_dict(), **{name: digits_of(name) for name in SAME}})
+    def searched(**changes):
+        fields, small = smallest.get_config(), digits.get_config()
+        for name in ("model", "data", "preprocess", "batch_size", "eval_batch_size", "factorize", "teacher"):
+            fields[name] = small[name]
         fields.update_from_flattened_dict(changes)
         return parse(fields.to_dict())
 
     of_goal, of_bound = (
         outlook.rounding(
-            opening.open_workspace(rounding(**{f"goal.{name}": 0.05, "goal.families": ()}), folder, write=False)
+            opening.open_workspace(searched(**{f"goal.{name}": 0.05, "goal.families": ()}), folder, write=False)
         )
         for name in ("max_drop", "max_mb")
     )
     assert of_goal["plan"] > 1.5 * of_bound["plan"] > 0
     assert of_goal["quantize"] > 0
-    main.dry_run(rounding(**{"goal.max_drop": 1.0}), str(folder))
+    main.dry_run(searched(**{"goal.max_drop": 1.0}), str(folder))
     assert "in which the host rounds kernels" in capsys.readouterr().out
     assert outlook.rounding(opening.open_workspace(config(), folder, write=False)) == {}  # to nearest
 

@@ -5,8 +5,6 @@ what the float model puts out; for the second factor of a pair that holds all er
 by GPTQ.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -22,21 +20,10 @@ def round_kernel(
     kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], target: Float[Array, "rows n"], layer: LayerPlan
 ) -> QArray:
     """Integers of the corrected kernel."""
-    exact = np.asarray(kernel, np.float64)
-    if gptq.on_accelerator():
-        missed = _missed(kernel, rounded, target)
-        second, errors = gptq.product(rounded, rounded), gptq.product(rounded, missed)
-    else:
-        rows = np.asarray(rounded, np.float64)
-        second, errors = rows.T @ rows, rows.T @ (np.asarray(target, np.float64) - rows @ exact)
-    return gptq.solve(correct(exact, second, errors), gptq.Factor.of(second), layer)
-
-
-@jax.jit
-def _missed(
-    kernel: Float[Array, "m n"], rounded: Float[Array, "rows m"], target: Float[Array, "rows n"]
-) -> Float[Array, "rows n"]:
-    return target - jnp.matmul(rounded, kernel, precision=jax.lax.Precision.HIGHEST)
+    weights, rows, wanted = (gptq.near(array) for array in (kernel, rounded, target))
+    second, errors = gptq.product(rows.T, rows), gptq.product(rows.T, wanted - gptq.multiply(rows, weights))
+    corrected = correct(np.asarray(kernel, np.float64), second, errors)
+    return gptq.solve(corrected, gptq.Factor.of(second), layer)
 
 
 def correct(

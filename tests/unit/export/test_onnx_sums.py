@@ -118,15 +118,15 @@ def test_taking_it_apart_needs_a_dozen_bytes_an_integer(rng, tmp_path, weight_bi
     fit."""
     layer, weights, _, _ = case(rng, 8, weight_bits, "per_token_dynamic", 0)
     made = onnx.shape_inference.infer_shapes(export.export(embedding(rng, layer, weights), tmp_path / "one.onnx"))
-    constant, held = {one.name for one in made.graph.initializer}, 0
+    constant, computed = {one.name for one in made.graph.initializer}, 0
     kinds = {one.name: one.type.tensor_type for one in made.graph.value_info}
     for node in made.graph.node:
         if node.op_type != "Constant" and set(node.input) <= constant:
             constant.update(node.output)
             for kind in (kinds[name] for name in node.output):
                 size = np.prod([dimension.dim_value for dimension in kind.shape.dim])
-                held += size * helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
-    assert M * N <= held <= 12 * M * N
+                computed += size * helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+    assert M * N <= computed <= 12 * M * N
 
 
 @pytest.mark.parametrize("weight_bits", [3, 5, 6])
