@@ -148,14 +148,10 @@ def chosen(products: Products) -> list[str]:
     """Eq. 13: the products whose weight-rounding error `||Q(W) - W||²` is below the mean over all of them."""
     errors = {}
     for key, product in console.progress(products.items(), "wads", "product"):
-        errors[key] = float(_weight_error(product.kernel, product.layer))
+        rounded = fake_kernel(jnp.asarray(product.kernel), product.layer)
+        errors[key] = float(jnp.sum(jnp.square(rounded - product.kernel)))
     mean = sum(errors.values()) / max(1, len(errors))
     return [key for key, error in errors.items() if error < mean]
-
-
-@jax.jit(static_argnames="layer")
-def _weight_error(kernel: Float[Array, "m n"], layer: LayerPlan) -> Float[Array, ""]:
-    return jnp.sum(jnp.square(fake_kernel(kernel, layer) - kernel))
 
 
 def smooth(products: Products, options: Quantizer) -> dict[str, np.ndarray]:
